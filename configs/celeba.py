@@ -1,0 +1,17 @@
+"""CelebA, 64×64 (Wang, Yuan, Ji 2017, §4.1): N = 64 maps of 3×3, or a vector of C = 81."""
+
+import ml_collections
+
+from svae_jax import config as config_lib
+
+
+def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
+    """The configuration for `arg`, such as "lowrank,rank=2" (see `config.latent_from_arg`)."""
+    config = config_lib.base()
+    config.dataset.update(name="celeb_a", image_size=64, eval_split="validation")
+    config.model.encoder = "5x5/32/s2 5x5/64/s2 5x5/128/s2/valid"
+    config.model.decoder = "3x3/64 3x3/32 5x5/32/s2 5x5/16/s2 5x5/image/s2"
+    config_lib.latent_from_arg(config, arg, d=3, N=64, C=81)
+    config.optimizer.learning_rate = 1e-4
+    config.num_epochs = 20.0
+    return config

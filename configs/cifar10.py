@@ -1,0 +1,17 @@
+"""CIFAR-10, 32×32 (Wang, Yuan, Ji 2017, §4.2): N = 128 maps of 3×3, or a vector of C = 150."""
+
+import ml_collections
+
+from svae_jax import config as config_lib
+
+
+def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
+    """The configuration for `arg`, such as "lowrank,rank=2" (see `config.latent_from_arg`)."""
+    config = config_lib.base()
+    config.dataset.name = "cifar10"
+    config.model.encoder = "5x5/32/s2 5x5/64/s2 5x5/128/s2 3x3/256"
+    config.model.decoder = "3x3/128 3x3/64 5x5/32/s2 5x5/image/s2"
+    config_lib.latent_from_arg(config, arg, d=3, N=128, C=150)
+    config.optimizer.learning_rate = 1e-4
+    config.num_epochs = 100.0
+    return config

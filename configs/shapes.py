@@ -1,0 +1,20 @@
+"""The embedded default: 32×32 scenes of discs, squares and triangles. Minutes on a CPU."""
+
+import ml_collections
+
+from svae_jax import config as config_lib
+
+
+def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
+    """The configuration for `arg`, such as "lowrank,rank=2" (see `config.latent_from_arg`)."""
+    config = config_lib.base()
+    config.dataset.name = "shapes"
+    config.model.encoder = "5x5/32/s2 5x5/64/s2 5x5/128/s2 3x3/256"
+    config.model.decoder = "3x3/128 3x3/64 5x5/32/s2 5x5/image/s2"
+    config_lib.latent_from_arg(config, arg, d=3, N=128, C=150)
+    config.optimizer.update(learning_rate=1e-3, schedule="cosine")
+    config.num_steps = 400
+    config.eval_every = 200
+    config.sample_every = 100
+    config.checkpoint.every = 200
+    return config

@@ -1,0 +1,334 @@
+"""Configurations: their fields and defaults, their checks, and what is built from them.
+
+A file in `configs/` starts from `base`, and `latent_from_arg` reads what follows its colon, as in
+`configs/cifar10.py:lowrank,rank=2`. `check` tells what is wrong before anything is compiled.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_collections
+import optax
+
+from svae_jax import latents, networks, objective
+from svae_jax import model as models
+from svae_jax.errors import UserError
+from svae_jax.step import Recipe
+
+# What may differ between a run and its continuation: it does not change the numbers.
+_FREE_ON_RESUME = (
+    "log_every",
+    "eval_every",
+    "sample_every",
+    "importance_samples",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "dataset.data_dir",
+    "dataset.cache_dir",
+    "dataset.resident_share",
+)
+_DURATION = ("num_steps", "num_epochs")
+
+_SCHEDULES = ("constant", "cosine")
+
+
+def base() -> ml_collections.ConfigDict:
+    """All fields with their defaults; a config sets the data, the latent, stacks and duration."""
+    return ml_collections.ConfigDict(
+        {
+            "seed": 0,
+            "dataset": {
+                "name": "shapes",  # shapes, folder, or any image set of TFDS
+                "data_dir": "",  # where TFDS (or `folder`) finds the data; empty: TFDS's default
+                "cache_dir": "",  # decoded arrays; empty: svae_jax in the user's cache directory
+                "image_size": 32,
+                "channels": 3,
+                "split": "train",
+                "eval_split": "test",
+                # Images are put on the device where they fill no more than this share of its
+                # memory, and are streamed from the host else.
+                "resident_share": 0.25,
+            },
+            "latent": {"name": "lowrank", "height": 3, "width": 3, "maps": 128, "rank": 1},
+            "model": {
+                "encoder": "",
+                "decoder": "",
+                "parity_maps": 0,  # vector only: its decoder matches that of so many maps
+                "norm": "batch",  # batch, group, none
+                "activation": "elu",
+                "dtype": "float32",  # of the computation; parameters and losses stay float32
+            },
+            "objective": {
+                "sigma": "optimal",  # optimal, learned, or a number as text
+                "beta": 1.0,
+                "beta_warmup_steps": 0,
+                "free_bits": 0.0,  # nats a map
+                "scaling": "elbo",  # elbo, released_code
+            },
+            "optimizer": {
+                "learning_rate": 1e-3,
+                "schedule": "constant",  # constant, cosine
+                "warmup_steps": 0,
+                "clip_norm": 0.0,  # of the whole gradient; 0: off
+                "ema_decay": 0.0,  # average of the weights for evaluation; 0: off
+            },
+            "batch_size": 100,
+            "num_steps": 0,  # optimiser updates since step 0; wins over num_epochs where above 0
+            "num_epochs": 0.0,
+            "log_every": 50,
+            "eval_every": 1000,
+            "sample_every": 1000,
+            "importance_samples": 0,  # K of the bound in the final evaluation; 0: left out
+            "checkpoint": {"every": 1000, "keep": 3},
+        }
+    )
+
+
+def latent_from_arg(config: ml_collections.ConfigDict, arg: str, **defaults: int) -> None:
+    """Set `latent` and `model.parity_maps` from the text behind a config file's colon.
+
+    The text is a posterior's name and typed options: `d` (height and width), `N` (maps) and
+    `rank`; for `vector` they are `C` (its length) and `N` (the maps of the spatial model whose
+    decoder it matches in parameters).
+
+    Args:
+        config: changed in place.
+        arg: such as "lowrank,rank=2,d=3".
+        **defaults: d, N and C.
+
+    Raises:
+        UserError: for an unknown name or key, listing those that exist, or a value that is no
+            integer.
+    """
+    name, *pairs = (part.strip() for part in arg.split(","))
+    if name not in latents.names():
+        raise UserError(f"no posterior {name!r}: it must be one of {', '.join(latents.names())}")
+    is_vector = name == "vector"
+    keys = ("C", "N") if is_vector else ("d", "N", "rank") if "lowrank" in name else ("d", "N")
+    options = {"rank": 1, **defaults}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        if key not in keys:
+            raise UserError(f"no option {key!r} for {name}: it must be one of {', '.join(keys)}")
+        try:
+            options[key] = int(value)
+        except ValueError:
+            raise UserError(f"option {key} of {name} must be an integer, got {value!r}") from None
+    size, maps = (1, options["C"]) if is_vector else (options["d"], options["N"])
+    config.latent.update(name=name, height=size, width=size, maps=maps, rank=options["rank"])
+    config.model.parity_maps = options["N"] if is_vector else 0
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuse a configuration that cannot be run.
+
+    Raises:
+        UserError: naming the first field that is wrong, its value and what is allowed.
+    """
+    for field, value in flatten(base().to_dict()).items():
+        _check_type(field, _get(config, field), type(value))
+    for field in ("batch_size", "log_every", "eval_every", "sample_every", "checkpoint.every"):
+        _require(config, field, lambda value: value >= 1, "at least 1")
+    _require(config, "checkpoint.keep", lambda value: value >= 1, "at least 1")
+    _require(config, "seed", lambda value: 0 <= value < 2**32, "between 0 and 2^32 - 1")
+    _require(config, "dataset.name", lambda value: value != "", "the name of a data set")
+    _require(config, "dataset.image_size", lambda value: value >= 1, "at least 1")
+    _require(config, "dataset.channels", lambda value: value in (1, 3), "1 (grey) or 3 (colour)")
+    _require(config, "dataset.resident_share", lambda value: 0 <= value <= 1, "between 0 and 1")
+    _require(config, "importance_samples", lambda value: value >= 0, "0 (off) or above")
+    optimizer = "optimizer."
+    _require(config, optimizer + "learning_rate", lambda v: 0 < v < math.inf, "finite and above 0")
+    _require(config, optimizer + "schedule", lambda v: v in _SCHEDULES, f"of {_SCHEDULES}")
+    _require(config, optimizer + "warmup_steps", lambda value: value >= 0, "0 (off) or above")
+    _require(config, optimizer + "clip_norm", lambda v: 0 <= v < math.inf, "0 (off) or above")
+    _require(config, optimizer + "ema_decay", lambda v: 0 <= v < 1, "0 (off) or above, below 1")
+    for field in _DURATION:
+        _require(config, field, lambda value: 0 <= value < math.inf, "0 or above")
+    if config.num_steps == 0 and config.num_epochs == 0:
+        raise UserError("num_steps=0 and num_epochs=0: one of them must be above 0")
+    model(config)
+    _objective(config)
+
+
+def _check_type(field: str, value: Any, kind: type) -> None:
+    allowed = (int, float) if kind is float else (kind,)
+    if not isinstance(value, allowed) or isinstance(value, bool):
+        raise UserError(f"{field} must be of type {kind.__name__}, got {value!r}")
+
+
+def _require(
+    config: ml_collections.ConfigDict, field: str, holds: Callable[[Any], bool], allowed: str
+) -> None:
+    if not holds(value := _get(config, field)):
+        raise UserError(f"{field} must be {allowed}, got {value!r}")
+
+
+def _get(config: ml_collections.ConfigDict, field: str) -> Any:
+    for part in field.split("."):
+        config = config[part]
+    return config
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    flat = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def model(config: ml_collections.ConfigDict) -> models.SpatialVAE:
+    """The model that a configuration describes.
+
+    Raises:
+        UserError: naming the field that is wrong.
+    """
+    section = "latent"
+    try:
+        posterior = latents.make(**config.latent)
+        section = "model"
+        return models.make(
+            posterior,
+            encoder=config.model.encoder,
+            decoder=config.model.decoder,
+            image_size=config.dataset.image_size,
+            image_channels=config.dataset.channels,
+            style=networks.Style(config.model.norm, config.model.activation, config.model.dtype),
+            parity_maps=config.model.parity_maps,
+            learns_sigma=config.objective.sigma == "learned",
+        )
+    except ValueError as error:
+        raise UserError(f"{section}.{error}") from None
+
+
+def _objective(config: ml_collections.ConfigDict) -> objective.Objective:
+    try:
+        return objective.Objective(**config.objective)
+    except ValueError as error:
+        raise UserError(f"objective.{error}") from None
+
+
+def recipe(config: ml_collections.ConfigDict, num_steps: int) -> Recipe:
+    """All that is static in training.
+
+    Raises:
+        UserError: naming the field that is wrong.
+    """
+    size = config.dataset.image_size
+    return Recipe(
+        model=model(config),
+        objective=_objective(config),
+        optimizer=_optimizer(config, num_steps),
+        ema_decay=config.optimizer.ema_decay,
+        batch_size=config.batch_size,
+        image_shape=(size, size, config.dataset.channels),
+        seed=config.seed,
+    )
+
+
+def _optimizer(config: ml_collections.ConfigDict, num_steps: int) -> optax.GradientTransformation:
+    options = config.optimizer
+    peak, warmup = options.learning_rate, options.warmup_steps
+    if options.schedule == "cosine":
+        if warmup >= num_steps:
+            raise UserError(
+                f"optimizer.warmup_steps must be below num_steps={num_steps}, got {warmup}"
+            )
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0 if warmup else peak, peak, warmup, decay_steps=num_steps
+        )
+    elif warmup:
+        schedule = optax.warmup_constant_schedule(0.0, peak, warmup)
+    else:
+        schedule = optax.constant_schedule(peak)
+    clip = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm else []
+    return optax.chain(*clip, optax.adam(schedule))
+
+
+def num_steps(config: ml_collections.ConfigDict, num_images: int) -> int:
+    """The number of optimiser updates, for a training split of so many images.
+
+    Raises:
+        UserError: where an epoch holds no whole batch, or the duration is below one update.
+    """
+    steps_per_epoch = num_images // config.batch_size
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"batch_size={config.batch_size} is above the {num_images} images of "
+            f"dataset.split={config.dataset.split!r}"
+        )
+    steps = config.num_steps or round(config.num_epochs * steps_per_epoch)
+    if steps < 1:
+        raise UserError(f"num_epochs={config.num_epochs} is less than one update")
+    return steps
+
+
+def from_dict(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The inverse of `ConfigDict.to_dict`; fields that are missing have their defaults.
+
+    Raises:
+        UserError: for fields that do not exist, or values of another type.
+    """
+    config = base()
+    unknown = set(flatten(fields)) - set(flatten(config.to_dict()))
+    if unknown:
+        raise UserError(f"config.json has unknown fields: {', '.join(sorted(unknown))}")
+    try:
+        config.update(fields)
+    except TypeError as error:
+        raise UserError(f"config.json: {error}") from None
+    return config
+
+
+def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The fields that a continuation may not change, flat."""
+    fields = flatten(config.to_dict())
+    free = (*_FREE_ON_RESUME, *_DURATION)
+    return {name: value for name, value in fields.items() if name not in free}
+
+
+def check_continues(config: ml_collections.ConfigDict, earlier: ml_collections.ConfigDict) -> None:
+    """Refuse to continue a run under a configuration that would change its numbers.
+
+    The duration has a check of its own, `check_duration`.
+
+    Raises:
+        UserError: naming every field that differs and may not.
+    """
+    ours, theirs = flatten(config.to_dict()), flatten(earlier.to_dict())
+    changed = [
+        f"{name}={ours[name]!r} (was {theirs[name]!r})"
+        for name in ours
+        if ours[name] != theirs[name] and name not in (*_FREE_ON_RESUME, *_DURATION)
+    ]
+    _refuse_changes(changed)
+
+
+def check_duration(
+    config: ml_collections.ConfigDict, earlier: ml_collections.ConfigDict, num_images: int
+) -> None:
+    """Refuse to shorten a run, and to lengthen one whose learning rates depend on its length.
+
+    Raises:
+        UserError: naming num_steps, now and before.
+    """
+    now, before = num_steps(config, num_images), num_steps(earlier, num_images)
+    schedule = config.optimizer.schedule
+    if now < before:
+        _refuse_changes([f"num_steps={now} (was {before}; it may only grow)"])
+    if now > before and schedule != "constant":
+        _refuse_changes(
+            [f"num_steps={now} (was {before}; optimizer.schedule={schedule!r} depends on it)"]
+        )
+
+
+def _refuse_changes(changed: list[str]) -> None:
+    if changed:
+        raise UserError(
+            f"the workdir belongs to another configuration: {'; '.join(changed)}. "
+            "Choose another --workdir, or the earlier values"
+        )

@@ -1,0 +1,29 @@
+"""Posteriors over latent feature maps: pure functions of the numbers that an encoder emits.
+
+A latent is N feature maps of h×w, held as ``[*batch, h, w, n]``. A posterior is how its mean is
+built (`means`) times how its covariance is built (`covariances`); the models of the paper (Wang,
+Yuan, Ji 2017, "Spatial variational auto-encoding via matrix-variate normal distributions") are
+rows of one table:
+
+| name           | mean M (per map)   | covariance         | numbers per map | paper           |
+|----------------|--------------------|--------------------|-----------------|-----------------|
+| `vector`       | free, 1×1          | independent        | 2               | Eq. 2           |
+| `naive`        | free               | independent        | 2hw             | §3.2, Eq. 3     |
+| `mvn`          | free               | Ω⊗Ψ, both diagonal | hw + h + w      | §3.3, Eq. 5–6   |
+| `lowrank`      | Σ_r μ_r ν_rᵀ       | Ω⊗Ψ, both diagonal | (R+1)(h + w)    | §3.4, Eq. 8–9   |
+| `mvn_full`     | free               | Ω⊗Ψ, both full     | hw + (h² + h + w² + w)/2 | beyond |
+| `lowrank_full` | Σ_r μ_r ν_rᵀ       | Ω⊗Ψ, both full     | R(h+w) + (h² + h + w² + w)/2 | beyond |
+
+    post = latents.make("lowrank", height=3, width=3, maps=128)
+    params = post.unpack(encoder(images))  # [batch, post.num_params] -> named arrays
+    z = post.sample(key, params)  # [batch, 3, 3, 128]
+    loss = reconstruction(decoder(z)) + post.kl(params)
+
+Two errata of the paper: its Eq. 7 (covariance Ω⊗Ψ of vec Z) holds for the row-major vec, not the
+column-stacking one it defines; the subscript `i*j` in its Eq. 4, 6 and 9 means the pair (i, j).
+"""
+
+from svae_jax.latents.packing import Params
+from svae_jax.latents.posterior import Posterior, make, names, sample_prior
+
+__all__ = ["Params", "Posterior", "make", "names", "sample_prior"]

@@ -1,0 +1,200 @@
+"""How the covariance of a posterior is built: independent entries, or Ω⊗Ψ, diagonal or full.
+
+Each kind offers the same primitives, per map, and with them `posterior` writes sampling, density
+and KL once for all. With S the square root of the covariance of the hw entries of a map,
+
+- `colour` takes white noise E to S·E, and `whiten` is its inverse;
+- `log_det` is log|SSᵀ| and `trace` is tr SSᵀ;
+- `stddev` is the root of the diagonal of SSᵀ.
+
+For a matrix-variate normal, S E = A E Bᵀ with Ω = AAᵀ over the rows and Ψ = BBᵀ over the columns:
+the covariance is Ω⊗Ψ over the *row-major* flattening of a map. (An erratum: the paper states Eq. 7
+for the column-stacking vec, for which it would be Ψ⊗Ω.)
+
+The encoder emits log-variances; at zero, all of these are the standard normal prior.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from svae_jax.latents.packing import Params, Shapes
+
+
+@dataclass(frozen=True)
+class Independent:
+    """Every entry has a variance of its own: ``log_variance [*batch, h, w, n]`` (Eq. 2, 3)."""
+
+    height: int
+    width: int
+    maps: int
+
+    @property
+    def shapes(self) -> Shapes:
+        """Name -> shape for one example."""
+        return {"log_variance": (self.height, self.width, self.maps)}
+
+    def colour(
+        self, params: Params, noise: Float[Array, "*batch h w n"]
+    ) -> Float[Array, "*batch h w n"]:
+        """σ_ij ε_ij (Eq. 4, whose subscript `i*j` means the pair (i, j))."""
+        return jnp.exp(0.5 * params["log_variance"]) * noise
+
+    def whiten(
+        self, params: Params, deviation: Float[Array, "*batch h w n"]
+    ) -> Float[Array, "*batch h w n"]:
+        """The inverse of `colour`."""
+        return jnp.exp(-0.5 * params["log_variance"]) * deviation
+
+    def log_det(self, params: Params) -> Float[Array, "*batch n"]:
+        """Σ_ij log σ²_ij."""
+        return jnp.sum(params["log_variance"], axis=(-3, -2))
+
+    def trace(self, params: Params) -> Float[Array, "*batch n"]:
+        """Σ_ij σ²_ij."""
+        return jnp.sum(jnp.exp(params["log_variance"]), axis=(-3, -2))
+
+    def stddev(self, params: Params) -> Float[Array, "*batch h w n"]:
+        """σ_ij."""
+        return jnp.exp(0.5 * params["log_variance"])
+
+
+@dataclass(frozen=True)
+class KroneckerDiagonal:
+    """Ω⊗Ψ with both diagonal, so that Var z_ij = ω_i ψ_j (Eq. 5–6, 8–9).
+
+    Emitted are log ω as ``row_log_variance [*batch, h, n]`` and log ψ as
+    ``col_log_variance [*batch, w, n]``. Only their products matter: (Ω·c, Ψ/c) is the same.
+    """
+
+    height: int
+    width: int
+    maps: int
+
+    @property
+    def shapes(self) -> Shapes:
+        """Name -> shape for one example."""
+        return {
+            "row_log_variance": (self.height, self.maps),
+            "col_log_variance": (self.width, self.maps),
+        }
+
+    def colour(
+        self, params: Params, noise: Float[Array, "*batch h w n"]
+    ) -> Float[Array, "*batch h w n"]:
+        """sqrt(ω_i ψ_j) ε_ij (Eq. 6 and 9, whose subscript `i*j` means the pair (i, j))."""
+        return jnp.exp(0.5 * _entry_log_variance(params)) * noise
+
+    def whiten(
+        self, params: Params, deviation: Float[Array, "*batch h w n"]
+    ) -> Float[Array, "*batch h w n"]:
+        """The inverse of `colour`."""
+        return jnp.exp(-0.5 * _entry_log_variance(params)) * deviation
+
+    def log_det(self, params: Params) -> Float[Array, "*batch n"]:
+        """log|Ω⊗Ψ| = w·log|Ω| + h·log|Ψ|: each determinant is weighted by the other side."""
+        log_det_omega = jnp.sum(params["row_log_variance"], axis=-2)
+        log_det_psi = jnp.sum(params["col_log_variance"], axis=-2)
+        return self.width * log_det_omega + self.height * log_det_psi
+
+    def trace(self, params: Params) -> Float[Array, "*batch n"]:
+        """tr(Ω⊗Ψ) = tr Ω · tr Ψ."""
+        omega, psi = self.variances(params)
+        return jnp.sum(omega, axis=-2) * jnp.sum(psi, axis=-2)
+
+    def stddev(self, params: Params) -> Float[Array, "*batch h w n"]:
+        """sqrt(ω_i ψ_j)."""
+        return jnp.exp(0.5 * _entry_log_variance(params))
+
+    def variances(
+        self, params: Params
+    ) -> tuple[Float[Array, "*batch h n"], Float[Array, "*batch w n"]]:
+        """The diagonals of Ω and of Ψ."""
+        return jnp.exp(params["row_log_variance"]), jnp.exp(params["col_log_variance"])
+
+
+@dataclass(frozen=True)
+class KroneckerFull(KroneckerDiagonal):
+    """Ω⊗Ψ with both full: real dependence between locations (beyond the paper).
+
+    Ω = AAᵀ with A = L·diag(exp(½ log-variance)), L unit lower triangular, and Ψ = BBᵀ likewise. To
+    the log-variances of `KroneckerDiagonal` come the entries of each L below its diagonal, row by
+    row: ``row_lower [*batch, h(h-1)/2, n]`` and ``col_lower [*batch, w(w-1)/2, n]``. As |L| = 1,
+    the log-variances alone make the determinant, and extreme ones stay exact.
+    """
+
+    @property
+    def shapes(self) -> Shapes:
+        """Name -> shape for one example."""
+        return super().shapes | {
+            "row_lower": (self.height * (self.height - 1) // 2, self.maps),
+            "col_lower": (self.width * (self.width - 1) // 2, self.maps),
+        }
+
+    def colour(
+        self, params: Params, noise: Float[Array, "*batch h w n"]
+    ) -> Float[Array, "*batch h w n"]:
+        """A E Bᵀ."""
+        rows, cols = self._factors(params)
+        scaled = super().colour(params, noise)
+        # Precision: accelerators would round the factors of a float32 product to fewer bits.
+        return jnp.einsum(
+            "...ikn,...kln,...jln->...ijn", rows, scaled, cols, precision=lax.Precision.HIGHEST
+        )
+
+    def whiten(
+        self, params: Params, deviation: Float[Array, "*batch h w n"]
+    ) -> Float[Array, "*batch h w n"]:
+        """A⁻¹ D B⁻ᵀ, the inverse of `colour`."""
+        # The solves see the unit factors only; the scales come last.
+        rows, cols = (jnp.moveaxis(factor, -1, -3) for factor in self._factors(params))
+        solve = partial(lax.linalg.triangular_solve, lower=True, unit_diagonal=True)
+        unscaled = solve(rows, jnp.moveaxis(deviation, -1, -3), left_side=True)
+        unscaled = solve(cols, unscaled, left_side=False, transpose_a=True)
+        return super().whiten(params, jnp.moveaxis(unscaled, -3, -1))
+
+    def stddev(self, params: Params) -> Float[Array, "*batch h w n"]:
+        """sqrt(Ω_ii Ψ_jj)."""
+        omega, psi = self.variances(params)
+        # Two roots: the product of two tiny variances would lose its bits.
+        return jnp.sqrt(omega)[..., :, None, :] * jnp.sqrt(psi)[..., None, :, :]
+
+    def variances(
+        self, params: Params
+    ) -> tuple[Float[Array, "*batch h n"], Float[Array, "*batch w n"]]:
+        """The diagonals of Ω and of Ψ: Ω_ii = Σ_k L_ik² exp(log-variance_k)."""
+        omega, psi = super().variances(params)
+        rows, cols = self._factors(params)
+        return (
+            jnp.sum(rows**2 * omega[..., None, :, :], axis=-2),
+            jnp.sum(cols**2 * psi[..., None, :, :], axis=-2),
+        )
+
+    def _factors(
+        self, params: Params
+    ) -> tuple[Float[Array, "*batch h h n"], Float[Array, "*batch w w n"]]:
+        """The unit lower triangular factor L of the rows and that of the columns."""
+        return (
+            _unit_lower(params["row_lower"], self.height),
+            _unit_lower(params["col_lower"], self.width),
+        )
+
+
+Covariance = Independent | KroneckerDiagonal | KroneckerFull
+
+
+def _entry_log_variance(params: Params) -> Float[Array, "*batch h w n"]:
+    """log(ω_i ψ_j): added as logarithms, so that neither side overflows alone."""
+    return params["row_log_variance"][..., :, None, :] + params["col_log_variance"][..., None, :, :]
+
+
+def _unit_lower(lower: Float[Array, "*batch entries n"], size: int) -> Float[Array, "*batch d d n"]:
+    """The unit lower triangular matrices of ``size`` whose entries below the diagonal are given."""
+    rows, cols = np.tril_indices(size, -1)
+    *batch, _, maps = lower.shape
+    unit = jnp.broadcast_to(jnp.eye(size, dtype=lower.dtype)[..., None], (*batch, size, size, maps))
+    return unit.at[..., rows, cols, :].set(lower)

@@ -1,0 +1,74 @@
+"""How the mean of a posterior is built: free, or a sum of R outer products."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from svae_jax.latents.packing import Params, Shapes
+
+
+@dataclass(frozen=True)
+class FreeMean:
+    """Every entry of every map is emitted: ``mean [*batch, h, w, n]`` (Eq. 2, 3, 5)."""
+
+    height: int
+    width: int
+    maps: int
+
+    @property
+    def shapes(self) -> Shapes:
+        """Name -> shape for one example."""
+        return {"mean": (self.height, self.width, self.maps)}
+
+    def mean(self, params: Params) -> Float[Array, "*batch h w n"]:
+        """The mean M, ``[*batch, h, w, n]``."""
+        return params["mean"]
+
+    def initial(self, key: PRNGKeyArray) -> Params:
+        """Where one example's numbers start: at the mean of the prior, whatever the key."""
+        del key
+        return {name: jnp.zeros(shape) for name, shape in self.shapes.items()}
+
+
+@dataclass(frozen=True)
+class LowRankMean:
+    """The mean of each map is Σ_r μ_r ν_rᵀ, of rank R (Eq. 8–9; R = 1 in the paper).
+
+    Emitted are ``mu [*batch, h, r, n]`` and ``nu [*batch, w, r, n]``.
+    """
+
+    height: int
+    width: int
+    maps: int
+    rank: int
+
+    @property
+    def shapes(self) -> Shapes:
+        """Name -> shape for one example."""
+        return {
+            "mu": (self.height, self.rank, self.maps),
+            "nu": (self.width, self.rank, self.maps),
+        }
+
+    def mean(self, params: Params) -> Float[Array, "*batch h w n"]:
+        """The mean M_ij = Σ_r μ_ir ν_jr, ``[*batch, h, w, n]``."""
+        mu = params["mu"][..., :, None, :, :]
+        nu = params["nu"][..., None, :, :, :]
+        # Not an einsum: accelerators would round a matrix product of float32 to fewer bits.
+        return jnp.sum(mu * nu, axis=-2)
+
+    def initial(self, key: PRNGKeyArray) -> Params:
+        """Where one example's numbers start: μ at zero, ν off it.
+
+        With both at zero the mean is an even function of the features, M(f) = M(−f), and emitting
+        nothing is a saddle. With ν_r random, of unit root mean square over the width, the mean
+        still starts at zero, but to first order it is linear in the features.
+        """
+        nu = jax.random.normal(key, self.shapes["nu"])
+        unit_nu = nu / jnp.sqrt(jnp.mean(nu**2, axis=0))
+        return {"mu": jnp.zeros(self.shapes["mu"]), "nu": unit_nu}
+
+
+Mean = FreeMean | LowRankMean

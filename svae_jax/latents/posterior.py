@@ -1,0 +1,244 @@
+"""The posterior: a mean and a covariance joined, and the table of those that have a name."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from svae_jax.latents import packing
+from svae_jax.latents.covariances import Covariance, Independent, KroneckerDiagonal, KroneckerFull
+from svae_jax.latents.means import FreeMean, LowRankMean, Mean
+from svae_jax.latents.packing import Params, Shapes
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A distribution q(z|x) over latent maps z ``[*batch, h, w, n]``; the N maps are independent.
+
+    It holds sizes and no arrays, so it is hashable and goes through `jax.jit` as a static
+    argument; the numbers are given to each method as `params`. Their dtype is that of the results.
+
+    Attributes:
+        name: its row in the table of posteriors.
+        mean_model: how the mean is built.
+        covariance_model: how the covariance is built.
+    """
+
+    name: str
+    mean_model: Mean
+    covariance_model: Covariance
+
+    @property
+    def height(self) -> int:
+        """The number of rows h of a map."""
+        return self.mean_model.height
+
+    @property
+    def width(self) -> int:
+        """The number of columns w of a map."""
+        return self.mean_model.width
+
+    @property
+    def maps(self) -> int:
+        """The number of maps N."""
+        return self.mean_model.maps
+
+    @property
+    def shapes(self) -> Shapes:
+        """Name -> shape for one example of every array in `params`, in the order of emission."""
+        return self.mean_model.shapes | self.covariance_model.shapes
+
+    @property
+    def num_params(self) -> int:
+        """How many numbers the encoder emits per example (§4.4 of the paper)."""
+        return packing.count(self.shapes)
+
+    def unpack(self, flat: Float[Array, "*batch numbers"]) -> Params:
+        """Name what the encoder emitted.
+
+        Args:
+            flat: ``[*batch, num_params]``.
+
+        Returns:
+            name -> ``[*batch, *shape]`` for the names and shapes of `shapes`.
+
+        Raises:
+            ValueError: the last dimension is not `num_params`.
+        """
+        if flat.shape[-1:] != (self.num_params,):
+            raise ValueError(
+                f"flat must end in num_params = {self.num_params} numbers, got shape {flat.shape}"
+            )
+        return packing.unpack(self.shapes, flat)
+
+    def initial_bias(self, key: PRNGKeyArray) -> Float[Array, " num_params"]:
+        """The bias ``[num_params]`` with which an encoder's last layer should start.
+
+        It is the prior, mean zero and variance one. All of it is zero but for the ν of a low-rank
+        mean (see `LowRankMean.initial`), which are drawn from the key.
+        """
+        prior_covariance = {
+            name: jnp.zeros(shape) for name, shape in self.covariance_model.shapes.items()
+        }
+        return packing.pack(self.shapes, self.mean_model.initial(key) | prior_covariance)
+
+    def mean(self, params: Params) -> Float[Array, "*batch h w n"]:
+        """The mean M, ``[*batch, h, w, n]``."""
+        return self.mean_model.mean(params)
+
+    def stddev(self, params: Params) -> Float[Array, "*batch h w n"]:
+        """The marginal standard deviation of every entry, ``[*batch, h, w, n]``."""
+        return self.covariance_model.stddev(params)
+
+    def sample(self, key: PRNGKeyArray, params: Params) -> Float[Array, "*batch h w n"]:
+        """Draw z = M + A E Bᵀ, differentiable in `params` (Eq. 2, 4, 6, 9).
+
+        Returns:
+            One sample per example, ``[*batch, h, w, n]``.
+        """
+        mean = self.mean(params)
+        return mean + self.covariance_model.colour(params, _noise_like(key, mean))
+
+    def sample_and_log_prob(
+        self, key: PRNGKeyArray, params: Params
+    ) -> tuple[Float[Array, "*batch h w n"], Float[Array, "*batch"]]:
+        """Draw z as `sample` does, and give log q(z|x) with it.
+
+        The density comes from the noise, not from z − M: it stays exact in float32 where the
+        standard deviation is below the rounding of the mean.
+
+        Returns:
+            z ``[*batch, h, w, n]`` and log q(z|x) ``[*batch]`` in nats.
+        """
+        mean = self.mean(params)
+        noise = _noise_like(key, mean)
+        z = mean + self.covariance_model.colour(params, noise)
+        return z, self._log_density(params, noise)
+
+    def log_prob(self, params: Params, z: Float[Array, "*shape"]) -> Float[Array, "*batch"]:
+        """The log-density log q(z|x) in nats, summed over the maps.
+
+        Args:
+            params: from `unpack`.
+            z: ``[*batch, h, w, n]``, the batch that of `params`.
+
+        Returns:
+            ``[*batch]``.
+
+        Raises:
+            ValueError: z has another shape than the mean.
+        """
+        mean = self.mean(params)
+        if z.shape != mean.shape:
+            raise ValueError(
+                f"z must have the shape [*batch, h, w, n] = {mean.shape}, got {z.shape}"
+            )
+        return self._log_density(params, self.covariance_model.whiten(params, z - mean))
+
+    def kl(self, params: Params) -> Float[Array, "*batch"]:
+        """KL(q(z|x) ‖ N(0, I)) in nats, summed over the maps: ``[*batch]``."""
+        return jnp.sum(self.kl_per_map(params), axis=-1)
+
+    def kl_per_map(self, params: Params) -> Float[Array, "*batch n"]:
+        """KL(q(z|x) ‖ N(0, I)) in nats of every map: ``[*batch, n]``.
+
+        For the matrix-variate normal of Eq. 5 and 8 on h×w maps,
+
+            KL = ½ [tr Ω · tr Ψ + ‖M‖² − hw − w·log|Ω| − h·log|Ψ|],
+
+        and for independent entries (Eq. 2, 3) it is ½ Σ_ij (σ²_ij + m²_ij − 1 − log σ²_ij).
+        """
+        trace = self.covariance_model.trace(params)
+        log_det = self.covariance_model.log_det(params)
+        squared_mean = jnp.sum(self.mean(params) ** 2, axis=(-3, -2))
+        return 0.5 * (trace + squared_mean - self.height * self.width - log_det)
+
+    def _log_density(
+        self, params: Params, noise: Float[Array, "*batch h w n"]
+    ) -> Float[Array, "*batch"]:
+        """The log-density log q(z|x) at the z to which the white noise leads."""
+        log_det = self.covariance_model.log_det(params)
+        squared_noise = jnp.sum(noise**2, axis=(-3, -2))
+        constant = self.height * self.width * math.log(2 * math.pi)
+        return -0.5 * jnp.sum(squared_noise + log_det + constant, axis=-1)
+
+
+# name -> (is the mean of low rank?, the covariance)
+_TABLE: dict[str, tuple[bool, type[Covariance]]] = {
+    "vector": (False, Independent),
+    "naive": (False, Independent),
+    "mvn": (False, KroneckerDiagonal),
+    "lowrank": (True, KroneckerDiagonal),
+    "mvn_full": (False, KroneckerFull),
+    "lowrank_full": (True, KroneckerFull),
+}
+
+
+def names() -> tuple[str, ...]:
+    """The names that `make` takes."""
+    return tuple(_TABLE)
+
+
+def make(name: str, *, height: int, width: int, maps: int, rank: int = 1) -> Posterior:
+    """The posterior of that name over `maps` maps of `height` × `width`.
+
+    Args:
+        name: one of `names()`.
+        height: rows h of a map.
+        width: columns w of a map.
+        maps: the number of maps N; for `vector`, the number of latents C.
+        rank: the rank R of the mean, for `lowrank` and `lowrank_full`.
+
+    Raises:
+        ValueError: an unknown name, a size that is no positive integer, a rank above
+            min(height, width) or given to a free mean, or a `vector` of more than 1×1.
+    """
+    if name not in _TABLE:
+        raise ValueError(f"name must be one of {', '.join(names())}, got name={name!r}")
+    _check_positive(height=height, width=width, maps=maps, rank=rank)
+    if name == "vector" and (height, width) != (1, 1):
+        raise ValueError(
+            f"height and width must be 1 for vector, got height={height}, width={width}"
+        )
+    is_low_rank, covariance_kind = _TABLE[name]
+    if is_low_rank and rank > min(height, width):
+        raise ValueError(
+            f"rank must be between 1 and min(height, width) = {min(height, width)}, got rank={rank}"
+        )
+    if not is_low_rank and rank != 1:
+        raise ValueError(f"rank must be 1 for {name}, whose mean is free, got rank={rank}")
+    mean: Mean = (
+        LowRankMean(height, width, maps, rank) if is_low_rank else FreeMean(height, width, maps)
+    )
+    return Posterior(name, mean, covariance_kind(height, width, maps))
+
+
+def sample_prior(
+    key: PRNGKeyArray, batch: tuple[int, ...], *, height: int, width: int, maps: int
+) -> Float[Array, "*batch h w n"]:
+    """Draw latent maps from the prior N(0, I).
+
+    Returns:
+        ``[*batch, height, width, maps]``, of JAX's default float.
+
+    Raises:
+        ValueError: a size that is no positive integer.
+    """
+    _check_positive(height=height, width=width, maps=maps)
+    return jax.random.normal(key, (*batch, height, width, maps))
+
+
+def _noise_like(
+    key: PRNGKeyArray, mean: Float[Array, "*batch h w n"]
+) -> Float[Array, "*batch h w n"]:
+    """White noise of the mean's shape and dtype."""
+    return jax.random.normal(key, mean.shape, mean.dtype)
+
+
+def _check_positive(**sizes: object) -> None:
+    """Refuse what is no positive integer, a boolean included."""
+    for argument, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{argument} must be a positive integer, got {argument}={size!r}")

@@ -1,0 +1,101 @@
+"""Train a spatial variational auto-encoder.
+
+    python -m svae_jax.main --config=configs/shapes.py:lowrank --workdir=runs/shapes
+
+trains the model `lowrank` on the embedded data set. Behind the colon stands a posterior (vector,
+naive, mvn, lowrank, mvn_full, lowrank_full) and, if wanted, its options: lowrank,rank=2,d=3,N=128
+(height and width d, maps N), or vector,C=150,N=128 (length C; N is that of the spatial model it is
+compared with). Every field of the configuration can be given on the command line:
+
+    --config.dataset.data_dir=DIR --config.batch_size=100 --config.objective.sigma=learned
+
+The fields and their defaults are listed in svae_jax/config.py. The workdir receives config.json,
+metrics.jsonl, TensorBoard events, samples/ and reconstructions/ (PNG), checkpoints/ and, at the
+end, result.json. The same command goes on where a run was interrupted, and returns at once where
+it is finished.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from svae_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "configuration and posterior, such as configs/cifar10.py:lowrank,rank=2"
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory of this run; made where it is missing")
+_DISTRIBUTED = flags.DEFINE_string(
+    "distributed",
+    None,
+    "train on several processes: 'auto' on a cluster that JAX detects (Slurm, Open MPI, "
+    "Kubernetes, TPU), else COORDINATOR_HOST:PORT,NUM_PROCESSES,PROCESS_ID",
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: Sequence[str]) -> None:
+    """Train, and print the result."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: options begin with --")
+    # Imported late, so that --help and a mistyped flag answer at once.
+    import jax
+
+    from svae_jax import train
+
+    _join(_DISTRIBUTED.value)
+    result = train.train(_CONFIG.value, _WORKDIR.value)
+    if jax.process_index() == 0:
+        print(json.dumps(result, indent=2))
+
+
+def _join(distributed: str | None) -> None:
+    import jax
+
+    if distributed == "auto":
+        jax.distributed.initialize()
+    elif distributed:
+        try:
+            address, num_processes, process_id = distributed.split(",")
+            numbers = int(num_processes), int(process_id)
+        except ValueError:
+            raise UserError(
+                f"--distributed={distributed} must be 'auto' or HOST:PORT,NUM_PROCESSES,PROCESS_ID"
+            ) from None
+        jax.distributed.initialize(address, *numbers)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parse the flags, and tell a mistake in them in one line."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        # A config file's own error is the last line of a traceback.
+        line = str(error).strip().splitlines()[-1]
+        _exit(line.rpartition("UserError: ")[2])
+
+
+def _exit(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def run() -> None:
+    """The command line: a user's mistake is one line and exit code 2."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+
+    def guarded(argv: Sequence[str]) -> None:
+        try:
+            main(argv)
+        except UserError as error:
+            _exit(str(error))
+
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,173 @@
+"""What a run tells the terminal: a progress bar, or plain lines where there is no terminal."""
+
+import contextlib
+import io
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tqdm
+
+_SHOWN = ("loss", "kl")  # of a training step; all of an evaluation
+
+
+class Progress:
+    """Reports training to stderr, which leaves stdout to results.
+
+    On a terminal: a bar, with evaluations as lines above it. Elsewhere, each log is a line:
+
+        step 300/1500  loss 1234.5  kl 56.7  1,234 images/s  ETA 0:42
+        step 300  eval: elbo 1069.1  bits/dim 4.321
+
+    **Images per second** are those of the steps between two logs over the time between them, less
+    the time inside `paused()`. The clock starts at `start`, to be called when the first step is
+    done, which leaves its compilation out; without that call it starts at the first log, which
+    then has no rate. The ETA takes the mean speed since the clock started, pauses included, so it
+    foresees the evaluations to come; steps done before a resume do not enter it.
+    """
+
+    def __init__(
+        self,
+        num_steps: int,
+        batch_size: int,
+        *,
+        step: int = 0,
+        enabled: bool = True,
+        stream: io.TextIOBase | None = None,
+    ):
+        """Shows the bar, on a terminal.
+
+        Args:
+          num_steps: where training ends, counted from step 0.
+          batch_size: images a step, over all devices and processes.
+          step: where training begins; above 0 on resume.
+          enabled: False keeps silent and still measures: of many processes, one reports.
+          stream: where to write; stderr by default.
+        """
+        self._num_steps = num_steps
+        self._batch_size = batch_size
+        self._stream: Any = stream or sys.stderr
+        self._enabled = enabled
+        self._paused_s = 0.0  # since the last mark
+        self._begin: tuple[int, float] | None = None  # step and time at which the clock started
+        self._mark: tuple[int, float] | None = None  # and of the last log
+        self._bar = None
+        if enabled and self._stream.isatty():
+            self._bar = tqdm.tqdm(
+                total=num_steps,
+                initial=step,
+                file=self._stream,
+                dynamic_ncols=True,
+                bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+            )
+
+    def start(self, step: int) -> None:
+        """Starts the clock: `step` is done, on the device too, and everything is compiled."""
+        now = time.monotonic()
+        self._begin = self._mark = (step, now)
+        self._paused_s = 0.0
+
+    def advance(self, step: int) -> None:
+        """Moves the bar to `step`; cheap enough for every step, and nothing without a bar."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keeps what is not training (evaluation, saving) out of the images per second."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self._paused_s += time.monotonic() - begin
+
+    def train(self, step: int, values: Mapping[str, Any]) -> float | None:
+        """Reports a log of training.
+
+        Args:
+          step: steps done.
+          values: scalars by name, with or without a prefix as in `train/`; loss and kl are shown.
+            They are fetched before the clock is read, so `step` is done on the device too.
+
+        Returns:
+          Images per second since the last log, or None where nothing has been measured yet.
+        """
+        shown = {_label(name): float(value) for name, value in values.items()}
+        rate, eta = self._measure(step)
+        parts = [f"{name} {_number(shown[name])}" for name in _SHOWN if name in shown]
+        if rate is not None:
+            parts.append(f"{rate:,.0f} images/s")
+        if eta is not None:
+            parts.append(f"ETA {_duration(eta)}")
+        if self._bar is not None:
+            self._bar.set_postfix_str("  ".join(parts), refresh=False)
+            self.advance(step)
+            self._bar.refresh()
+        else:
+            self.print("  ".join([f"step {step}/{self._num_steps}", *parts]))
+        return rate
+
+    def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
+        """Reports held-out numbers, by name with or without a prefix as in `eval/`: all of them."""
+        parts = [f"{_label(name)} {_number(value)}" for name, value in values.items()]
+        self.print(f"step {step}  eval: " + "  ".join(parts))
+
+    def print(self, line: str) -> None:
+        """Prints a line without breaking the bar."""
+        if self._bar is not None:
+            self._bar.write(line, file=self._stream)
+        elif self._enabled:
+            print(line, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> "Progress":
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Closes."""
+        self.close()
+
+    def _measure(self, step: int) -> tuple[float | None, float | None]:
+        """Images per second since the last mark, which moves here, and the seconds to go."""
+        now = time.monotonic()
+        if self._mark is None or self._begin is None:
+            self.start(step)
+            return None, None
+        running = now - self._mark[1] - self._paused_s
+        rate = _per_second((step - self._mark[0]) * self._batch_size, running)
+        speed = _per_second(step - self._begin[0], now - self._begin[1])
+        self._mark, self._paused_s = (step, now), 0.0
+        return rate, None if speed is None else (self._num_steps - step) / speed
+
+
+def _per_second(count: int, seconds: float) -> float | None:
+    """None where nothing has been measured."""
+    return count / seconds if count > 0 and seconds > 0 else None
+
+
+def _label(name: str) -> str:
+    return name.rpartition("/")[2].replace("bits_per_dim", "bits/dim")
+
+
+def _number(value: Any) -> str:
+    """Four digits or so: 1234.5, 56.7, 4.321, 0.0123."""
+    number = float(value)
+    if not math.isfinite(number) or number == 0:
+        return f"{number:g}"
+    if abs(number) >= 10:
+        return f"{number:.1f}"
+    return f"{number:.3f}" if abs(number) >= 0.1 else f"{number:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    """As 0:42, 12:05 or 3:04:05."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

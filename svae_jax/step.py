@@ -1,0 +1,233 @@
+"""The training state and the pure functions that change and evaluate it."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, UInt8
+
+from svae_jax import images as image_ops
+from svae_jax import objective as objectives
+from svae_jax.model import SpatialVAE
+from svae_jax.model import init as init_model
+
+# Every use of randomness has a stream of its own, so that none disturbs another.
+_STREAMS = ("init", "latent", "prior", "data", "eval", "sigma")
+
+
+def stream(seed: int, name: str) -> PRNGKeyArray:
+    """The root key of one use of randomness: one of `_STREAMS`."""
+    return jax.random.fold_in(jax.random.key(seed), _STREAMS.index(name))
+
+
+class Recipe(NamedTuple):
+    """All that is static in training; hashable.
+
+    Attributes:
+        model: the networks and the posterior.
+        objective: what is minimised.
+        optimizer: gradients to updates.
+        ema_decay: decay of the moving average of parameters and statistics; 0 for none.
+        batch_size: images an update, over all devices.
+        image_shape: height, width, channels.
+        seed: the root of all randomness.
+    """
+
+    model: SpatialVAE
+    objective: objectives.Objective
+    optimizer: optax.GradientTransformation
+    ema_decay: float
+    batch_size: int
+    image_shape: tuple[int, int, int]
+    seed: int
+
+
+class TrainState(NamedTuple):
+    """What training changes.
+
+    Attributes:
+        step: number of updates made.
+        params: the model's parameters, float32.
+        batch_stats: batch norm's running statistics; empty without batch norm.
+        opt_state: the optimizer's state.
+        ema: moving averages of `params` and `batch_stats` under these names; None where off.
+    """
+
+    step: Int[Array, ""]
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+    ema: PyTree | None
+
+
+def init_state(recipe: Recipe) -> TrainState:
+    """The state before the first update, from the recipe's seed."""
+    variables = init_model(recipe.model, stream(recipe.seed, "init"), *recipe.image_shape[1:])
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=recipe.optimizer.init(variables["params"]),
+        # Copies: the state is donated, and a buffer cannot be donated twice.
+        ema=jax.tree.map(jnp.copy, variables) if recipe.ema_decay else None,
+    )
+
+
+def evaluated_variables(state: TrainState) -> PyTree:
+    """The variables to evaluate and sample with: the moving averages where there are any."""
+    if state.ema is not None:
+        return state.ema
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def train_step(
+    recipe: Recipe, state: TrainState, pixels: UInt8[Array, "b h w c"]
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One update from one batch.
+
+    Returns:
+        The new state, and the scalars of `objectives.TrainingLoss` by name.
+    """
+    images = image_ops.to_float(pixels)
+    key = jax.random.fold_in(stream(recipe.seed, "latent"), state.step)
+
+    def loss_fn(params: PyTree) -> tuple[Float[Array, ""], tuple]:
+        outputs, updated = recipe.model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            key,
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        losses = objectives.training_loss(
+            recipe.objective,
+            state.step,
+            images,
+            outputs.means,
+            recipe.model.posterior.kl_per_map(outputs.params),
+            num_latents=recipe.model.num_latents,
+            log_sigma=params.get("log_sigma"),
+        )
+        return losses.loss, (losses, updated.get("batch_stats", {}))
+
+    gradients, (losses, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        ema = _moving_average(
+            recipe.ema_decay, state.step, ema, {"params": params, "batch_stats": batch_stats}
+        )
+    return TrainState(state.step + 1, params, batch_stats, opt_state, ema), losses._asdict()
+
+
+def _moving_average(decay: float, step: Int[Array, ""], average: PyTree, new: PyTree) -> PyTree:
+    # A young average forgets faster, lest it carry the random initialisation along.
+    weight = 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return optax.incremental_update(new, average, weight)
+
+
+def epoch_permutation(seed: int, epoch: Int[Array, ""] | int, num_images: int) -> Int[Array, " n"]:
+    """The order in which an epoch visits the images: a pure function of seed and epoch."""
+    return jax.random.permutation(jax.random.fold_in(stream(seed, "data"), epoch), num_images)
+
+
+def batch_indices(
+    permutation: Int[Array, " n"], step: Int[Array, ""], batch_size: int
+) -> Int[Array, " b"]:
+    """The images of an update, from its epoch's order; the epoch's remainder is dropped."""
+    steps_per_epoch = permutation.shape[0] // batch_size
+    start = step % steps_per_epoch * batch_size
+    return jax.lax.dynamic_slice(permutation, (start,), (batch_size,))
+
+
+class Evaluation(NamedTuple):
+    """Bounds on the log-likelihood of each image, in nats.
+
+    Attributes:
+        elbo: ELBO of the continuous density on [-1, 1], β = 1 and no free bits.
+        elbo_discretized: ELBO of the 8-bit image.
+        reconstruction: its first term, log p(x|z) of the density, for one sample of z.
+        kl: its second term.
+        squared_error: summed over pixels and channels.
+    """
+
+    elbo: Float[Array, " b"]
+    elbo_discretized: Float[Array, " b"]
+    reconstruction: Float[Array, " b"]
+    kl: Float[Array, " b"]
+    squared_error: Float[Array, " b"]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def eval_step(
+    model: SpatialVAE,
+    variables: PyTree,
+    key: PRNGKeyArray,
+    pixels: UInt8[Array, "b h w c"],
+    sigma: Float[Array, ""] | float,
+) -> Evaluation:
+    """Evaluate a batch with one sample of z an image and a σ that is fixed."""
+    images = image_ops.to_float(pixels)
+    means, params, _ = model.apply(variables, key, images)
+    kl = model.posterior.kl(params)
+    reconstruction = objectives.gaussian_log_prob(images, means, sigma)
+    discretized = objectives.discretized_gaussian_log_prob(images, means, sigma)
+    return Evaluation(
+        elbo=reconstruction - kl,
+        elbo_discretized=discretized - kl,
+        reconstruction=reconstruction,
+        kl=kl,
+        squared_error=objectives.squared_error(images, means),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 6))
+def importance_weighted_step(
+    model: SpatialVAE,
+    variables: PyTree,
+    key: PRNGKeyArray,
+    pixels: UInt8[Array, "b h w c"],
+    sigma: Float[Array, ""] | float,
+    num_samples: int,
+    chunk_size: int,
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """Importance-weighted bounds in nats: of the continuous density, and of the 8-bit image."""
+    images = image_ops.to_float(pixels)
+    params = model.apply(variables, images, method="encode")
+
+    def log_likelihood(z: Float[Array, "b h w n"]) -> tuple:
+        means = model.apply(variables, z, method="decode")
+        return (
+            objectives.gaussian_log_prob(images, means, sigma),
+            objectives.discretized_gaussian_log_prob(images, means, sigma),
+        )
+
+    density, discretized = objectives.log_importance_weights(
+        key,
+        model.posterior,
+        params,
+        log_likelihood,
+        num_samples=num_samples,
+        chunk_size=chunk_size,
+    )
+    bound = objectives.importance_weighted_bound
+    return bound(density), bound(discretized)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def generate(
+    model: SpatialVAE, variables: PyTree, key: PRNGKeyArray, count: int
+) -> Float[Array, "{count} h w c"]:
+    """Draw images from the model: the means of the pixels for latents drawn from the prior."""
+    return model.apply(variables, model.sample_prior(key, count), method="decode")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def reconstruct(
+    model: SpatialVAE, variables: PyTree, key: PRNGKeyArray, pixels: UInt8[Array, "b h w c"]
+) -> Float[Array, "b h w c"]:
+    """Encode, draw one sample of each posterior, and decode."""
+    return model.apply(variables, key, image_ops.to_float(pixels)).means

@@ -1,0 +1,57 @@
+"""The files of a run that are neither metrics nor checkpoints: `config.json` and `result.json`."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from svae_jax.errors import UserError
+
+
+def create(workdir: Path) -> None:
+    """Make the directory where it is missing, and see that it can be written.
+
+    Raises:
+        UserError: where it cannot.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file; None where there is no such file.
+
+    Raises:
+        UserError: for a file that cannot be read or holds no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); use another --workdir") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object; use another --workdir")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace a file, atomically and durably, by the JSON of `content`.
+
+    Raises:
+        UserError: where it cannot be written; the old file, if any, is then still there.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("w") as file:
+            file.write(json.dumps(content, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None

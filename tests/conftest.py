@@ -1,0 +1,70 @@
+"""What tests share: double precision on request, real data where there is any, tiny runs."""
+
+import os
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """One compilation cache for this process and those it starts."""
+    directory = str(tmp_path_factory.getbasetemp().parent / "svae_jax_compilation_cache")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = directory
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture
+def x64():
+    """Double precision for the duration of one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def real_data_dir():
+    """A TFDS data directory with CIFAR-10 and CelebA; skips where there is none."""
+    beside = pathlib.Path(__file__).parents[2] / "shared" / "tensorflow_datasets"
+    for place in (os.environ.get("TFDS_DATA_DIR"), beside):
+        if place and (pathlib.Path(place) / "cifar10").is_dir():
+            return str(place)
+    pytest.skip("no real data: neither in TFDS_DATA_DIR nor in ../shared/tensorflow_datasets")
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory):
+    """A folder of 8×8 pictures, 48 to train and 20 to test: blobs of colour on noise."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("tiny_images")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 48), ("test", 20)):
+        (root / split).mkdir()
+        for i in range(count):
+            pixels = rng.integers(0, 60, (8, 8, 3))
+            y, x = rng.integers(0, 5, 2)
+            pixels[y : y + 4, x : x + 4] = rng.integers(100, 256, 3)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / split / f"{i:03d}.png")
+    return root
+
+
+@pytest.fixture
+def tiny_config(tiny_images, tmp_path_factory):
+    """A configuration that trains on `tiny_images` in seconds."""
+    from svae_jax import config as configs
+
+    config = configs.base()
+    config.dataset.update(name="folder", data_dir=str(tiny_images), image_size=8)
+    config.dataset.cache_dir = str(tmp_path_factory.getbasetemp() / "cache")
+    config.latent.update(name="lowrank", height=3, width=3, maps=4, rank=1)
+    config.model.update(encoder="3x3/4/s2 3x3/8/s2", decoder="3x3/6 3x3/4 3x3/image")
+    config.optimizer.learning_rate = 1e-3
+    config.update(batch_size=12, num_steps=8, log_every=2, eval_every=4, sample_every=4)
+    config.checkpoint.every = 2
+    return config

@@ -1,0 +1,193 @@
+"""Configurations: what the config files say, what is refused, and what may change on resume."""
+
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import celeba, cifar10, shapes
+from svae_jax import config as configs
+from svae_jax import latents
+from svae_jax.errors import UserError
+
+FILES = {"celeba": celeba, "cifar10": cifar10, "shapes": shapes}
+
+
+@pytest.mark.parametrize("name", latents.names())
+@pytest.mark.parametrize("file", FILES)
+def test_every_config_is_sound_for_every_posterior(file, name):
+    config = FILES[file].get_config(name)
+    configs.check(config)
+    assert configs.model(config).posterior.name == name
+    assert set(configs.flatten(config.to_dict())) == set(configs.flatten(configs.base().to_dict()))
+
+
+def test_typed_options():
+    config = cifar10.get_config("lowrank_full,rank=2,d=4,N=16")
+    assert config.latent.to_dict() == {
+        "name": "lowrank_full", "height": 4, "width": 4, "maps": 16, "rank": 2
+    }  # fmt: skip
+    assert config.model.parity_maps == 0
+    vector = celeba.get_config("vector,C=90,N=32")
+    assert (vector.latent.maps, vector.latent.height, vector.model.parity_maps) == (90, 1, 32)
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("lowrang", "no posterior 'lowrang': it must be one of vector, naive, mvn"),
+        ("lowrank,k=2", "no option 'k' for lowrank: it must be one of d, N, rank"),
+        ("mvn,rank=2", "no option 'rank' for mvn: it must be one of d, N"),
+        ("vector,d=3", "no option 'd' for vector: it must be one of C, N"),
+        ("lowrank,rank=two", "option rank of lowrank must be an integer, got 'two'"),
+        ("lowrank,rank=1.5", "must be an integer"),
+        ("lowrank,rank", "must be an integer, got ''"),
+    ],
+)
+def test_unknown_names_and_keys_are_refused_with_those_that_exist(arg, message):
+    with pytest.raises(UserError, match=message):
+        cifar10.get_config(arg)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("latent.height", -3, "latent.height must be a positive integer, got height=-3"),
+        ("latent.maps", 0, "latent.maps must be a positive integer, got maps=0"),
+        ("latent.rank", 4, r"latent.rank must be between 1 and min\(height, width\) = 3, got rank=4"),
+        ("latent.name", "gauss", "latent.name must be one of vector, naive"),
+        ("latent.height", 5, "model.decoder: height must be one of 2, 3, 4, 6, 8, got height=5"),
+        ("objective.beta", math.nan, "objective.beta must be a finite number, 0 or above, got nan"),
+        ("objective.sigma", "small", "objective.sigma must be"),
+        ("optimizer.learning_rate", 0.0, "optimizer.learning_rate must be finite and above 0, got 0"),
+        ("optimizer.learning_rate", -1e-3, "optimizer.learning_rate must be"),
+        ("optimizer.learning_rate", math.nan, "optimizer.learning_rate must be"),
+        ("optimizer.schedule", "linear", "optimizer.schedule must be .*'linear'"),
+        ("optimizer.ema_decay", 1.0, "optimizer.ema_decay must be"),
+        ("optimizer.clip_norm", -1.0, "optimizer.clip_norm must be"),
+        ("optimizer.warmup_steps", -1, "optimizer.warmup_steps must be"),
+        ("batch_size", 0, "batch_size must be at least 1, got 0"),
+        ("log_every", 0, "log_every must be at least 1"),
+        ("checkpoint.keep", 0, "checkpoint.keep must be at least 1"),
+        ("num_epochs", 0.0, "num_steps=0 and num_epochs=0"),
+        ("num_epochs", math.inf, "num_epochs must be"),
+        ("seed", -1, "seed must be between"),
+        ("dataset.channels", 4, "dataset.channels must be 1"),
+        ("dataset.image_size", 48, "model.decoder: .* makes images of size 32, not 48"),
+        ("dataset.resident_share", 1.5, "dataset.resident_share must be"),
+        ("dataset.name", "", "dataset.name must be"),
+        ("model.encoder", "5x5/32/s2 5x5", "model.encoder: '5x5' is no layer"),
+        ("model.norm", "layer", "model.norm must be one of batch, group, none, got 'layer'"),
+        ("model.dtype", "float16", "model.dtype must be one of float32, bfloat16"),
+        ("model.parity_maps", 8, "model.parity_maps must be 0 for all but the vector"),
+        ("importance_samples", -1, "importance_samples must be"),
+    ],
+)
+def test_bad_values_are_refused_by_field_value_and_cure(field, value, message):
+    config = cifar10.get_config()
+    section, _, name = field.rpartition(".")
+    with (config[section] if section else config).unlocked():
+        (config[section] if section else config)[name] = value
+    with pytest.raises(UserError, match=message) as caught:
+        configs.check(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_of_another_type_are_refused():
+    config = cifar10.get_config()
+    with config.ignore_type():
+        config.batch_size = True
+    with pytest.raises(UserError, match="batch_size must be of type int, got True"):
+        configs.check(config)
+
+
+def test_the_number_of_steps():
+    config = cifar10.get_config()
+    config.update(batch_size=100, num_epochs=1.5)
+    assert configs.num_steps(config, 1050) == 15  # the remainder of an epoch is dropped
+    config.num_steps = 7
+    assert configs.num_steps(config, 1050) == 7
+    with pytest.raises(UserError, match="batch_size=100 is above the 99 images of dataset.split"):
+        configs.num_steps(config, 99)
+
+
+def _learning_rates(config, num_steps):
+    """The rates that Adam applies: the first update of a constant gradient has that length."""
+    optimizer = configs.recipe(config, num_steps).optimizer
+    params = {"w": jnp.ones(())}
+    state, rates = optimizer.init(params), []
+    for _ in range(num_steps):
+        updates, state = optimizer.update({"w": jnp.ones(())}, state, params)
+        rates.append(-float(updates["w"]))
+    return np.array(rates)
+
+
+def test_schedules():
+    config = cifar10.get_config()
+    config.optimizer.learning_rate = 0.5
+    np.testing.assert_allclose(_learning_rates(config, 4), 0.5, rtol=1e-4)
+    config.optimizer.warmup_steps = 2
+    np.testing.assert_allclose(_learning_rates(config, 4), [0, 0.25, 0.5, 0.5], atol=1e-4)
+    config.optimizer.schedule = "cosine"
+    expected = [0, 0.25, 0.5, 0.25 * (1 + math.cos(math.pi / 2))]
+    np.testing.assert_allclose(_learning_rates(config, 4), expected, atol=1e-4)
+    with pytest.raises(UserError, match=r"optimizer.warmup_steps must be below num_steps=2, got 2"):
+        configs.recipe(config, 2)
+
+
+def test_clipping_bounds_the_gradient():
+    config = cifar10.get_config()
+    config.optimizer.clip_norm = 1.0
+    optimizer = configs.recipe(config, 1).optimizer
+    params = {"w": jnp.ones(4)}
+    _, state = optimizer.update({"w": 100 * jnp.ones(4)}, optimizer.init(params), params)
+    first_moment = state[1][0].mu["w"]
+    np.testing.assert_allclose(first_moment, 0.1 * 0.5, rtol=1e-5)  # (1 − b1) · g / ‖g‖
+
+
+def test_json_round_trip():
+    config = shapes.get_config("lowrank,rank=2")
+    again = configs.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again.to_dict() == config.to_dict()
+    with pytest.raises(UserError, match="unknown fields: model.depth"):
+        configs.from_dict({"model": {"depth": 3}})
+    with pytest.raises(UserError, match="config.json"):
+        configs.from_dict({"batch_size": "many"})
+
+
+FREE = {
+    "log_every": 7, "eval_every": 7, "sample_every": 7, "importance_samples": 5,
+    "checkpoint.every": 7, "checkpoint.keep": 1, "dataset.data_dir": "/elsewhere",
+    "dataset.cache_dir": "/elsewhere", "dataset.resident_share": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", sorted(configs.flatten(configs.base().to_dict())))
+def test_what_may_change_on_resume(field):
+    """All fields: those that cannot change the numbers may differ, any other is named."""
+    earlier, now = cifar10.get_config("lowrank"), cifar10.get_config("lowrank")
+    value = configs.flatten(earlier.to_dict())[field]
+    changed = FREE.get(field, value + "x" if isinstance(value, str) else value + 1)
+    section, _, name = field.rpartition(".")
+    (now[section] if section else now)[name] = changed
+    if field in FREE or field in ("num_steps", "num_epochs"):
+        configs.check_continues(now, earlier)
+        assert configs.identity(now) == configs.identity(earlier)
+    else:
+        with pytest.raises(UserError, match=f"another configuration: {field}="):
+            configs.check_continues(now, earlier)
+        assert configs.identity(now) != configs.identity(earlier)
+
+
+def test_a_run_may_grow_where_its_schedule_allows():
+    earlier, now = cifar10.get_config(), cifar10.get_config()
+    earlier.num_steps, now.num_steps = 100, 200
+    configs.check_duration(now, earlier, 50_000)
+    with pytest.raises(UserError, match=r"num_steps=100 \(was 200; it may only grow\)"):
+        configs.check_duration(earlier, now, 50_000)
+    for config in (earlier, now):
+        config.optimizer.schedule = "cosine"
+    with pytest.raises(UserError, match="optimizer.schedule='cosine' depends on it"):
+        configs.check_duration(now, earlier, 50_000)

@@ -1,0 +1,98 @@
+"""`convolutions` against `jax.lax`, forward and backward."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from svae_jax import convolutions
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+CASES = [
+    # kernel, stride, padding, size
+    (5, 2, "SAME", 4),
+    (5, 2, "SAME", 3),
+    (5, 2, "VALID", 7),
+    (3, 2, "SAME", 3),
+    (3, 1, "VALID", 6),
+    (3, 1, "SAME", 5),
+    (3, 1, "VALID", 3),
+    (4, 3, "SAME", 4),
+    (2, 3, "VALID", 4),
+    (1, 1, "SAME", 3),
+]
+
+
+def _arrays(kernel, size, key=0):
+    x_key, w_key = jax.random.split(jax.random.key(key))
+    x = jax.random.normal(x_key, (2, size, size + 1, 3), jnp.float64)
+    return x, jax.random.normal(w_key, (kernel, kernel, 3, 4), jnp.float64)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding", "size"), CASES)
+def test_conv_equals_lax(x64, kernel, stride, padding, size):
+    x, w = _arrays(kernel, size)
+    expected = lax.conv_general_dilated(
+        x, w, (stride, stride), padding, dimension_numbers=LAYOUT
+    )
+    actual = convolutions.conv(x, w, (stride, stride), (padding, padding))
+    np.testing.assert_allclose(actual, expected, rtol=1e-12)
+    sizes = [convolutions.output_size(n, kernel, stride, padding) for n in x.shape[1:3]]
+    assert list(actual.shape[1:3]) == sizes
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding", "size"), CASES)
+def test_conv_transpose_and_its_gradients_equal_lax(x64, kernel, stride, padding, size):
+    x, w = _arrays(kernel, size)
+
+    def reference(x, w):
+        return lax.conv_transpose(x, w, (stride, stride), padding, dimension_numbers=LAYOUT)
+
+    def ours(x, w):
+        return convolutions.conv_transpose(x, w, (stride, stride), (padding, padding))
+
+    expected, expected_vjp = jax.vjp(reference, x, w)
+    actual, actual_vjp = jax.vjp(ours, x, w)
+    np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
+    sizes = [convolutions.transposed_output_size(n, kernel, stride, padding) for n in x.shape[1:3]]
+    assert list(actual.shape[1:3]) == sizes
+    cotangent = jax.random.normal(jax.random.key(1), actual.shape, jnp.float64)
+    for ours_gradient, gradient in zip(
+        actual_vjp(cotangent), expected_vjp(cotangent), strict=True
+    ):
+        np.testing.assert_allclose(ours_gradient, gradient, rtol=1e-11, atol=1e-11)
+
+
+def test_axes_have_their_own_stride_and_padding(x64):
+    x, w = _arrays(3, 4)
+    rows, cols = (
+        convolutions.conv_transpose(x, w, (stride, stride), (padding, padding))
+        for stride, padding in ((2, "SAME"), (1, "VALID"))
+    )
+    mixed = convolutions.conv_transpose(x, w, (2, 1), ("SAME", "VALID"))
+    assert mixed.shape == (2, rows.shape[1], cols.shape[2], 4)
+    expected = lax.conv_transpose(x, w, (2, 1), [(2, 1), (2, 2)], dimension_numbers=LAYOUT)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-12)
+
+
+def test_conv_transpose_under_vmap_and_jacrev(x64):
+    x, w = _arrays(3, 2)
+
+    def ours(x):
+        return convolutions.conv_transpose(x, w, (2, 2), ("SAME", "SAME"))
+
+    def reference(x):
+        return lax.conv_transpose(x, w, (2, 2), "SAME", dimension_numbers=LAYOUT)
+
+    stacked = jnp.stack([x, 2 * x])
+    np.testing.assert_allclose(jax.vmap(ours)(stacked), jax.vmap(reference)(stacked), rtol=1e-12)
+    np.testing.assert_allclose(jax.jacrev(ours)(x), jax.jacrev(reference)(x), atol=1e-12)
+
+
+def test_forward_mode_says_what_it_cannot():
+    x, w = jnp.ones((1, 2, 2, 1)), jnp.ones((3, 3, 1, 1))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(
+            lambda x: convolutions.conv_transpose(x, w, (2, 2), ("SAME", "SAME")), (x,), (x,)
+        )

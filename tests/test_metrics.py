@@ -1,0 +1,394 @@
+import collections
+import functools
+import json
+import struct
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from svae_jax import metrics
+from svae_jax.errors import UserError
+
+# --- what is measured ---
+
+
+def _outputs(step):
+    return {
+        "loss": jnp.float32(step),
+        "reconstruction": jnp.float32(10 * step),
+        "kl": jnp.float32(0.5),
+        "sigma": jnp.float32(step),
+        "not_a_metric": jnp.ones(3),
+    }
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _accumulate(total, outputs):
+    return total.merge(metrics.TrainMetrics.single_from_model_output(**outputs))
+
+
+def test_train_metrics_average_over_steps_in_donated_accumulators():
+    total = metrics.TrainMetrics.empty()
+    before = _accumulate._cache_size()
+    for step in (1, 2, 6):
+        previous, total = total, _accumulate(total, _outputs(step))
+        assert previous.loss.total.is_deleted()
+    assert _accumulate._cache_size() == before + 1  # empty() has the types of what follows
+    computed = {name: float(value) for name, value in total.compute().items()}
+    rms = np.sqrt((1 + 4 + 36) / 3)
+    assert computed == pytest.approx({"loss": 3, "reconstruction": 30, "kl": 0.5, "sigma": rms})
+
+
+def test_train_metrics_are_a_scan_carry():
+    def body(total, step):
+        update = metrics.TrainMetrics.single_from_model_output(**_outputs(step))
+        return total.merge(update), None
+
+    total, _ = jax.lax.scan(body, metrics.TrainMetrics.empty(), jnp.arange(4.0))
+    assert float(total.compute()["loss"]) == 1.5
+
+
+def _eval_outputs(values):
+    return {
+        "elbo": values,
+        "elbo_discretized": values - 1,
+        "reconstruction": values + 2,
+        "kl": 2 * jnp.ones_like(values),
+    }
+
+
+def test_eval_metrics_leave_the_padding_out():
+    @jax.jit
+    def update(total, values, mask):
+        new = metrics.EvalMetrics.single_from_model_output(**_eval_outputs(values), mask=mask)
+        return total.merge(new)
+
+    total = metrics.EvalMetrics.empty()
+    total = update(total, jnp.array([1.0, 2.0, 3.0]), jnp.array([True, True, True]))
+    total = update(total, jnp.array([4.0, jnp.nan, -jnp.inf]), jnp.array([True, False, False]))
+    expected = {"elbo": 2.5, "elbo_discretized": 1.5, "reconstruction": 4.5, "kl": 2.0}
+    assert {name: float(value) for name, value in total.compute().items()} == expected
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from svae_jax import metrics
+mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+put = lambda x: jax.device_put(x, NamedSharding(mesh, P("data")))
+replicated = NamedSharding(mesh, P())
+@jax.jit
+def update(values, mask):
+    outputs = dict.fromkeys(("elbo", "elbo_discretized", "reconstruction", "kl"), values)
+    return metrics.EvalMetrics.single_from_model_output(**outputs, mask=mask)
+merge = jax.jit(lambda a, b: a.merge(b), donate_argnums=0, out_shardings=replicated)
+total = jax.device_put(metrics.EvalMetrics.empty(), replicated)
+values, mask = np.arange(8.0, dtype=np.float32), np.arange(8) < 5
+for _ in range(2):
+    total = merge(total, update(put(values), put(mask)))
+assert total.elbo.total.sharding.is_fully_replicated
+print(jax.device_count(), float(total.compute()["elbo"]), int(total.elbo.count))
+"""
+
+
+def _python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_metrics_of_arrays_spread_over_devices():
+    result = _python(SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    assert result.stdout.split() == ["4", "2.0", "10"], result.stderr
+
+
+# --- what is written ---
+
+
+def _rows(workdir):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = (workdir / "metrics.jsonl").read_text()
+    assert text.endswith("\n")
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def _events(workdir):
+    """The steps of each tag, in order, as TensorBoard reads them from all files."""
+    from tensorboard.backend.event_processing import event_accumulator
+
+    accumulator = event_accumulator.EventAccumulator(
+        str(workdir), size_guidance={"tensors": 0}, purge_orphaned_data=False
+    )
+    accumulator.Reload()
+    return {
+        tag: [event.step for event in accumulator.Tensors(tag)]
+        for tag in accumulator.Tags()["tensors"]
+    }
+
+
+def test_scalars_become_rows_and_curves(tmp_path):
+    workdir = tmp_path / "deep" / "run"
+    with metrics.Writer(workdir) as writer:
+        writer.write_scalars(1, {"train/loss": jnp.float32(1.5), "train/kl": np.float64(0.1)})
+        writer.write_scalars(1, {"eval/elbo": 2, "eval/bits_per_dim": jnp.float32("nan")})
+        writer.write_scalars(2, {"train/loss": -np.inf})
+        writer.flush()
+        assert len(_rows(workdir)) == 3  # on disk before the close that a killed run never sees
+        assert _events(workdir)["train/loss"] == [1, 2]
+    assert _rows(workdir) == [
+        {"step": 1, "train/loss": 1.5, "train/kl": 0.1},
+        {"step": 1, "eval/elbo": 2, "eval/bits_per_dim": None},
+        {"step": 2, "train/loss": None},
+    ]
+    expected = {"train/loss": [1, 2], "train/kl": [1], "eval/elbo": [1], "eval/bits_per_dim": [1]}
+    assert _events(workdir) == expected
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_are_the_grids(tmp_path, channels):
+    grid = np.random.default_rng(0).integers(0, 256, (9, 7, channels), dtype=np.uint8)
+    with metrics.Writer(tmp_path) as writer:
+        writer.write_images(123, {"samples": grid, "reconstructions": 255 - grid})
+    for name, expected in (("samples", grid), ("reconstructions", 255 - grid)):
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["000123.png"]
+        with Image.open(tmp_path / name / "000123.png") as picture:
+            pixels = np.asarray(picture)
+        np.testing.assert_array_equal(pixels.reshape(grid.shape), expected)
+    assert _events(tmp_path) == {"samples": [123], "reconstructions": [123]}
+
+
+def test_pictures_of_other_names_are_refused(tmp_path):
+    with metrics.Writer(tmp_path) as writer, pytest.raises(ValueError, match="drawings"):
+        writer.write_images(1, {"drawings": np.zeros((2, 2, 1), np.uint8)})
+
+
+def test_the_configuration_is_shown(tmp_path):
+    with metrics.Writer(tmp_path) as writer:
+        writer.write_config({"seed": 1, "latent": {"name": "lowrank", "rank": None}})
+    content = b"".join(path.read_bytes() for path in tmp_path.glob("events*"))
+    assert b"latent.name" in content
+    assert b"lowrank" in content
+
+
+def test_disabled_writes_nothing(tmp_path):
+    workdir = tmp_path / "run"
+    with metrics.Writer(workdir, enabled=False) as writer:
+        writer.write_scalars(1, {"a": 1.0})
+        writer.write_images(1, {"samples": np.zeros((2, 2, 1), np.uint8)})
+        writer.write_config({"seed": 1})
+        writer.flush()
+    assert not workdir.exists()
+
+
+def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/run"):
+        metrics.Writer(tmp_path / "file" / "run")
+
+
+def test_a_full_disk_surfaces_and_keeps_surfacing(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    writer = metrics.Writer(tmp_path)
+    writer.write_scalars(1, {"a": 1.0})
+    deadline = time.monotonic() + 10
+    while not writer._pending[0].done() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: No space left on device"):
+        writer.write_scalars(2, {"a": 1.0})
+    writer.write_images(3, {"samples": np.zeros((2, 2, 1), np.uint8)})
+    with pytest.raises(UserError, match="No space left"):
+        writer.close()
+
+
+def test_a_picture_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "samples").write_text("in the way")
+    with pytest.raises(UserError, match="samples"), metrics.Writer(tmp_path) as writer:
+        writer.write_images(3, {"samples": np.zeros((2, 2, 1), np.uint8)})
+
+
+def test_event_files_that_cannot_be_written_are_named(tmp_path):
+    writer = metrics.Writer(tmp_path / "run")
+    (tmp_path / "run").rmdir()
+    (tmp_path / "run").write_text("in the way")
+    writer.write_config({"seed": 1})
+    with pytest.raises(UserError, match="run"):
+        writer.close()
+
+
+def test_the_exception_that_ends_a_run_is_not_hidden(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    writer = metrics.Writer(tmp_path)
+    writer.write_scalars(1, {"a": 1.0})
+    with pytest.raises(KeyError, match="the cause"), writer:
+        raise KeyError("the cause")
+
+
+def test_a_mistake_of_the_programmer_is_no_user_error(tmp_path):
+    with pytest.raises(ValueError) as caught, metrics.Writer(tmp_path) as writer:  # noqa: PT011
+        writer.write_scalars(1, {"a": np.ones(2)})
+    assert not isinstance(caught.value, UserError)
+
+
+def test_a_slow_disk_slows_the_run_and_does_not_fill_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "_MOST_PENDING", 2)
+    writer = metrics.Writer(tmp_path)
+    monkeypatch.setattr(writer, "_scalars", lambda *_: time.sleep(0.01))
+    for step in range(10):
+        writer.write_scalars(step, {})
+        assert len(writer._pending) <= 3
+    writer.close()
+
+
+LAZY = """
+import sys, time
+from svae_jax import images, metrics, progress
+assert "tensorflow" not in sys.modules and "tensorboard" not in sys.modules
+begin = time.monotonic()
+writer = metrics.Writer({workdir!r})
+writer.write_scalars(1, {{"a": 1.0}})
+waited = time.monotonic() - begin
+writer.close()
+assert "tensorflow" in sys.modules
+import tensorflow as tf
+assert not tf.config.get_visible_devices("GPU")
+print(waited)
+"""
+
+
+def test_tensorflow_is_imported_late_elsewhere_and_silently(tmp_path):
+    result = _python(LAZY.format(workdir=str(tmp_path)))
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert float(result.stdout) < 1.5  # seconds that the caller waited; the import takes 4 or more
+
+
+# --- resuming ---
+
+
+def _run(workdir, steps):
+    """A run that logs at every step, evaluates and draws at every second, and is then killed."""
+    picture = np.zeros((3, 3, 3), np.uint8)
+    with metrics.Writer(workdir) as writer:
+        if steps[0] == 0:
+            writer.write_config({"seed": 0})
+        for step in steps:
+            writer.write_scalars(step, {"train/loss": step})
+            if step % 2 == 0:
+                writer.write_scalars(step, {"eval/elbo": step})
+                writer.write_images(step, {"samples": picture})
+
+
+def _tear(path, kept):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) - kept])
+
+
+def _assert_whole(workdir, last):
+    every, second = list(range(last + 1)), list(range(0, last + 1, 2))
+    events = _events(workdir)
+    config = [tag for tag in events if tag.startswith("_hparams_")]
+    assert len(config) == 1
+    assert events.pop(config[0]) == [0]
+    assert events == {"train/loss": every, "eval/elbo": second, "samples": second}
+    steps = collections.Counter(row["step"] for row in _rows(workdir))
+    assert steps == {step: 2 if step % 2 == 0 else 1 for step in every}
+    assert sorted(int(path.stem) for path in (workdir / "samples").iterdir()) == second
+
+
+@pytest.mark.parametrize("torn", [0, 1, 7, 30])
+def test_a_resumed_run_shows_each_step_once(tmp_path, torn):
+    _run(tmp_path, range(8))
+    for path in (tmp_path / "metrics.jsonl", *tmp_path.glob("events*")):
+        _tear(path, torn)
+    (tmp_path / "samples" / "000002.png.tmp").write_bytes(b"torn")
+    metrics.truncate(tmp_path, 4)
+    _run(tmp_path, range(5, 10))
+    _assert_whole(tmp_path, 9)
+    # And once more, now with two event files of which one is behind the step.
+    metrics.truncate(tmp_path, 7)
+    _run(tmp_path, range(8, 11))
+    _assert_whole(tmp_path, 10)
+
+
+def test_without_truncate_the_curve_would_be_doubled(tmp_path):
+    _run(tmp_path, range(3))
+    _run(tmp_path, range(1, 3))
+    assert _events(tmp_path)["train/loss"] == [0, 1, 2, 1, 2]
+
+
+def test_nothing_stays_of_a_run_that_starts_anew(tmp_path):
+    _run(tmp_path, range(3))
+    metrics.truncate(tmp_path, -1)
+    assert [path.name for path in tmp_path.rglob("*")] == ["samples"]
+    metrics.truncate(tmp_path / "missing", -1)
+
+
+def test_truncating_at_the_end_changes_no_byte(tmp_path):
+    _run(tmp_path, range(3))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    metrics.truncate(tmp_path, 2)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+def test_only_a_runs_own_pictures_go(tmp_path):
+    kept = [tmp_path / "samples" / "best.png", tmp_path / "mine" / "000009.png"]
+    for path in (*kept, tmp_path / "samples" / "000009.png"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    metrics.truncate(tmp_path, 4)
+    assert sorted(tmp_path.rglob("*.png")) == sorted(kept)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b'{"step": 2, "a"',
+        b'{"step": 2}',  # whole, but for its end of line: the next row would join it
+        b'{"a": 2}\n',
+        b"7\n",
+        b"\0" * 40,
+    ],
+    ids=["cut", "no end of line", "no step", "no object", "zeros"],
+)
+def test_a_torn_row_goes(tmp_path, tail):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + tail)
+    metrics.truncate(tmp_path, 5)
+    assert path.read_bytes() == b'{"step": 1}\n'
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"\0" * 64,  # what a power failure leaves
+        struct.pack("<QI", 1 << 60, 0),  # a length that is none: nothing so large is read
+        b"\x05",
+    ],
+    ids=["zeros", "length", "cut"],
+)
+def test_a_torn_event_goes(tmp_path, tail):
+    _run(tmp_path, range(3))
+    (path,) = tmp_path.glob("events*")
+    whole = path.read_bytes()
+    path.write_bytes(whole + tail)
+    metrics.truncate(tmp_path, 5)
+    assert path.read_bytes() == whole
+
+
+def test_what_cannot_be_truncated_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"metrics\.jsonl"):
+        metrics.truncate(tmp_path, 1)

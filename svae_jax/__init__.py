@@ -1,8 +1,8 @@
 """Spatial variational auto-encoders via matrix-variate normal distributions, in JAX and Flax.
 
-    from svae_jax import latents      # posteriors, as pure functions
+from svae_jax import latents      # posteriors, as pure functions
 
-    trained = svae_jax.load(workdir)  # a trained model, see `svae_jax.explore`
+trained = svae_jax.load(workdir)  # a trained model, see `svae_jax.explore`
 """
 
 from typing import TYPE_CHECKING

@@ -357,6 +357,22 @@ def _compare(path: pathlib.Path, what: str, saved: dict[str, str], given: dict[s
 # Orbax.
 
 
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Drops what Orbax logs: what matters of it comes as an exception too, and in one line."""
+
+    def is_ours(record: Any) -> bool:
+        return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+    logger = logging.get_absl_logger()
+    logger.addFilter(is_ours)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_ours)
+
+
+@_quiet_orbax()
 def _orbax_save(path: pathlib.Path, state: PyTree, meta: dict[str, Any]) -> None:
     """Writes a step to a temporary directory and renames it, all of it in this thread.
 
@@ -375,33 +391,15 @@ def _orbax_save(path: pathlib.Path, state: PyTree, meta: dict[str, Any]) -> None
     )
     handlers = {"state": _array_handler(), "meta": ocp.JsonCheckpointHandler()}
     items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
-    with (
-        _quiet_orbax(),
-        ocp.CheckpointManager(path.parent, item_handlers=handlers, options=options) as manager,
-    ):
+    with ocp.CheckpointManager(path.parent, item_handlers=handlers, options=options) as manager:
         if not manager.save(int(path.name), args=items):
             raise RuntimeError("Orbax refuses it: a newer step is there")
 
 
+@_quiet_orbax()
 def _orbax_read(path: pathlib.Path) -> PyTree:
     """NumPy arrays in nested dictionaries and lists, as they are on disk, not yet verified."""
-    with _quiet_orbax():
-        return ocp.Checkpointer(_array_handler()).restore(path)
-
-
-@contextlib.contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Drops what Orbax logs: what matters of it comes as an exception too, and in one line."""
-
-    def is_ours(record: Any) -> bool:
-        return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-    logger = logging.get_absl_logger()
-    logger.addFilter(is_ours)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_ours)
+    return ocp.Checkpointer(_array_handler()).restore(path)
 
 
 def _array_handler() -> ocp.PyTreeCheckpointHandler:

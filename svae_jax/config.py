@@ -126,7 +126,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
         UserError: naming the first field that is wrong, its value and what is allowed.
     """
-    for field, value in flatten(base().to_dict()).items():
+    known = flatten(base().to_dict())
+    if unknown := flatten(config.to_dict()).keys() - known.keys():
+        raise UserError(f"there is no field {', '.join(sorted(unknown))}")
+    for field, value in known.items():
         _check_type(field, _get(config, field), type(value))
     for field in ("batch_size", "log_every", "eval_every", "sample_every", "checkpoint.every"):
         _require(config, field, lambda value: value >= 1, "at least 1")
@@ -172,7 +175,7 @@ def _get(config: ml_collections.ConfigDict, field: str) -> Any:
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} as {"a.b": 1}."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")

@@ -20,7 +20,8 @@ class Trained(NamedTuple):
     Attributes:
         model: the Flax module; `model.apply(variables, images, method="encode")` gives the
             posteriors' arrays, `method="decode"` the images of latents.
-        variables: the evaluated parameters and statistics: the moving averages where training kept them.
+        variables: the evaluated parameters and statistics: the moving averages where training
+            kept them.
         config: the configuration of the run.
         step: optimiser updates made.
     """

@@ -27,6 +27,9 @@ Run = Callable[[TrainState, TrainMetrics, int, int], tuple[TrainState, TrainMetr
 
 _PREFETCH = 2  # batches under way to the device
 
+# Where XLA runs the kernel gradient of a convolution 50 times slower inside a loop.
+_LOOPLESS = ("cpu",)
+
 
 def make(recipe: Recipe, images: Images, mesh: Mesh, resident_share: float) -> Run:
     """The function that trains on these images, which are resident where they fit the share."""
@@ -80,8 +83,7 @@ def _resident(recipe: Recipe, images: Images, mesh: Mesh) -> Run:
     def single(state, metrics, images, order):
         return one((state, metrics), images, order)
 
-    # On CPU, XLA runs the kernel gradient of a convolution 50 times slower inside a loop.
-    loops = mesh.devices.flat[0].platform != "cpu"
+    loops = mesh.devices.flat[0].platform not in _LOOPLESS
 
     def run(state, metrics, at, num_steps):
         while num_steps > 0:

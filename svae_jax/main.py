@@ -15,9 +15,12 @@ end, result.json. The same command goes on where a run was interrupted, and retu
 it is finished.
 """
 
+import difflib
 import json
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -27,20 +30,22 @@ from svae_jax.errors import UserError
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "configuration and posterior, such as configs/cifar10.py:lowrank,rank=2"
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "directory of this run; made where it is missing")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "directory of this run; made where it is missing", required=True
+)
 _DISTRIBUTED = flags.DEFINE_string(
     "distributed",
     None,
     "train on several processes: 'auto' on a cluster that JAX detects (Slurm, Open MPI, "
     "Kubernetes, TPU), else COORDINATOR_HOST:PORT,NUM_PROCESSES,PROCESS_ID",
 )
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("config")
 
 
 def main(argv: Sequence[str]) -> None:
     """Train, and print the result."""
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}: options begin with --")
+        raise UserError(f"unexpected argument {argv[1]!r}: options begin with --; see --help")
     # Imported late, so that --help and a mistyped flag answer at once.
     import jax
 
@@ -71,14 +76,33 @@ def _join(distributed: str | None) -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parse the flags, and tell a mistake in them in one line."""
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
     except flags.Error as error:
         # A config file's own error is the last line of a traceback.
         line = str(error).strip().splitlines()[-1]
         _exit(line.rpartition("UserError: ")[2])
+    except AttributeError:  # an override of a field that does not exist
+        _exit(_unknown_field(argv))
+    except OSError as error:  # an override of a configuration that does not exist
+        _exit(f"--config: {str(error).splitlines()[-1].strip()}")
+    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    if not os.path.isfile(path):
+        _exit(f"--config={path}: there is no such file")
+    return rest
 
 
-def _exit(message: str) -> None:
+def _unknown_field(argv: Sequence[str]) -> str:
+    from svae_jax import config
+
+    known = list(config.flatten(config.base().to_dict()))
+    given = [arg.lstrip("-").removeprefix("config.") for arg in argv if "-config." in arg]
+    fields = [field.partition("=")[0] for field in given]
+    unknown = next((field for field in fields if field not in known), "")
+    nearest = difflib.get_close_matches(unknown, known) or known
+    return f"--config.{unknown}: there is no such field; did you mean {' or '.join(nearest)}?"
+
+
+def _exit(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 

@@ -24,6 +24,7 @@ from clu import metrics
 from jaxtyping import UInt8
 
 from svae_jax.errors import UserError
+from svae_jax.lazy_tensorflow import tensorflow
 
 PICTURES = ("samples", "reconstructions")  # subdirectories of the workdir
 _JSON_LINES = "metrics.jsonl"
@@ -283,12 +284,7 @@ def _event_steps(file: Any) -> Iterator[tuple[int, int]]:
 
 def _summary_writer(workdir: pathlib.Path) -> Any:
     """Makes clu's TensorBoard writer, with TensorFlow kept quiet and off the GPU."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else two lines that no level silences
-    import tensorflow as tf
-
-    with contextlib.suppress(RuntimeError):  # someone has used TensorFlow's devices already
-        tf.config.set_visible_devices([], "GPU")
+    tensorflow()  # kept quiet, before clu imports it
     from clu import metric_writers
 
     return metric_writers.SummaryWriter(os.fspath(workdir))

@@ -91,9 +91,12 @@ def _parse_word(word: str, image_channels: int | None) -> Layer:
             f"{word!r} is no layer: write KxK/FEATURES, then /sSTRIDE and /valid where wanted, "
             "such as 5x5/32/s2/valid"
         )
-    if match[3] == "image" and image_channels is None:
+    if match[3] != "image":
+        features = int(match[3])
+    elif image_channels is not None:
+        features = image_channels
+    else:
         raise ValueError(f"{word!r}: only a decoder's last layer makes an image")
-    features = image_channels if match[3] == "image" else int(match[3])
     kernel, stride = int(match[1]), int(match[4] or 1)
     if min(kernel, features, stride) < 1:
         raise ValueError(f"{word!r}: kernel, features and stride must be at least 1")

@@ -152,7 +152,7 @@ def training_loss(
 def _training_sigma(
     objective: Objective, mean_squared_error: Float[Array, ""], log_sigma: Float[Array, ""] | None
 ) -> Float[Array, ""]:
-    if objective.learns_sigma:
+    if log_sigma is not None:
         return jnp.exp(log_sigma)
     if objective.fixed_sigma is not None:
         return jnp.asarray(objective.fixed_sigma, mean_squared_error.dtype)

@@ -46,5 +46,5 @@ def put_rows(array: np.ndarray, rows: np.ndarray, mesh: Mesh) -> Array:
     """The chosen rows of a host array, split over the devices; each process reads only its own."""
     shape = (len(rows), *array.shape[1:])
     return jax.make_array_from_callback(
-        shape, split_batch(mesh), lambda index: array[rows[index[0]]]
+        shape, split_batch(mesh), lambda index: array[rows[(index or (slice(None),))[0]]]
     )

@@ -1,7 +1,7 @@
 """The training state and the pure functions that change and evaluate it."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -161,6 +161,11 @@ class Evaluation(NamedTuple):
     squared_error: Float[Array, " b"]
 
 
+def _apply(model: SpatialVAE, variables: PyTree, *args: Any, method: str = "__call__") -> Any:
+    """`model.apply` in evaluation, without the other collections that Flax's types allow for."""
+    return model.apply(variables, *args, method=method)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def eval_step(
     model: SpatialVAE,
@@ -171,7 +176,7 @@ def eval_step(
 ) -> Evaluation:
     """Evaluate a batch with one sample of z an image and a σ that is fixed."""
     images = image_ops.to_float(pixels)
-    means, params, _ = model.apply(variables, key, images)
+    means, params, _ = _apply(model, variables, key, images)
     kl = model.posterior.kl(params)
     reconstruction = objectives.gaussian_log_prob(images, means, sigma)
     discretized = objectives.discretized_gaussian_log_prob(images, means, sigma)
@@ -196,10 +201,10 @@ def importance_weighted_step(
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
     """Importance-weighted bounds in nats: of the continuous density, and of the 8-bit image."""
     images = image_ops.to_float(pixels)
-    params = model.apply(variables, images, method="encode")
+    params = _apply(model, variables, images, method="encode")
 
     def log_likelihood(z: Float[Array, "b h w n"]) -> tuple:
-        means = model.apply(variables, z, method="decode")
+        means = _apply(model, variables, z, method="decode")
         return (
             objectives.gaussian_log_prob(images, means, sigma),
             objectives.discretized_gaussian_log_prob(images, means, sigma),
@@ -222,7 +227,7 @@ def generate(
     model: SpatialVAE, variables: PyTree, key: PRNGKeyArray, count: int
 ) -> Float[Array, "{count} h w c"]:
     """Draw images from the model: the means of the pixels for latents drawn from the prior."""
-    return model.apply(variables, model.sample_prior(key, count), method="decode")
+    return _apply(model, variables, model.sample_prior(key, count), method="decode")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -230,4 +235,4 @@ def reconstruct(
     model: SpatialVAE, variables: PyTree, key: PRNGKeyArray, pixels: UInt8[Array, "b h w c"]
 ) -> Float[Array, "b h w c"]:
     """Encode, draw one sample of each posterior, and decode."""
-    return model.apply(variables, key, image_ops.to_float(pixels)).means
+    return _apply(model, variables, key, image_ops.to_float(pixels)).means

@@ -1,7 +1,6 @@
 """What tests share: double precision on request, real data where there is any, tiny runs."""
 
 import os
-import pathlib
 
 import jax
 import numpy as np
@@ -25,16 +24,6 @@ def x64():
     """Double precision for the duration of one test."""
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture(scope="session")
-def real_data_dir():
-    """A TFDS data directory with CIFAR-10 and CelebA; skips where there is none."""
-    beside = pathlib.Path(__file__).parents[2] / "shared" / "tensorflow_datasets"
-    for place in (os.environ.get("TFDS_DATA_DIR"), beside):
-        if place and (pathlib.Path(place) / "cifar10").is_dir():
-            return str(place)
-    pytest.skip("no real data: neither in TFDS_DATA_DIR nor in ../shared/tensorflow_datasets")
 
 
 @pytest.fixture(scope="session")

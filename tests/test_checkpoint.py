@@ -533,7 +533,7 @@ def test_rubbish_of_a_killed_save_is_no_step_and_in_nobodys_way(copy, monkeypatc
     orbax_save = checkpoint._orbax_save
 
     def there_is_room(*args):
-        assert offered(copy) == [10, 20] and len(list(copy.iterdir())) == 2
+        assert sorted(path.name for path in copy.iterdir()) == ["10", "20"]
         orbax_save(*args)
 
     monkeypatch.setattr(checkpoint, "_orbax_save", there_is_room)
@@ -776,8 +776,7 @@ CHATTER = """
 
 
 def test_terminal_shows_one_line_for_a_damaged_step_and_nothing_else(copy):
-    for file in (copy / "20" / "state").rglob("d/*"):
-        file.unlink()
+    damage(next((copy / "20" / "state" / "d").iterdir()), "delete")
     out, err = python(CHATTER, copy).communicate(timeout=120)
     assert out == ""
     assert len(err.splitlines()) == 1

@@ -56,12 +56,20 @@ def test_unknown_names_and_keys_are_refused_with_those_that_exist(arg, message):
     [
         ("latent.height", -3, "latent.height must be a positive integer, got height=-3"),
         ("latent.maps", 0, "latent.maps must be a positive integer, got maps=0"),
-        ("latent.rank", 4, r"latent.rank must be between 1 and min\(height, width\) = 3, got rank=4"),
+        (
+            "latent.rank",
+            4,
+            r"latent.rank must be between 1 and min\(height, width\) = 3, got rank=4",
+        ),
         ("latent.name", "gauss", "latent.name must be one of vector, naive"),
         ("latent.height", 5, "model.decoder: height must be one of 2, 3, 4, 6, 8, got height=5"),
         ("objective.beta", math.nan, "objective.beta must be a finite number, 0 or above, got nan"),
         ("objective.sigma", "small", "objective.sigma must be"),
-        ("optimizer.learning_rate", 0.0, "optimizer.learning_rate must be finite and above 0, got 0"),
+        (
+            "optimizer.learning_rate",
+            0.0,
+            "optimizer.learning_rate must be finite and above 0, got 0",
+        ),
         ("optimizer.learning_rate", -1e-3, "optimizer.learning_rate must be"),
         ("optimizer.learning_rate", math.nan, "optimizer.learning_rate must be"),
         ("optimizer.schedule", "linear", "optimizer.schedule must be .*'linear'"),
@@ -109,7 +117,7 @@ def test_the_number_of_steps():
     assert configs.num_steps(config, 1050) == 15  # the remainder of an epoch is dropped
     config.num_steps = 7
     assert configs.num_steps(config, 1050) == 7
-    with pytest.raises(UserError, match="batch_size=100 is above the 99 images of dataset.split"):
+    with pytest.raises(UserError, match=r"batch_size=100 is above the 99 images of dataset.split"):
         configs.num_steps(config, 99)
 
 
@@ -151,9 +159,9 @@ def test_json_round_trip():
     config = shapes.get_config("lowrank,rank=2")
     again = configs.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again.to_dict() == config.to_dict()
-    with pytest.raises(UserError, match="unknown fields: model.depth"):
+    with pytest.raises(UserError, match=r"unknown fields: model.depth"):
         configs.from_dict({"model": {"depth": 3}})
-    with pytest.raises(UserError, match="config.json"):
+    with pytest.raises(UserError, match=r"config.json"):
         configs.from_dict({"batch_size": "many"})
 
 
@@ -189,5 +197,5 @@ def test_a_run_may_grow_where_its_schedule_allows():
         configs.check_duration(earlier, now, 50_000)
     for config in (earlier, now):
         config.optimizer.schedule = "cosine"
-    with pytest.raises(UserError, match="optimizer.schedule='cosine' depends on it"):
+    with pytest.raises(UserError, match=r"optimizer.schedule='cosine' depends on it"):
         configs.check_duration(now, earlier, 50_000)

@@ -33,9 +33,7 @@ def _arrays(kernel, size, key=0):
 @pytest.mark.parametrize(("kernel", "stride", "padding", "size"), CASES)
 def test_conv_equals_lax(x64, kernel, stride, padding, size):
     x, w = _arrays(kernel, size)
-    expected = lax.conv_general_dilated(
-        x, w, (stride, stride), padding, dimension_numbers=LAYOUT
-    )
+    expected = lax.conv_general_dilated(x, w, (stride, stride), padding, dimension_numbers=LAYOUT)
     actual = convolutions.conv(x, w, (stride, stride), (padding, padding))
     np.testing.assert_allclose(actual, expected, rtol=1e-12)
     sizes = [convolutions.output_size(n, kernel, stride, padding) for n in x.shape[1:3]]
@@ -58,9 +56,7 @@ def test_conv_transpose_and_its_gradients_equal_lax(x64, kernel, stride, padding
     sizes = [convolutions.transposed_output_size(n, kernel, stride, padding) for n in x.shape[1:3]]
     assert list(actual.shape[1:3]) == sizes
     cotangent = jax.random.normal(jax.random.key(1), actual.shape, jnp.float64)
-    for ours_gradient, gradient in zip(
-        actual_vjp(cotangent), expected_vjp(cotangent), strict=True
-    ):
+    for ours_gradient, gradient in zip(actual_vjp(cotangent), expected_vjp(cotangent), strict=True):
         np.testing.assert_allclose(ours_gradient, gradient, rtol=1e-11, atol=1e-11)
 
 
@@ -93,6 +89,4 @@ def test_conv_transpose_under_vmap_and_jacrev(x64):
 def test_forward_mode_says_what_it_cannot():
     x, w = jnp.ones((1, 2, 2, 1)), jnp.ones((3, 3, 1, 1))
     with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(
-            lambda x: convolutions.conv_transpose(x, w, (2, 2), ("SAME", "SAME")), (x,), (x,)
-        )
+        jax.jvp(lambda x: convolutions.conv_transpose(x, w, (2, 2), ("SAME", "SAME")), (x,), (x,))

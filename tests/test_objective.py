@@ -30,9 +30,7 @@ def test_gaussian_log_prob_equals_scipy(x64):
 LEVELS = np.arange(256) / 127.5 - 1
 
 
-@given(
-    mean=st.floats(-1, 1), log_sigma=st.floats(math.log(objective.MIN_SIGMA), math.log(10.0))
-)
+@given(mean=st.floats(-1, 1), log_sigma=st.floats(math.log(objective.MIN_SIGMA), math.log(10.0)))
 @settings(max_examples=30, deadline=None)
 def test_bin_masses_sum_to_one(mean, log_sigma):
     with jax.enable_x64(True):
@@ -120,9 +118,9 @@ def test_the_gradient_through_an_optimal_sigma_is_that_of_the_maximised_likeliho
 
 def test_an_exact_reconstruction_has_a_finite_loss_and_gradient():
     images, _, kl = _batch()
-    value, gradient = jax.value_and_grad(
-        lambda means: _loss(Objective(), images, means, kl).loss
-    )(images)
+    value, gradient = jax.value_and_grad(lambda means: _loss(Objective(), images, means, kl).loss)(
+        images
+    )
     assert np.isfinite(value)
     assert np.all(np.isfinite(gradient))
 
@@ -147,9 +145,9 @@ def test_free_bits_bound_the_batch_mean_of_each_map(x64):
     free = _loss(Objective(free_bits=0.5), images[:2], means[:2], kl)
     np.testing.assert_allclose(free.loss - plain.loss, 0.3, rtol=1e-10)
     np.testing.assert_allclose(free.kl, plain.kl)
-    gradient = jax.grad(
-        lambda kl: _loss(Objective(free_bits=0.5), images[:2], means[:2], kl).loss
-    )(kl)
+    gradient = jax.grad(lambda kl: _loss(Objective(free_bits=0.5), images[:2], means[:2], kl).loss)(
+        kl
+    )
     np.testing.assert_allclose(gradient, [[0, 0.5], [0, 0.5]], atol=1e-12)
 
 
@@ -178,9 +176,9 @@ def test_released_code_weighs_the_kl_by_the_latents_size(x64, dims, latent, weig
     images = _images(0, 2, 1, dims, 1)
     means, kl = _images(1, 2, 1, dims, 1), jnp.ones((2, 1))
     of_means, of_kl = jax.grad(
-        lambda means, kl: _loss(
-            Objective(scaling="released_code"), images, means, kl, num_latents=latent
-        ).loss,
+        lambda means, kl: (
+            _loss(Objective(scaling="released_code"), images, means, kl, num_latents=latent).loss
+        ),
         argnums=(0, 1),
     )(means, kl)
     of_sse = of_means[0, 0, 0, 0] / (2 * (means - images)[0, 0, 0, 0])

@@ -24,6 +24,7 @@ from PIL import Image
 from svae_jax import cache
 from svae_jax.datasets import Range, Reader
 from svae_jax.errors import UserError
+from svae_jax.lazy_tensorflow import tensorflow
 
 _CROPS = {"celeb_a": 148}  # the centre that holds the face; other sets keep their shorter side
 _BATCH = 256  # records that TensorFlow hands over at a time
@@ -74,7 +75,7 @@ class Prepared:
 
     def images(self, ranges: list[Range], channels: int) -> Iterator[Reader]:
         """What decodes each image, in the order of the files."""
-        tf, tfds = _tensorflow(), _tfds()
+        tf, tfds = tensorflow(), _tfds()
         instructions = [
             tfds.core.ReadInstruction(split, from_=start, to=stop, unit="abs")
             for split, start, stop in ranges
@@ -101,7 +102,7 @@ class Prepared:
 
     def _bad_file(self, ranges: list[Range]) -> Any:
         """The first file that does not hold what it should; TensorFlow does not say which."""
-        tf = _tensorflow()
+        tf = tensorflow()
         for split in sorted({split for split, _, _ in ranges}):
             info = self.builder.info.splits[split]
             for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
@@ -122,17 +123,6 @@ def _tfds() -> Any:
     import tensorflow_datasets
 
     return tensorflow_datasets
-
-
-def _tensorflow() -> Any:
-    # Both keep start-up messages from the terminal, and only if set before the import.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    import tensorflow as tf
-
-    with contextlib.suppress(RuntimeError):  # someone else uses TensorFlow in this process
-        tf.config.set_visible_devices([], "GPU")  # or it takes the memory that JAX needs
-    return tf
 
 
 @contextlib.contextmanager
@@ -210,7 +200,7 @@ def _image_feature(name: str, features: Any, channels: int) -> str:
 
 def _prepare(name: str, builder: Any, cache_dir: Path, alone: bool) -> None:
     """Downloads and prepares; TFDS writes beside the data set and renames it when it is whole."""
-    _tensorflow()
+    tensorflow()
     tfds = _tfds()
     from tensorflow_datasets.core.download import downloader
 

@@ -184,7 +184,7 @@ def test_no_damaged_png_goes_unnoticed(root, load):
     assert refusals > 0.9 * len(good)
 
 
-@pytest.mark.parametrize("keep", [0, 10, 300, -20])
+@pytest.mark.parametrize("keep", [0, 10, 300, -100])
 @pytest.mark.parametrize("name", ["odd.png", "odd.jpg"])
 def test_files_cut_short_are_refused(root, refused, name, keep):
     save(noise(8, 8, 3), root / "good.png")

@@ -1,0 +1,271 @@
+"""Whole runs on tiny images: files, resuming, devices, what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import svae_jax
+from svae_jax import checkpoint, feed, images, sharding, step, train, workdir
+from svae_jax import config as configs
+from svae_jax.errors import UserError
+from svae_jax.metrics import TrainMetrics
+
+ROOT = Path(__file__).parents[1]
+
+
+def _rows(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def _final(directory):
+    return checkpoint.fingerprint(checkpoint.load(directory / "checkpoints").state)
+
+
+@pytest.fixture
+def finished(tiny_config, tmp_path):
+    directory = tmp_path / "run"
+    return directory, train.train(tiny_config, directory)
+
+
+def test_a_run_writes_all_its_files(finished, tiny_config):
+    directory, result = finished
+    for name in ("samples", "reconstructions"):
+        assert sorted(p.name for p in (directory / name).iterdir()) == ["000004.png", "000008.png"]
+    assert list(directory.glob("events.out.tfevents.*"))
+    assert sorted(int(p.name) for p in (directory / "checkpoints").iterdir()) == [4, 6, 8]
+    assert json.loads((directory / "config.json").read_text()) == tiny_config.to_dict()
+    assert json.loads((directory / "result.json").read_text()) == result
+    rows = _rows(directory)
+    assert [row["step"] for row in rows if "train/loss" in row] == [2, 4, 6, 8]
+    assert [row["step"] for row in rows if "eval/elbo" in row] == [4, 8]
+    train_row = next(row for row in rows if row["step"] == 4 and "train/loss" in row)
+    assert set(train_row) == {
+        "step", "train/loss", "train/reconstruction", "train/kl", "train/sigma",
+        "images_per_second",
+    }  # fmt: skip
+    assert result["step"] == 8
+    last = next(row for row in rows if row["step"] == 8 and "eval/elbo" in row)
+    assert {**result["metrics"], "step": 8} == last
+    assert result["parameters"]["encoder"] > 0
+    assert result["device"]["platform"] == "cpu"
+
+
+def test_pictures_show_originals_above_their_reconstructions(finished, tiny_images):
+    directory, _ = finished
+    picture = np.asarray(Image.open(directory / "reconstructions" / "000008.png"))
+    originals = [np.asarray(Image.open(p)) for p in sorted((tiny_images / "test").iterdir())]
+    trained = svae_jax.load(directory)
+    pixels = np.stack(originals)
+    reconstructions = step.reconstruct(
+        trained.model, trained.variables, step.stream(0, "eval"), pixels
+    )
+    np.testing.assert_array_equal(picture, images.pairs(pixels, reconstructions))
+
+
+def test_a_finished_run_returns_at_once(finished, tiny_config, monkeypatch):
+    directory, result = finished
+    monkeypatch.setattr(feed, "make", None)  # nothing is trained
+    assert train.train(tiny_config, directory) == result
+
+
+def test_a_trained_run_is_loaded_in_one_call(finished, tiny_config):
+    directory, _ = finished
+    trained = svae_jax.load(directory)
+    assert trained.step == 8
+    assert trained.config.to_dict() == tiny_config.to_dict()
+    z = trained.model.sample_prior(jax.random.key(0), 2)
+    assert trained.model.apply(trained.variables, z, method="decode").shape == (2, 8, 8, 3)
+    saved = checkpoint.load(directory / "checkpoints").state["params"]
+    jax.tree.map(np.testing.assert_array_equal, trained.variables["params"], saved)
+
+
+def test_what_is_loaded_is_the_average_where_there_is_one(tiny_config, tmp_path):
+    tiny_config.optimizer.ema_decay = 0.5
+    train.train(tiny_config, tmp_path)
+    trained = svae_jax.load(tmp_path)
+    saved = checkpoint.load(tmp_path / "checkpoints").state
+    jax.tree.map(np.testing.assert_array_equal, trained.variables, saved["ema"])
+    head = ("encoder", "Dense_0", "kernel")
+    assert not np.array_equal(
+        trained.variables["params"][head[0]][head[1]][head[2]],
+        saved["params"][head[0]][head[1]][head[2]],
+    )
+
+
+def test_loading_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no workdir of a run"):
+        svae_jax.load(tmp_path)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def _interrupt_after(monkeypatch, last):
+    """Training dies once it would go past this step, as a killed process does."""
+    make = feed.make
+
+    def dying(*args):
+        run = make(*args)
+
+        def limited(state, metrics, at, num_steps):
+            state, metrics = run(state, metrics, at, min(num_steps, last - at))
+            if at + num_steps > last:
+                raise Interrupted
+            return state, metrics
+
+        return limited
+
+    monkeypatch.setattr(feed, "make", dying)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_interrupted_anywhere_a_run_ends_in_the_same_bits(
+    tiny_config, tmp_path, monkeypatch, ema_decay
+):
+    tiny_config.optimizer.ema_decay = ema_decay
+    train.train(tiny_config, tmp_path / "whole")
+
+    def curves(directory):  # all rows, but for the one number that is of the clock
+        rows = _rows(directory)
+        return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+    for last in range(1, tiny_config.num_steps):
+        broken = tmp_path / f"broken_after_{last}"
+        with monkeypatch.context() as patch:
+            _interrupt_after(patch, last)
+            with pytest.raises(Interrupted):
+                train.train(tiny_config, broken)
+        assert not (broken / "result.json").exists()
+        train.train(tiny_config, broken)
+        assert _final(broken) == _final(tmp_path / "whole")
+        assert curves(broken) == curves(tmp_path / "whole")
+
+
+def test_a_longer_run_equals_a_continued_one(tiny_config, tmp_path):
+    tiny_config.num_steps = 4
+    train.train(tiny_config, tmp_path / "continued")
+    tiny_config.num_steps = 8
+    result = train.train(tiny_config, tmp_path / "continued")
+    assert result["step"] == 8
+    train.train(tiny_config, tmp_path / "whole")
+    assert _final(tmp_path / "continued") == _final(tmp_path / "whole")
+
+
+def test_a_run_stopped_before_its_result_only_writes_it(finished, tiny_config):
+    directory, result = finished
+    rows, state = _rows(directory), _final(directory)
+    (directory / "result.json").unlink()
+    again = train.train(tiny_config, directory)
+    assert again["metrics"] == result["metrics"]
+    assert (_rows(directory), _final(directory)) == (rows, state)
+
+
+def test_streamed_and_resident_images_give_the_same_bits(tiny_config, tmp_path):
+    train.train(tiny_config, tmp_path / "resident")
+    tiny_config.dataset.resident_share = 0.0
+    train.train(tiny_config, tmp_path / "streamed")
+    assert _final(tmp_path / "resident") == _final(tmp_path / "streamed")
+
+
+def test_many_steps_in_one_dispatch_equal_single_ones(tiny_config, monkeypatch):
+    """What accelerators do, on the CPU: the loop crosses epochs (of 4 updates here) too."""
+    recipe, mesh = configs.recipe(tiny_config, 10), sharding.make_mesh()
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3)).astype(np.uint8)
+    ends = []
+    for platforms in ((), ("cpu",)):
+        monkeypatch.setattr(feed, "_LOOPLESS", ("cpu",) if not platforms else ())
+        run = feed.make(recipe, pixels, mesh, 0.5)
+        state, metrics = run(step.init_state(recipe), TrainMetrics.empty(), 0, 3)
+        ends.append(run(state, metrics, 3, 7))
+    (single, a), (looped, b) = ends
+    assert int(looped.step) == 10
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), single, looped)
+    assert float(a.compute()["loss"]) == pytest.approx(float(b.compute()["loss"]), rel=1e-5)
+
+
+_DEVICES = """
+import sys, json
+import numpy as np
+import svae_jax.config as configs
+from svae_jax import feed, sharding, step
+from svae_jax.metrics import TrainMetrics
+config = configs.from_dict(json.loads(sys.argv[1]))
+recipe, mesh = configs.recipe(config, 20), sharding.make_mesh()
+pixels = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3)).astype(np.uint8)
+run = feed.make(recipe, pixels, mesh, config.dataset.resident_share)
+state, losses = step.init_state(recipe), []
+for at in range(20):
+    state, metrics = run(state, TrainMetrics.empty(), at, 1)
+    losses.append(float(metrics.compute()["loss"]))
+print(json.dumps([mesh.size, losses]))
+"""
+
+
+@pytest.mark.parametrize("resident_share", [0.5, 0.0])
+def test_one_device_and_four_give_the_same_losses(tiny_config, resident_share):
+    tiny_config.optimizer.learning_rate = 1e-4
+    tiny_config.dataset.resident_share = resident_share
+    losses = {}
+    for count in (1, 4):
+        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+        done = subprocess.run(
+            [sys.executable, "-c", _DEVICES, json.dumps(tiny_config.to_dict())],
+            env=environment, capture_output=True, text=True, timeout=300, check=True,
+        )  # fmt: skip
+        size, losses[count] = json.loads(done.stdout)
+        assert size == count
+    np.testing.assert_allclose(losses[1], losses[4], rtol=1e-5)
+
+
+# What is refused, before anything is compiled.
+
+
+@pytest.fixture
+def nothing_compiled(monkeypatch):
+    monkeypatch.setattr(step, "init_state", None)
+    monkeypatch.setattr(feed, "make", None)
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_another_configuration_is_refused_and_named(tiny_config, tmp_path):
+    workdir.write_json(tmp_path / "config.json", tiny_config.to_dict())
+    tiny_config.update(seed=1)
+    tiny_config.latent.maps = 8
+    with pytest.raises(UserError, match=r"latent.maps=8 \(was 4\)") as caught:
+        train.train(tiny_config, tmp_path)
+    assert "seed=1 (was 0)" in str(caught.value)
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_a_damaged_config_is_told(tiny_config, tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": ')
+    with pytest.raises(UserError, match=r"config.json is damaged"):
+        train.train(tiny_config, tmp_path)
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_a_workdir_that_cannot_be_written_is_refused(tiny_config, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(UserError, match=r"--workdir=.*cannot be written"):
+        train.train(tiny_config, blocked / "run")
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_a_batch_that_does_not_divide_is_refused(tiny_config, tmp_path, monkeypatch):
+    class Mesh:
+        size = 5
+
+    monkeypatch.setattr(sharding, "make_mesh", Mesh)
+    with pytest.raises(
+        UserError, match=r"batch_size must be a multiple of the 5 devices, got .*12"
+    ):
+        train.train(tiny_config, tmp_path)

@@ -72,6 +72,8 @@ def base() -> ml_collections.ConfigDict:
                 "warmup_steps": 0,
                 "clip_norm": 0.0,  # of the whole gradient; 0: off
                 "ema_decay": 0.0,  # average of the weights for evaluation; 0: off
+                # Steps in a row that may be left out since loss or gradient are not finite.
+                "max_bad_steps": 0,
             },
             "batch_size": 100,
             "num_steps": 0,  # optimiser updates since step 0; wins over num_epochs where above 0
@@ -146,6 +148,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     _require(config, optimizer + "warmup_steps", lambda value: value >= 0, "0 (off) or above")
     _require(config, optimizer + "clip_norm", lambda v: 0 <= v < math.inf, "0 (off) or above")
     _require(config, optimizer + "ema_decay", lambda v: 0 <= v < 1, "0 (off) or above, below 1")
+    _require(config, optimizer + "max_bad_steps", lambda value: value >= 0, "0 or above")
     for field in _DURATION:
         _require(config, field, lambda value: 0 <= value < math.inf, "0 or above")
     if config.num_steps == 0 and config.num_epochs == 0:
@@ -227,6 +230,7 @@ def recipe(config: ml_collections.ConfigDict, num_steps: int) -> Recipe:
         objective=_objective(config),
         optimizer=_optimizer(config, num_steps),
         ema_decay=config.optimizer.ema_decay,
+        max_bad_steps=config.optimizer.max_bad_steps,
         batch_size=config.batch_size,
         image_shape=(size, size, config.dataset.channels),
         seed=config.seed,

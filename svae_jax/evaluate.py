@@ -1,4 +1,4 @@
-"""Held-out bounds on the log-likelihood, with a σ fixed before any held-out image is seen."""
+"""Held-out bounds, with a σ fixed before any held-out image is seen; samples, reconstructions."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,13 +10,54 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, UInt8
 
+from svae_jax import images as image_ops
 from svae_jax import metrics, objective, sharding, step
 from svae_jax.step import Recipe
 
 # σ of `optimal` and `released_code` is the root mean squared error on so many training images.
 NUM_SIGMA_IMAGES = 2000
 
+_NUM_SAMPLES = 64
+_NUM_RECONSTRUCTIONS = 32
+
 Pixels = UInt8[np.ndarray, "n h w c"]
+
+
+def held_out(
+    recipe: Recipe,
+    variables: PyTree,
+    train_images: UInt8[np.ndarray, "m h w c"],
+    eval_images: Pixels,
+    mesh: Mesh,
+    *,
+    importance_samples: int = 0,
+) -> dict[str, float]:
+    """Fix σ on training images, then evaluate on held-out ones.
+
+    Returns:
+        What `evaluate` and, for K = `importance_samples` above 0, `importance_weighted` return.
+    """
+    sigma = fixed_sigma(recipe, variables, train_images, mesh)
+    values = evaluate(recipe, variables, eval_images, sigma, mesh)
+    if importance_samples:
+        values |= importance_weighted(
+            recipe, variables, eval_images, sigma, mesh, num_samples=importance_samples
+        )
+    return values
+
+
+def pictures(
+    recipe: Recipe, variables: PyTree, eval_images: Pixels
+) -> dict[str, UInt8[np.ndarray, "_h _w c"]]:
+    """Grids of `samples` from the prior, always of the same z, and of `reconstructions`."""
+    originals = np.asarray(eval_images[:_NUM_RECONSTRUCTIONS])
+    prior_key, key = (step.stream(recipe.seed, name) for name in ("prior", "eval"))
+    samples = step.generate(recipe.model, variables, prior_key, _NUM_SAMPLES)
+    reconstructions = step.reconstruct(recipe.model, variables, key, originals)
+    return {
+        "samples": image_ops.grid(samples),
+        "reconstructions": image_ops.pairs(originals, reconstructions),
+    }
 
 
 def fixed_sigma(recipe: Recipe, variables: PyTree, train_images: Pixels, mesh: Mesh) -> float:

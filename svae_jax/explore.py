@@ -47,7 +47,7 @@ def load(directory: str | Path) -> Trained:
         raise UserError(f"{directory} is no workdir of a run: it holds no config.json")
     config = configs.from_dict(fields)
     loaded = checkpoint.load(directory / "checkpoints")
-    state = loaded.state
+    state = loaded.state["state"]
     variables = state.get("ema") or {name: state.get(name) for name in ("params", "batch_stats")}
     variables = {name: arrays or {} for name, arrays in variables.items()}
     return Trained(configs.model(config), jax.tree.map(jnp.asarray, variables), config, loaded.step)

@@ -1,4 +1,4 @@
-"""Many training steps, fed from images on the device or streamed from the host.
+"""Training steps, fed from images on the device or streamed from the host.
 
 Which images a step sees is a pure function of the seed and the step (`step.epoch_permutation`), in
 both ways the same.
@@ -7,7 +7,7 @@ both ways the same.
 import collections
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent import futures
 
 import jax
@@ -21,9 +21,9 @@ from svae_jax.step import Recipe, TrainState
 
 Images = UInt8[np.ndarray, "n h w c"]
 
-# (state, metrics, the step the state is at, number of steps to make) -> (state, metrics). Both are
-# donated.
-Run = Callable[[TrainState, TrainMetrics, int, int], tuple[TrainState, TrainMetrics]]
+# (state, metrics, the step the state is at, steps to make at most) -> (state, metrics, steps made).
+# The state is donated.
+Feed = Callable[[TrainState, TrainMetrics, int, int], tuple[TrainState, TrainMetrics, int]]
 
 _PREFETCH = 2  # batches under way to the device
 
@@ -31,7 +31,7 @@ _PREFETCH = 2  # batches under way to the device
 _LOOPLESS = ("cpu",)
 
 
-def make(recipe: Recipe, images: Images, mesh: Mesh, resident_share: float) -> Run:
+def make(recipe: Recipe, images: Images, mesh: Mesh, resident_share: float) -> Feed:
     """The function that trains on these images, which are resident where they fit the share."""
     if images.nbytes <= resident_share * _device_memory(mesh):
         return _resident(recipe, images, mesh)
@@ -61,10 +61,11 @@ def _permutation(recipe: Recipe, mesh: Mesh, num_images: int) -> Callable[[int],
     return functools.lru_cache(maxsize=1)(compute)
 
 
-def _resident(recipe: Recipe, images: Images, mesh: Mesh) -> Run:
+def _resident(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
     on_device = sharding.put(images, sharding.replicated(mesh))
     permutation = _permutation(recipe, mesh, len(images))
     steps_per_epoch = len(images) // recipe.batch_size
+    loops = mesh.devices.flat[0].platform not in _LOOPLESS
 
     def one(carry, images, order):
         state, metrics = carry
@@ -73,37 +74,30 @@ def _resident(recipe: Recipe, images: Images, mesh: Mesh) -> Run:
         indices = jax.lax.with_sharding_constraint(indices, sharding.split_batch(mesh))
         return _update(recipe, state, metrics, images[indices])
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=sharding.replicated(mesh))
     def many(state, metrics, images, order, num_steps):
+        if not loops:
+            return one((state, metrics), images, order)
         return jax.lax.fori_loop(
             0, num_steps, lambda _, carry: one(carry, images, order), (state, metrics)
         )
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=sharding.replicated(mesh))
-    def single(state, metrics, images, order):
-        return one((state, metrics), images, order)
+    update = jax.jit(many, donate_argnums=0, out_shardings=sharding.replicated(mesh))
 
-    loops = mesh.devices.flat[0].platform not in _LOOPLESS
+    def feed(state, metrics, at, most):
+        epoch, position = divmod(at, steps_per_epoch)
+        num_steps = min(most, steps_per_epoch - position) if loops else 1
+        state, metrics = update(state, metrics, on_device, permutation(epoch), num_steps)
+        return state, metrics, num_steps
 
-    def run(state, metrics, at, num_steps):
-        while num_steps > 0:
-            epoch, position = divmod(at, steps_per_epoch)
-            chunk = min(num_steps, steps_per_epoch - position) if loops else 1
-            if loops:
-                state, metrics = many(state, metrics, on_device, permutation(epoch), chunk)
-            else:
-                state, metrics = single(state, metrics, on_device, permutation(epoch))
-            at, num_steps = at + chunk, num_steps - chunk
-        return state, metrics
-
-    return run
+    return feed
 
 
-def _streamed(recipe: Recipe, images: Images, mesh: Mesh) -> Run:
+def _streamed(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
     permutation = _permutation(recipe, mesh, len(images))
     host_order = functools.lru_cache(maxsize=1)(lambda epoch: np.asarray(permutation(epoch)))
     steps_per_epoch = len(images) // recipe.batch_size
     reader = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed")
+    pending: collections.deque[tuple[int, futures.Future]] = collections.deque()
 
     def load(at: int) -> UInt8[Array, "b h w c"]:
         epoch, position = divmod(at, steps_per_epoch)
@@ -111,24 +105,21 @@ def _streamed(recipe: Recipe, images: Images, mesh: Mesh) -> Run:
         chosen = host_order(epoch)[start : start + recipe.batch_size]
         return sharding.put_rows(images, chosen, mesh)
 
-    def batches(at: int, num_steps: int) -> Iterator[UInt8[Array, "b h w c"]]:
-        pending: collections.deque[futures.Future] = collections.deque()
-        for ahead in range(at, at + num_steps):
-            pending.append(reader.submit(load, ahead))
-            if len(pending) > _PREFETCH:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+    def batch(at: int) -> UInt8[Array, "b h w c"]:
+        if pending and pending[0][0] != at:
+            pending.clear()
+        for ahead in range(at + len(pending), at + _PREFETCH + 1):
+            pending.append((ahead, reader.submit(load, ahead)))
+        return pending.popleft()[1].result()
 
     update = jax.jit(
         functools.partial(_update, recipe),
-        donate_argnums=(0, 1),
+        donate_argnums=0,
         out_shardings=sharding.replicated(mesh),
     )
 
-    def run(state, metrics, at, num_steps):
-        for pixels in batches(at, num_steps):
-            state, metrics = update(state, metrics, pixels)
-        return state, metrics
+    def feed(state, metrics, at, most):
+        del most
+        return *update(state, metrics, batch(at)), 1
 
-    return run
+    return feed

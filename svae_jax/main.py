@@ -25,6 +25,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from svae_jax import interrupt
 from svae_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -117,6 +118,9 @@ def run() -> None:
             main(argv)
         except UserError as error:
             _exit(str(error))
+        except interrupt.Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            sys.exit(stopped.exit_code)
 
     app.run(guarded, flags_parser=_parse_flags)
 

@@ -47,11 +47,37 @@ class RootMeanSquare(metrics.Average):
 
 
 @flax.struct.dataclass
+class Sum(metrics.Metric):
+    """The sum of all values."""
+
+    total: jnp.ndarray
+
+    @classmethod
+    def empty(cls):
+        """Nothing yet."""
+        return cls(total=jnp.zeros((), jnp.float32))
+
+    @classmethod
+    def from_model_output(cls, values, **_):
+        """Takes values of any shape."""
+        return cls(total=jnp.sum(values))
+
+    def merge(self, other):
+        """Adds."""
+        return type(self)(total=self.total + other.total)
+
+    def compute(self):
+        """The sum, a scalar."""
+        return self.total
+
+
+@flax.struct.dataclass
 class TrainMetrics(metrics.Collection):
     """Averages over the steps between two logs, in nats an image.
 
-    `TrainMetrics.single_from_model_output(loss=…, reconstruction=…, kl=…, sigma=…)`, each a scalar
-    or an array; further names are ignored. A new metric is one more line here.
+    `TrainMetrics.single_from_model_output(loss=…, reconstruction=…, kl=…, sigma=…, skipped=…,
+    mask=…)`, each an array; further names are ignored. A new metric is one more line here. Steps
+    whose mask is 0 count only in `skipped`.
 
     sigma is pooled as a root mean square: under `objective.sigma=optimal` a step's σ² is its mean
     squared error, so the interval's σ² is the mean of its steps'.
@@ -61,6 +87,7 @@ class TrainMetrics(metrics.Collection):
     reconstruction: metrics.Average.from_output("reconstruction")  # type: ignore[valid-type]
     kl: metrics.Average.from_output("kl")  # type: ignore[valid-type]
     sigma: RootMeanSquare.from_output("sigma")  # type: ignore[valid-type]
+    skipped: Sum.from_output("skipped")  # type: ignore[valid-type]
 
 
 @flax.struct.dataclass

@@ -48,3 +48,14 @@ def put_rows(array: np.ndarray, rows: np.ndarray, mesh: Mesh) -> Array:
     return jax.make_array_from_callback(
         shape, split_batch(mesh), lambda index: array[rows[(index or (slice(None),))[0]]]
     )
+
+
+def describe(mesh: Mesh) -> dict[str, str | int]:
+    """The platform and kind of the devices, their number, and that of the processes."""
+    device = mesh.devices.flat[0]
+    return {
+        "platform": device.platform,
+        "kind": device.device_kind,
+        "count": mesh.size,
+        "processes": jax.process_count(),
+    }

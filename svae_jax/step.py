@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 
 from svae_jax import images as image_ops
 from svae_jax import objective as objectives
@@ -30,6 +30,7 @@ class Recipe(NamedTuple):
         objective: what is minimised.
         optimizer: gradients to updates.
         ema_decay: decay of the moving average of parameters and statistics; 0 for none.
+        max_bad_steps: steps in a row that may be left out since they are not finite.
         batch_size: images an update, over all devices.
         image_shape: height, width, channels.
         seed: the root of all randomness.
@@ -39,20 +40,40 @@ class Recipe(NamedTuple):
     objective: objectives.Objective
     optimizer: optax.GradientTransformation
     ema_decay: float
+    max_bad_steps: int
     batch_size: int
     image_shape: tuple[int, int, int]
     seed: int
+
+
+class Health(NamedTuple):
+    """How training fares; a step that is not finite changes no parameter.
+
+    Attributes:
+        bad_in_a_row: bad steps since the last good one.
+        failed_at: the number of steps before the one with which these were too many, and from
+            which on nothing changes any more; -1 while all is well.
+        failed_term: what was not finite then, as an index into `TERMS`.
+    """
+
+    bad_in_a_row: Int[Array, ""]
+    failed_at: Int[Array, ""]
+    failed_term: Int[Array, ""]
+
+
+TERMS = ("reconstruction", "kl", "loss", "gradient", "updated parameters")
 
 
 class TrainState(NamedTuple):
     """What training changes.
 
     Attributes:
-        step: number of updates made.
+        step: number of steps made.
         params: the model's parameters, float32.
         batch_stats: batch norm's running statistics; empty without batch norm.
         opt_state: the optimizer's state.
         ema: moving averages of `params` and `batch_stats` under these names; None where off.
+        health: whether steps were finite.
     """
 
     step: Int[Array, ""]
@@ -60,6 +81,7 @@ class TrainState(NamedTuple):
     batch_stats: PyTree
     opt_state: PyTree
     ema: PyTree | None
+    health: Health
 
 
 def init_state(recipe: Recipe) -> TrainState:
@@ -72,6 +94,7 @@ def init_state(recipe: Recipe) -> TrainState:
         opt_state=recipe.optimizer.init(variables["params"]),
         # Copies: the state is donated, and a buffer cannot be donated twice.
         ema=jax.tree.map(jnp.copy, variables) if recipe.ema_decay else None,
+        health=Health(jnp.int32(0), jnp.int32(-1), jnp.int32(0)),
     )
 
 
@@ -84,11 +107,15 @@ def evaluated_variables(state: TrainState) -> PyTree:
 
 def train_step(
     recipe: Recipe, state: TrainState, pixels: UInt8[Array, "b h w c"]
-) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+) -> tuple[TrainState, dict[str, Array]]:
     """One update from one batch.
 
+    A step whose loss, gradient or result is not finite is left out: it counts, and changes
+    nothing else but the state's health.
+
     Returns:
-        The new state, and the scalars of `objectives.TrainingLoss` by name.
+        The new state, and arrays [1] by name: those of `objectives.TrainingLoss`, `skipped` (1
+        where the step was left out) and the `mask` that leaves it out of averages.
     """
     images = image_ops.to_float(pixels)
     key = jax.random.fold_in(stream(recipe.seed, "latent"), state.step)
@@ -120,7 +147,32 @@ def train_step(
         ema = _moving_average(
             recipe.ema_decay, state.step, ema, {"params": params, "batch_stats": batch_stats}
         )
-    return TrainState(state.step + 1, params, batch_stats, opt_state, ema), losses._asdict()
+    # Squares that sum to a finite number also keep Adam's moments finite.
+    norms = (optax.tree.norm(gradients), optax.tree.norm((params, batch_stats)))
+    terms = (losses.reconstruction, losses.kl, losses.loss, *norms)
+    health, good = _judge(recipe, state, jnp.isfinite(jnp.stack(terms)))
+    updated = TrainState(state.step + 1, params, batch_stats, opt_state, ema, health)
+    kept = state._replace(step=state.step + 1, health=health)
+    scalars = {**losses._asdict(), "skipped": 1.0 - good, "mask": good}
+    return (
+        jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, kept),
+        {name: value[None] for name, value in scalars.items()},
+    )
+
+
+def _judge(
+    recipe: Recipe, state: TrainState, finite: Bool[Array, " terms"]
+) -> tuple[Health, Bool[Array, ""]]:
+    """The new health, and whether the step may be taken."""
+    before = state.health
+    bad_in_a_row = jnp.where(jnp.all(finite), 0, before.bad_in_a_row + 1)
+    fails = (before.failed_at < 0) & (bad_in_a_row > recipe.max_bad_steps)
+    health = Health(
+        bad_in_a_row=bad_in_a_row,
+        failed_at=jnp.where(fails, state.step, before.failed_at),
+        failed_term=jnp.where(fails, jnp.argmin(finite), before.failed_term).astype(jnp.int32),
+    )
+    return health, jnp.all(finite) & (health.failed_at < 0)
 
 
 def _moving_average(decay: float, step: Int[Array, ""], average: PyTree, new: PyTree) -> PyTree:

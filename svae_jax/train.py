@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import functools
 import importlib.metadata
 from collections.abc import Iterator
@@ -13,14 +14,13 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree, UInt8
 
 from svae_jax import config as configs
-from svae_jax import data, evaluate, feed, images, networks, sharding, step, workdir
+from svae_jax import data, evaluate, feed, interrupt, networks, sharding, step, workdir
 from svae_jax.checkpoint import Checkpointer
 from svae_jax.errors import UserError
 from svae_jax.metrics import TrainMetrics, Writer, truncate
 from svae_jax.progress import Progress
 
-_NUM_SAMPLES = 64
-_NUM_RECONSTRUCTIONS = 32
+_LIBRARIES = ("svae_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu")
 
 Pixels = UInt8[np.ndarray, "n h w c"]
 
@@ -37,6 +37,13 @@ class Job(NamedTuple):
     num_steps: int
 
 
+class Progressed(NamedTuple):
+    """What a checkpoint holds: the state, and the metrics since the last log."""
+
+    state: step.TrainState
+    totals: TrainMetrics
+
+
 def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str, Any]:
     """Train as the configuration says, or go on where an earlier call stopped.
 
@@ -50,28 +57,36 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
 
     Raises:
         UserError: what the user can mend; nothing already saved is lost.
+        interrupt.Stopped: after SIGTERM or Ctrl-C, when the run has saved.
     """
     job = _prepare(config, Path(directory).absolute())
-    result = workdir.read_json(job.directory / "result.json")
-    if result is not None and result.get("step") == job.num_steps:
-        return result
     is_first = jax.process_index() == 0
+    with workdir.locked(job.directory) if is_first else contextlib.nullcontext():
+        result = workdir.read_json(job.directory / "result.json")
+        if result is None or result.get("step") != job.num_steps:
+            result = _train(job, is_first)
+            if is_first:
+                workdir.write_json(job.directory / "result.json", result)
+    return result
+
+
+def _train(job: Job, is_first: bool) -> dict[str, Any]:
+    """Restore or begin, and train to the end."""
+    config = job.config
     with Checkpointer(job.directory / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
-        state = _restore_or_init(job, checkpoints)
-        begin = int(state.step)
+        progressed = _restore_or_init(job, checkpoints)
+        begin = int(progressed.state.step)
         if is_first:
             truncate(job.directory, begin or -1)
             workdir.write_json(job.directory / "config.json", config.to_dict())
         with (
             Writer(job.directory, enabled=is_first) as writer,
             Progress(job.num_steps, config.batch_size, step=begin, enabled=is_first) as progress,
+            interrupt.listening() as request,
         ):
             if begin == 0:
                 writer.write_config(configs.flatten(config.to_dict()))
-            result = _loop(job, state, checkpoints, writer, progress)
-    if is_first:
-        workdir.write_json(job.directory / "result.json", result)
-    return result
+            return _loop(job, progressed, checkpoints, writer, progress, request)
 
 
 def _prepare(config: ml_collections.ConfigDict, directory: Path) -> Job:
@@ -102,10 +117,13 @@ def _prepare(config: ml_collections.ConfigDict, directory: Path) -> Job:
     return Job(config, directory, mesh, recipe, train_images, eval_images, num_steps)
 
 
-def _restore_or_init(job: Job, checkpoints: Checkpointer) -> step.TrainState:
-    """The state of the newest checkpoint, or that before the first update."""
+def _restore_or_init(job: Job, checkpoints: Checkpointer) -> Progressed:
+    """The newest checkpoint, or what is before the first step."""
     everywhere = sharding.replicated(job.mesh)
-    init = jax.jit(functools.partial(step.init_state, job.recipe), out_shardings=everywhere)
+    init = jax.jit(
+        lambda: Progressed(step.init_state(job.recipe), TrainMetrics.empty()),
+        out_shardings=everywhere,
+    )
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
         jax.eval_shape(init),
@@ -116,21 +134,27 @@ def _restore_or_init(job: Job, checkpoints: Checkpointer) -> step.TrainState:
 
 def _loop(
     job: Job,
-    state: step.TrainState,
+    progressed: Progressed,
     checkpoints: Checkpointer,
     writer: Writer,
     progress: Progress,
+    request: interrupt.Request,
 ) -> dict[str, Any]:
     """Train to the last step; log, evaluate, sample and save on the way."""
-    config = job.config
-    run = feed.make(job.recipe, job.train_images, job.mesh, config.dataset.resident_share)
+    config, identity = job.config, configs.identity(job.config)
+    train_steps = feed.make(job.recipe, job.train_images, job.mesh, config.dataset.resident_share)
+    state, totals = progressed
     at = begin = int(state.step)
-    totals = TrainMetrics.empty()
     evaluation: dict[str, float] | None = None
     rates: list[float] = []
     for stop in _stops(job, begin):
-        state, totals = run(state, totals, at, stop - at)
-        at = stop
+        while at < stop and request.signal_number is None:
+            before = totals
+            state, totals, made = train_steps(state, totals, at, stop - at)
+            jax.block_until_ready(before)  # one call is under way, and no more
+            at += made
+            progress.advance(at)
+        _check_health(state, checkpoints)
         if at == begin + 1:
             jax.block_until_ready(state)  # compiled: from here on, time is training
             progress.start(at)
@@ -139,8 +163,6 @@ def _loop(
             scalars = {f"train/{name}": float(x) for name, x in totals.compute().items()}
             totals = TrainMetrics.empty()
             rate = progress.train(at, scalars)
-            if not np.isfinite(scalars["train/loss"]):
-                raise UserError(f"the loss is {scalars['train/loss']} at step {at}")
             if rate is not None:
                 rates.append(rate)
                 scalars["images_per_second"] = rate
@@ -152,14 +174,30 @@ def _loop(
                 progress.evaluation(at, evaluation)
                 writer.write_scalars(at, evaluation)
             if due(config.sample_every):
-                writer.write_images(at, _pictures(job, variables))
-            if due(config.checkpoint.every):
+                writer.write_images(at, evaluate.pictures(job.recipe, variables, job.eval_images))
+            if due(config.checkpoint.every) or request.signal_number is not None:
                 writer.flush()  # what a checkpoint is not to outlive
                 scores = evaluation if due(config.eval_every) else None
-                checkpoints.save(at, state, config=configs.identity(config), metrics=scores)
-    if evaluation is None:  # the run had been stopped between its last checkpoint and its result
+                checkpoints.save(at, Progressed(state, totals), config=identity, metrics=scores)
+        if request.signal_number is not None and at < job.num_steps:
+            checkpoints.wait()
+            raise interrupt.Stopped(request.signal_number, at)
+    if evaluation is None:  # the run was killed between its last checkpoint and its result
         evaluation = _evaluate(job, step.evaluated_variables(state), last=True)
     return _result(job, state, evaluation, rates)
+
+
+def _check_health(state: step.TrainState, checkpoints: Checkpointer) -> None:
+    """Refuse to go on where too many steps in a row were not finite."""
+    health = jax.device_get(state.health)
+    if health.failed_at >= 0:
+        latest = checkpoints.latest_step()
+        raise UserError(
+            f"the {step.TERMS[health.failed_term]} was not finite in step {health.failed_at + 1}; "
+            f"the last good checkpoint is {'none' if latest is None else f'of step {latest}'}. "
+            "Lower optimizer.learning_rate, set optimizer.clip_norm, or allow "
+            "optimizer.max_bad_steps"
+        )
 
 
 def _stops(job: Job, begin: int) -> Iterator[int]:
@@ -180,50 +218,26 @@ def _is_due(job: Job, at: int, every: int) -> bool:
 
 def _evaluate(job: Job, variables: PyTree, *, last: bool) -> dict[str, float]:
     """Held-out metrics, by their names in metrics.jsonl; the last time with what was asked for."""
-    sigma = evaluate.fixed_sigma(job.recipe, variables, job.train_images, job.mesh)
-    metrics = evaluate.evaluate(job.recipe, variables, job.eval_images, sigma, job.mesh)
-    if last and job.config.importance_samples:
-        metrics |= evaluate.importance_weighted(
-            job.recipe,
-            variables,
-            job.eval_images,
-            sigma,
-            job.mesh,
-            num_samples=job.config.importance_samples,
-        )
+    metrics = evaluate.held_out(
+        job.recipe,
+        variables,
+        job.train_images,
+        job.eval_images,
+        job.mesh,
+        importance_samples=job.config.importance_samples if last else 0,
+    )
     return {f"eval/{name}": value for name, value in metrics.items()}
-
-
-def _pictures(job: Job, variables: PyTree) -> dict[str, UInt8[np.ndarray, "h w c"]]:
-    """Grids of samples from the prior, the same z at every step, and of reconstructions."""
-    model, seed = job.recipe.model, job.recipe.seed
-    originals = np.asarray(job.eval_images[:_NUM_RECONSTRUCTIONS])
-    samples = step.generate(model, variables, step.stream(seed, "prior"), _NUM_SAMPLES)
-    reconstructions = step.reconstruct(model, variables, step.stream(seed, "eval"), originals)
-    return {
-        "samples": images.grid(samples),
-        "reconstructions": images.pairs(originals, reconstructions),
-    }
 
 
 def _result(
     job: Job, state: step.TrainState, evaluation: dict[str, float], rates: list[float]
 ) -> dict[str, Any]:
-    device = job.mesh.devices.flat[0]
-    libraries = ("svae_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu")
+    networks_of = {name: state.params[name] for name in ("encoder", "decoder")}
     return {
         "step": job.num_steps,
         "metrics": evaluation,
         "images_per_second": float(np.median(rates)) if rates else None,
-        "parameters": {
-            network: networks.num_params(state.params[network])
-            for network in ("encoder", "decoder")
-        },
-        "device": {
-            "platform": device.platform,
-            "kind": device.device_kind,
-            "count": job.mesh.size,
-            "processes": jax.process_count(),
-        },
-        "versions": {name: importlib.metadata.version(name) for name in libraries},
+        "parameters": {name: networks.num_params(tree) for name, tree in networks_of.items()},
+        "device": sharding.describe(job.mesh),
+        "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
     }

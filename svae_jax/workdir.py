@@ -1,9 +1,14 @@
-"""The files of a run that are neither metrics nor checkpoints: `config.json` and `result.json`."""
+"""The directory of a run: its lock, and the JSON files `config.json` and `result.json`."""
 
+import contextlib
 import json
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from svae_jax.errors import UserError
 
@@ -21,6 +26,26 @@ def create(workdir: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keep other runs out; the operating system lets go of the lock of a killed process.
+
+    Raises:
+        UserError: at once, where another run holds it, naming that run's process and machine.
+    """
+    owner = workdir / ".lock.owner"
+    try:
+        lock = filelock.FileLock(workdir / ".lock", timeout=0)
+        with lock:
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            yield
+    except filelock.Timeout:
+        by = owner.read_text() if owner.exists() else "another process"
+        raise UserError(
+            f"--workdir={workdir} is in use by {by}; wait for it, or choose another --workdir"
+        ) from None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ ROWS = [
     {"model"},
     {"networks", "objective"},
     {"convolutions", "datasets", "latents", "metrics"},
-    {"cache", "images", "progress", "sharding", "lazy_tensorflow", "workdir"},
+    {"cache", "images", "interrupt", "progress", "sharding", "lazy_tensorflow", "workdir"},
     {"errors"},
 ]
 COMPUTE = {

@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from svae_jax import checkpoint
-from svae_jax.checkpoint import Checkpointer, load
+from svae_jax.checkpoint import Checkpointer, arrays, load, manager, storage
 from svae_jax.errors import UserError
 
 CONFIG = {"seed": 0, "latent": {"name": "lowrank", "rank": 1}, "optimizer": {"learning_rate": 1e-4}}
@@ -154,13 +154,13 @@ def test_layout_is_plain_digits(copy):
 
 def test_buffers_may_be_donated_when_save_returns(tmp_path, monkeypatch):
     donated = threading.Event()
-    orbax_save = checkpoint._orbax_save
+    orbax_save = storage.save
 
     def late(*args):
         assert donated.wait(10)
         orbax_save(*args)
 
-    monkeypatch.setattr(checkpoint, "_orbax_save", late)
+    monkeypatch.setattr(storage, "save", late)
     state = make_state(1)
     pointer = state.params["encoder"]["kernel"].unsafe_buffer_pointer()
     with Checkpointer(tmp_path) as saver:
@@ -176,8 +176,8 @@ def test_buffers_may_be_donated_when_save_returns(tmp_path, monkeypatch):
 
 def test_saving_does_not_wait_for_the_disk(tmp_path, monkeypatch):
     release = threading.Event()
-    monkeypatch.setattr(checkpoint, "_orbax_save", lambda *args: release.wait(10))
-    monkeypatch.setattr(checkpoint, "_flush", lambda path: None)
+    monkeypatch.setattr(storage, "save", lambda *args: release.wait(10))
+    monkeypatch.setattr(storage, "flush", lambda path: None)
     monkeypatch.setattr(Checkpointer, "_delete_old", lambda self: None)
     with Checkpointer(tmp_path) as saver:
         saver.save(1, make_state(1), config=CONFIG)
@@ -293,8 +293,8 @@ def test_any_flipped_bit_is_caught_or_harmless(saved, tmp_path):
 def test_a_bit_that_orbax_restores_silently(copy, caplog):
     damage(blob(copy / "20"), "flip")
     raw = ocp.StandardCheckpointer().restore(copy / "20" / "state")  # no error: this is the danger
-    arrays = zip(jax.tree.leaves(make_state(20)._asdict()), jax.tree.leaves(raw), strict=True)
-    assert any(np.asarray(a).tobytes() != np.asarray(b).tobytes() for a, b in arrays)
+    pairs = zip(jax.tree.leaves(make_state(20)._asdict()), jax.tree.leaves(raw), strict=True)
+    assert any(np.asarray(a).tobytes() != np.asarray(b).tobytes() for a, b in pairs)
     with Checkpointer(copy) as saver:
         step, state = saver.restore(abstract(make_state(0)))
     assert step == 10
@@ -426,7 +426,7 @@ def test_files_that_may_not_be_read_are_not_damaged(copy, monkeypatch):
     def refuse(path):
         raise ValueError("PERMISSION_DENIED")
 
-    monkeypatch.setattr(checkpoint, "_orbax_read", refuse)
+    monkeypatch.setattr(storage, "read", refuse)
     with Checkpointer(copy) as saver, pytest.raises(UserError, match="permission denied"):
         saver.restore(abstract(make_state(0)))
     assert tree_of(copy) == before
@@ -436,7 +436,7 @@ def test_a_future_format_is_not_damaged(copy):
     path = copy / "20" / "meta" / "metadata"
     meta = json.loads(path.read_text()) | {"format": 99}
     meta.pop("seal")
-    path.write_text(json.dumps(meta | {"seal": checkpoint._digest(meta)}))
+    path.write_text(json.dumps(meta | {"seal": arrays.digest(meta)}))
     with Checkpointer(copy) as saver, pytest.raises(UserError, match="format=99"):
         saver.restore(abstract(make_state(0)))
     assert offered(copy) == [10, 20]
@@ -464,7 +464,7 @@ def test_a_save_that_orbax_refuses_is_an_error(copy, monkeypatch):
 
 @pytest.mark.parametrize("surface", ["save", "wait", "close", "restore"])
 def test_a_failed_save_surfaces_once_and_the_run_goes_on(copy, monkeypatch, surface):
-    orbax_save = checkpoint._orbax_save
+    orbax_save = storage.save
 
     def full(path, state, meta):
         rubbish = path.with_name(f"{path.name}.orbax-checkpoint-tmp")
@@ -472,7 +472,7 @@ def test_a_failed_save_surfaces_once_and_the_run_goes_on(copy, monkeypatch, surf
         (rubbish / "half").write_bytes(b"x")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_orbax_save", full)
+    monkeypatch.setattr(storage, "save", full)
     saver = Checkpointer(copy)
     saver.save(30, make_state(30), config=CONFIG)
     with pytest.raises(UserError, match=r"30: No space left on device.*\[10, 20\]"):
@@ -484,7 +484,7 @@ def test_a_failed_save_surfaces_once_and_the_run_goes_on(copy, monkeypatch, surf
         }[surface]()
     assert sorted(path.name for path in copy.iterdir()) == ["10", "20"]
     assert_same(load(copy, make_state(0)).state, make_state(20))
-    monkeypatch.setattr(checkpoint, "_orbax_save", orbax_save)
+    monkeypatch.setattr(storage, "save", orbax_save)
     with Checkpointer(copy) if surface == "close" else saver as saver:
         saver.save(30, make_state(30), config=CONFIG)
         assert_same(saver.restore(make_state(0))[1], make_state(30))
@@ -520,7 +520,7 @@ def test_an_interrupt_while_waiting_forgets_no_failure(copy, monkeypatch):
     saver = Checkpointer(copy)
     saver.save(30, make_state(30), config=CONFIG)
     saver._worker.shutdown()
-    monkeypatch.setattr(checkpoint.concurrent.futures, "wait", interrupted)
+    monkeypatch.setattr(manager.concurrent.futures, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         saver.wait()
     with pytest.raises(UserError, match="cannot save"):
@@ -530,13 +530,13 @@ def test_an_interrupt_while_waiting_forgets_no_failure(copy, monkeypatch):
 def test_rubbish_of_a_killed_save_is_no_step_and_in_nobodys_way(copy, monkeypatch):
     for name in ("30.orbax-checkpoint-tmp", "40.orbax-checkpoint-tmp", "5.deleted"):
         shutil.copytree(copy / "20", copy / name)
-    orbax_save = checkpoint._orbax_save
+    orbax_save = storage.save
 
     def there_is_room(*args):
         assert sorted(path.name for path in copy.iterdir()) == ["10", "20"]
         orbax_save(*args)
 
-    monkeypatch.setattr(checkpoint, "_orbax_save", there_is_room)
+    monkeypatch.setattr(storage, "save", there_is_room)
     with Checkpointer(copy) as saver:
         assert saver.latest_step() == 20
         saver.save(30, make_state(30), config=CONFIG)
@@ -651,7 +651,7 @@ def test_load_where_nothing_is(tmp_path):
 
 
 def test_load_finds_the_step_that_took_the_place_of_a_deleted_one(copy, monkeypatch, caplog):
-    read = checkpoint._read_meta
+    read = manager._read_meta
     gone = []
 
     def overtaken(folder, step):
@@ -663,7 +663,7 @@ def test_load_finds_the_step_that_took_the_place_of_a_deleted_one(copy, monkeypa
             shutil.rmtree(folder / "10")
         return read(folder, step)
 
-    monkeypatch.setattr(checkpoint, "_read_meta", overtaken)
+    monkeypatch.setattr(manager, "_read_meta", overtaken)
     assert load(copy).step == 30
     assert not caplog.records
 
@@ -706,7 +706,7 @@ def test_nothing_is_unpickled(saved, tmp_path):
     path = directory / "10" / "meta" / "metadata"
     meta = json.loads(path.read_text()) | {"config": {"seed": code, "__reduce__": code}}
     meta.pop("seal")
-    path.write_text(json.dumps(meta | {"seal": checkpoint._digest(meta)}))
+    path.write_text(json.dumps(meta | {"seal": arrays.digest(meta)}))
     load(directory)
     assert not proof.exists()
 

@@ -54,6 +54,7 @@ def linear_gaussian():
         objective=objective.Objective(),
         optimizer=None,
         ema_decay=0.0,
+        max_bad_steps=0,
         batch_size=128,
         image_shape=(2, 2, 3),
         seed=0,

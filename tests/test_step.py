@@ -44,10 +44,10 @@ def test_batches_cut_an_epoch_and_drop_the_remainder():
 
 def test_a_step_is_deterministic_and_its_noise_depends_on_seed_and_step(recipe):
     state, pixels = step.init_state(recipe), _pixels()
-    first, again = (step.train_step(recipe, state, pixels)[1]["loss"] for _ in range(2))
+    first, again = (step.train_step(recipe, state, pixels)[1]["loss"][0] for _ in range(2))
     assert float(first) == float(again)
-    later = step.train_step(recipe, state._replace(step=state.step + 1), pixels)[1]["loss"]
-    other = step.train_step(recipe._replace(seed=1), state, pixels)[1]["loss"]
+    later = step.train_step(recipe, state._replace(step=state.step + 1), pixels)[1]["loss"][0]
+    other = step.train_step(recipe._replace(seed=1), state, pixels)[1]["loss"][0]
     assert len({float(first), float(later), float(other)}) == 3
 
 
@@ -57,7 +57,7 @@ def test_training_lowers_the_loss_and_counts(recipe):
     losses = []
     for _ in range(30):
         state, scalars = update(state)
-        losses.append(float(scalars["loss"]))
+        losses.append(float(scalars["loss"][0]))
     assert int(state.step) == 30
     assert losses[-1] < losses[0] - 10
 
@@ -76,7 +76,9 @@ def test_the_gradient_agrees_with_finite_differences(tiny_config):
 
         def loss(scale):
             moved = jax.tree.map(lambda p, g: p + scale * g / norm, state.params, gradient)
-            return float(step.train_step(recipe, state._replace(params=moved), pixels)[1]["loss"])
+            return float(
+                step.train_step(recipe, state._replace(params=moved), pixels)[1]["loss"][0]
+            )
 
         slope = (loss(1e-2) - loss(-1e-2)) / 2e-2
     np.testing.assert_allclose(slope, norm, rtol=0.02)
@@ -87,7 +89,7 @@ def test_a_learned_sigma_is_trained(tiny_config):
     recipe = configs.recipe(tiny_config, 10)
     state = step.init_state(recipe)
     after, scalars = step.train_step(recipe, state, _pixels())
-    assert float(scalars["sigma"]) == 1.0
+    assert float(scalars["sigma"][0]) == 1.0
     assert float(after.params["log_sigma"]) < 0.0  # towards the error, which is below 1
 
 

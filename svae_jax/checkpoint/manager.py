@@ -1,41 +1,24 @@
-"""Checkpoints that are verified: what is restored is what was saved, or nothing is.
+"""Which steps to keep, which to restore, and whether a step is what was saved."""
 
-Each step is one Orbax checkpoint `directory/<step>` of two items: `state`, the arrays, and `meta`,
-a JSON object of the configuration, the versions of the libraries, the metrics and a SHA-256 over
-every array, sealed by a SHA-256 over itself. Orbax alone restores a flipped bit silently and casts
-a wrong dtype silently.
-
-The state is saved as NumPy arrays, copied to the host once. So the next train step may reuse the
-device's buffers at once, hashing and writing happen in a background thread, and a checkpoint does
-not depend on the devices it was saved from.
-"""
-
-import asyncio
 import concurrent.futures
-import contextlib
-import hashlib
 import importlib.metadata
 import json
 import math
 import os
 import pathlib
-import shutil
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
 
+from svae_jax.checkpoint import arrays, storage
+from svae_jax.checkpoint.arrays import PyTree
 from svae_jax.errors import UserError
 
-PyTree = Any
 Directory = str | os.PathLike[str]
 
 _FORMAT = 1
 _SCORE = "eval/elbo"
-_DELETED = ".deleted"
 _LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint")
 
 
@@ -90,7 +73,7 @@ class Checkpointer:
 
     def latest_step(self) -> int | None:
         """The newest step that was saved completely, not yet verified; None where there is none."""
-        return max(_steps(self._directory), default=None)
+        return max(storage.steps(self._directory), default=None)
 
     def save(
         self,
@@ -125,11 +108,11 @@ class Checkpointer:
         meta = {
             "format": _FORMAT,
             "step": step,
-            "config": _as_json(config),
+            "config": arrays.as_json(config),
             "metrics": {name: float(value) for name, value in (metrics or {}).items()},
             "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
         }
-        self._pending = self._worker.submit(self._write, step, _to_host(state), meta)
+        self._pending = self._worker.submit(self._write, step, arrays.to_host(state), meta)
 
     def wait(self) -> None:
         """Waits until nothing is being written.
@@ -172,7 +155,7 @@ class Checkpointer:
             (it is left alone), it may not be read, or steps are there and all are damaged.
         """
         self.wait()
-        for step in sorted(_steps(self._directory), reverse=True):
+        for step in sorted(storage.steps(self._directory), reverse=True):
             try:
                 return _load_step(self._directory, step, target, config)[:2]
             except _DamagedError as error:
@@ -188,7 +171,7 @@ class Checkpointer:
 
     def _quarantine(self, step: int, error: _DamagedError) -> None:
         """Moves a damaged step out of the way, for whoever wants to look."""
-        if not _is_first_process():
+        if not storage.is_first_process():
             return
         source, folder = self._directory / str(step), self._directory / "quarantine"
         goal, copies = folder / str(step), 1
@@ -200,33 +183,33 @@ class Checkpointer:
             folder.mkdir(exist_ok=True)
             source.rename(goal)
         except OSError as cause:
-            raise UserError(f"cannot move {source} to {goal}: {_reason(cause)}") from cause
+            raise UserError(f"cannot move {source} to {goal}: {storage.reason(cause)}") from cause
 
     def _write(self, step: int, state: PyTree, meta: dict[str, Any]) -> None:
         """Hashes and writes one step and deletes old ones, in the background."""
         path = self._directory / str(step)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            _sweep(self._directory)
-            meta["arrays"] = {name: _describe(leaf) for name, leaf in _leaves(state).items()}
-            _orbax_save(path, state, meta | {"seal": _digest(meta)})
-            if _is_first_process():
-                _flush(path)
+            storage.sweep(self._directory)
+            meta["arrays"] = {
+                name: arrays.describe(leaf) for name, leaf in arrays.leaves(state).items()
+            }
+            storage.save(path, state, meta | {"seal": arrays.digest(meta)})
+            if storage.is_first_process():
+                storage.flush(path)
                 self._delete_old()
         except Exception as error:
-            _sweep(self._directory)  # what was written so far may be what fills the disk
+            storage.sweep(self._directory)  # what was written so far may be what fills the disk
             raise UserError(
-                f"cannot save {path}: {_reason(error)}; steps still there: "
-                f"{sorted(_steps(self._directory))}; mend that and run the same command again"
+                f"cannot save {path}: {storage.reason(error)}; "
+                f"steps still there: {sorted(storage.steps(self._directory))}; "
+                "mend that and run the same command again"
             ) from error
 
     def _delete_old(self) -> None:
-        steps = sorted(_steps(self._directory))
+        steps = sorted(storage.steps(self._directory))
         best = max(steps, key=lambda step: (_score(self._directory, step), step))
-        for step in set(steps[: -self._keep]) - {best}:
-            # Renamed first: a step half deleted must never be on offer.
-            (self._directory / str(step)).rename(self._directory / f"{step}{_DELETED}")
-        _sweep(self._directory)
+        storage.delete(self._directory, set(steps[: -self._keep]) - {best})
 
 
 def load(directory: Directory, target: PyTree | None = None, *, best: bool = False) -> Loaded:
@@ -243,7 +226,7 @@ def load(directory: Directory, target: PyTree | None = None, *, best: bool = Fal
     """
     folder = pathlib.Path(directory).absolute()
     tried: set[int] = set()
-    while steps := set(_steps(folder)) - tried:
+    while steps := set(storage.steps(folder)) - tried:
         step = max(steps, key=lambda step: (_score(folder, step) if best else 0, step))
         tried.add(step)
         try:
@@ -255,11 +238,6 @@ def load(directory: Directory, target: PyTree | None = None, *, best: bool = Fal
         f"no {'intact ' if tried else ''}checkpoint in {folder}: give the `checkpoints` directory "
         "of a run that has saved"
     )
-
-
-def fingerprint(state: PyTree) -> str:
-    """A SHA-256 over a state's paths, dtypes, shapes and bytes: the same only for equal states."""
-    return _digest({name: _describe(leaf) for name, leaf in _leaves(_to_host(state)).items()})
 
 
 # Reading and verifying one step.
@@ -276,15 +254,18 @@ def _load_step(
     """
     meta, path = _read_meta(folder, step), folder / str(step)
     if config is not None:
-        _compare(path, "configuration", _fields(meta["config"]), _fields(_as_json(config)))
+        given = arrays.as_json(config)
+        _compare(path, "configuration", arrays.fields(meta["config"]), arrays.fields(given))
     if target is not None:
-        wanted = {name: f"{leaf.dtype}{[*leaf.shape]}" for name, leaf in _leaves(target).items()}
+        wanted = {
+            name: f"{leaf.dtype}{[*leaf.shape]}" for name, leaf in arrays.leaves(target).items()
+        }
         saved = {name: f"{leaf['dtype']}{leaf['shape']}" for name, leaf in meta["arrays"].items()}
         _compare(path, "model", saved, wanted)
     state = _read_state(path, meta["arrays"])
     if target is not None:
-        arrays = _leaves(state)
-        ordered = [arrays[name] for name in _leaves(target)]
+        found = arrays.leaves(state)
+        ordered = [found[name] for name in arrays.leaves(target)]
         shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(target)]
         placed = jax.device_put(ordered, shardings)
         state = jax.tree.unflatten(jax.tree.structure(target), placed)
@@ -297,10 +278,10 @@ def _read_meta(folder: pathlib.Path, step: int) -> dict[str, Any]:
         meta = json.loads(path.read_text(encoding="utf-8"))
         seal = meta.pop("seal")
     except PermissionError as error:
-        raise UserError(f"cannot read {path}: {_reason(error)}") from error
+        raise UserError(f"cannot read {path}: {storage.reason(error)}") from error
     except Exception as error:  # whatever it is: these are not the bytes that were written
-        raise _DamagedError(f"meta/metadata: {_reason(error)}") from error
-    if seal != _digest(meta):
+        raise _DamagedError(f"meta/metadata: {storage.reason(error)}") from error
+    if seal != arrays.digest(meta):
         raise _DamagedError("meta/metadata does not match its SHA-256")
     if meta["format"] != _FORMAT:
         raise UserError(
@@ -315,8 +296,8 @@ def _read_meta(folder: pathlib.Path, step: int) -> dict[str, Any]:
 def _read_state(path: pathlib.Path, saved: dict[str, Any]) -> PyTree:
     """The arrays of a step in nested dictionaries and lists, each as it was hashed."""
     try:
-        state = _orbax_read(path / "state")
-        found = {name: _describe(leaf) for name, leaf in _leaves(state).items()}
+        state = storage.read(path / "state")
+        found = {name: arrays.describe(leaf) for name, leaf in arrays.leaves(state).items()}
     except MemoryError:
         raise
     except Exception as error:
@@ -324,7 +305,9 @@ def _read_state(path: pathlib.Path, saved: dict[str, Any]) -> PyTree:
             if file.exists() and not os.access(file, os.R_OK):
                 raise UserError(f"cannot read {file}: permission denied") from error
         text = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
-        raise _DamagedError(f"state{'/_METADATA' if text else ''}: {_reason(error)}") from error
+        raise _DamagedError(
+            f"state{'/_METADATA' if text else ''}: {storage.reason(error)}"
+        ) from error
     for name in sorted(saved.keys() | found.keys()):
         if saved.get(name) != found.get(name):
             raise _DamagedError(f"state: the array {name} does not match its SHA-256")
@@ -352,195 +335,3 @@ def _compare(path: pathlib.Path, what: str, saved: dict[str, str], given: dict[s
             f"{path} is of another {what}: {', '.join(changed[:5])}{more}; "
             "set it back, or use another workdir"
         )
-
-
-# Orbax.
-
-
-@contextlib.contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Drops what Orbax logs: what matters of it comes as an exception too, and in one line."""
-
-    def is_ours(record: Any) -> bool:
-        return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-    logger = logging.get_absl_logger()
-    logger.addFilter(is_ours)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_ours)
-
-
-@_quiet_orbax()
-def _orbax_save(path: pathlib.Path, state: PyTree, meta: dict[str, Any]) -> None:
-    """Writes a step to a temporary directory and renames it, all of it in this thread.
-
-    A manager lives for one save only (opening it takes 3 ms): one that is kept would refuse older
-    steps silently after a quarantine, and forget old steps after a failed save.
-    """
-    processes = set(range(jax.process_count())) if jax.process_count() > 1 else None
-    options = ocp.CheckpointManagerOptions(
-        create=False,
-        enable_async_checkpointing=False,
-        lightweight_initialize=True,
-        save_root_metadata=False,
-        # Named processes meet at the coordinator's barriers. By default Orbax uses collectives,
-        # which must not run in a background thread beside those of the train step.
-        multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=processes),
-    )
-    handlers = {"state": _array_handler(), "meta": ocp.JsonCheckpointHandler()}
-    items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
-    with ocp.CheckpointManager(path.parent, item_handlers=handlers, options=options) as manager:
-        if not manager.save(int(path.name), args=items):
-            raise RuntimeError("Orbax refuses it: a newer step is there")
-
-
-@_quiet_orbax()
-def _orbax_read(path: pathlib.Path) -> PyTree:
-    """NumPy arrays in nested dictionaries and lists, as they are on disk, not yet verified."""
-    return ocp.Checkpointer(_array_handler()).restore(path)
-
-
-def _array_handler() -> ocp.PyTreeCheckpointHandler:
-    """New for each use: nothing cached before a step was replaced may be read again."""
-    types = ocp.type_handlers.create_type_handler_registry(
-        (np.ndarray, _NumpyHandler(deepcopy_host_arrays=False)),
-        (
-            jax.Array,
-            ocp.type_handlers.ArrayHandler(),
-        ),  # unused, but Orbax warns where it is missing
-    )
-    # Compression would take several times as long as all the rest, for 8% of the size.
-    return ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=types)
-
-
-class _NumpyHandler(ocp.type_handlers.NumpyHandler):
-    """Lets every read or write end before the first error is raised.
-
-    Orbax leaves the others running. A write among them may make files again that were just removed
-    with the failed save, and whatever ends later prints a traceback, as its event loop is closed.
-    """
-
-    async def deserialize(self, infos: Any, args: Any = None) -> list[np.ndarray]:
-        read = super().deserialize
-        alone = [read([info], args and [args[i]]) for i, info in enumerate(infos)]
-        return [array for (array,) in await _all(alone)]
-
-    async def _background_serialize(self, values: Any, infos: Any, args: Any = None) -> None:
-        # Not public: where Orbax has another name for it, just that protection is lost.
-        write = super()._background_serialize
-        await _all([write([v], [i], [a]) for v, i, a in zip(values, infos, args, strict=True)])
-
-
-async def _all(coroutines: list[Any]) -> list[Any]:
-    results = await asyncio.gather(*coroutines, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results
-
-
-# Files.
-
-
-def _steps(folder: pathlib.Path) -> list[int]:
-    """The steps on offer: Orbax writes to `<step>.orbax-checkpoint-tmp` and renames it at the end.
-
-    Raises:
-      UserError: the directory may not be read.
-    """
-    try:
-        if not folder.is_dir():
-            return []
-        names = [path.name for path in folder.iterdir() if path.is_dir()]
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {_reason(error)}") from error
-    return [int(name) for name in names if name.isdecimal() and str(int(name)) == name]
-
-
-def _sweep(folder: pathlib.Path) -> None:
-    """Removes what unfinished saves and deletions have left, as far as it can."""
-    if _is_first_process():
-        for pattern in (f"*{ocp.path.step.TMP_DIR_SUFFIX}*", f"*{_DELETED}"):
-            for path in folder.glob(pattern):
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _flush(path: pathlib.Path) -> None:
-    """Has the disk hold a step before older ones are deleted; a late disk error shows here too."""
-    for file in (*path.rglob("*"), path, path.parent):
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        except OSError:
-            if not file.is_dir():  # not every file system can flush directories
-                raise
-        finally:
-            os.close(descriptor)
-
-
-def _is_first_process() -> bool:
-    return jax.process_index() == 0
-
-
-# Arrays and JSON.
-
-
-def _to_host(state: PyTree) -> PyTree:
-    """A copy of the state as NumPy arrays.
-
-    A copy even on CPU, where NumPy could look into the device's own buffer: a train step that is
-    given this buffer to reuse would have to leave it alone and take a new one.
-    """
-    for leaf in jax.tree.leaves(state):
-        if isinstance(leaf, jax.Array):
-            leaf.copy_to_host_async()
-    return jax.tree.map(lambda leaf: np.array(leaf, order="C"), state)
-
-
-def _leaves(tree: PyTree) -> dict[str, Any]:
-    """Leaves by path, like `opt_state/0/mu/encoder/kernel`.
-
-    The paths of a NamedTuple are those of the dictionary that Orbax makes of it.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-    if len(named) != len(leaves):
-        raise ValueError("two leaves of the state have the same path: a key holds a slash")
-    return named
-
-
-def _describe(array: np.ndarray) -> dict[str, Any]:
-    """An array's dtype and shape, and a SHA-256 over both and its bytes."""
-    dtype, shape = array.dtype.name, [*array.shape]
-    content = hashlib.sha256(f"{dtype}{shape}".encode())
-    content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return {"dtype": dtype, "shape": shape, "sha256": content.hexdigest()}
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _as_json(config: dict[str, Any]) -> dict[str, Any]:
-    """What JSON makes of a configuration: lists for tuples."""
-    return json.loads(json.dumps(config))
-
-
-def _fields(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """The leaves of a nested configuration by dotted name, as JSON text."""
-    fields: dict[str, str] = {}
-    for name, value in config.items():
-        if isinstance(value, dict) and value:
-            fields |= _fields(value, f"{prefix}{name}.")
-        else:
-            fields[prefix + name] = json.dumps(value)
-    return fields
-
-
-def _reason(error: BaseException) -> str:
-    """An error in one line, without the internals that tensorstore appends in brackets."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    text = text.partition(" [tensorstore_spec=")[0].partition(" [source locations=")[0]
-    return " ".join(text.split())[:500] or type(error).__name__

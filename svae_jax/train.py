@@ -191,6 +191,7 @@ def _check_health(state: step.TrainState, checkpoints: Checkpointer) -> None:
     """Refuse to go on where too many steps in a row were not finite."""
     health = jax.device_get(state.health)
     if health.failed_at >= 0:
+        checkpoints.wait()
         latest = checkpoints.latest_step()
         raise UserError(
             f"the {step.TERMS[health.failed_term]} was not finite in step {health.failed_at + 1}; "

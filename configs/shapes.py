@@ -13,8 +13,8 @@ def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
     config.model.decoder = "3x3/128 3x3/64 5x5/32/s2 5x5/image/s2"
     config_lib.latent_from_arg(config, arg, d=3, N=128, C=150)
     config.optimizer.update(learning_rate=1e-3, schedule="cosine")
-    config.num_steps = 400
-    config.eval_every = 200
+    config.num_steps = 600
+    config.eval_every = 300
     config.sample_every = 100
-    config.checkpoint.every = 200
+    config.checkpoint.every = 300
     return config

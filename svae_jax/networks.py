@@ -207,12 +207,20 @@ def num_decoder_params(layers: Sequence[Layer], in_features: int, style: Style) 
 
 
 class Encoder(nn.Module):
-    """Images to the numbers that describe a posterior."""
+    """Images to the numbers that describe a posterior.
+
+    Attributes:
+        layers: the convolutions.
+        num_outputs: the numbers an image.
+        style: norm, activation and dtype.
+        bias_init: of the last, dense layer. Its kernel starts a tenth as large as is usual, so that
+            all posteriors start near what the bias says. With kernels of the usual size a low-rank
+            mean starts as noise times noise, and the decoder has to unlearn it.
+    """
 
     layers: tuple[Layer, ...]
     num_outputs: int
     style: Style
-    kernel_init: Callable = nn.initializers.lecun_normal()
     bias_init: Callable = nn.initializers.zeros_init()
 
     @nn.compact
@@ -225,7 +233,7 @@ class Encoder(nn.Module):
         dense = nn.Dense(
             self.num_outputs,
             dtype=self.style.dtype,
-            kernel_init=self.kernel_init,
+            kernel_init=nn.initializers.variance_scaling(0.1**2, "fan_in", "truncated_normal"),
             bias_init=self.bias_init,
         )
         return dense(x).astype(jnp.float32)

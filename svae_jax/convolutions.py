@@ -9,6 +9,8 @@ the kernel k = flip(w): spatially reversed, channels exchanged. Hence for a cota
 Autodiff instead differentiates a convolution dilated on its left side and asks for one dilated on
 both sides, which XLA runs 6 to 18 times slower on CPU. The values are the same to rounding.
 
+Forward, large ones are computed on CPU as a convolution that makes blocks of pixels (`_phases`).
+
 Forward-mode differentiation raises JAX's own TypeError, as for every `jax.custom_vjp`.
 """
 
@@ -17,10 +19,14 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+# From this size on, a CPU computes a transposed convolution faster by phases (up to 4 times).
+_PHASES_FROM = 16
 
 Padding = Literal["SAME", "VALID"]
 
@@ -65,10 +71,70 @@ def conv_transpose(
         strides: how many times each axis grows.
         paddings: "SAME" (size · stride) or "VALID" (plus what the kernel overhangs), for each axis.
     """
+    native = functools.partial(_native, strides=strides, paddings=paddings)
+    if min(strides) < 2 or min(x.shape[1:3]) < _PHASES_FROM:
+        return native(x, kernel)
+    phases = functools.partial(_phases, strides=strides, paddings=paddings)
+    return jax.lax.platform_dependent(x, kernel, cpu=phases, default=native)
+
+
+def _native(x, kernel, strides, paddings):
+    """As a convolution of the input with zeros between its pixels."""
     pads = [
         _transposed_pads(*axis) for axis in zip(kernel.shape[:2], strides, paddings, strict=True)
     ]
     return lax.conv_transpose(x, kernel, strides, pads, dimension_numbers=_LAYOUT)
+
+
+def _phases(x, kernel, strides, paddings):
+    """As one convolution without zeros, whose features are the output's pixels in blocks.
+
+    Along an axis, the output at o = s·q + p sums w[t] x[q + (p + t − low)/s] over those t for which
+    the division is even. For each phase p these are a few taps of the kernel; the convolution with
+    all s phases side by side makes s outputs for each q, and interleaving them gives y.
+    """
+    (rows, row_start), (cols, col_start) = (
+        _taps(*axis) for axis in zip(kernel.shape[:2], strides, paddings, strict=True)
+    )
+    padded = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))  # where a phase has no tap: zero
+    by_phase = jnp.transpose(padded[rows][:, :, cols], (1, 3, 4, 0, 2, 5))  # j i c p q d
+    sizes = [
+        transposed_output_size(*axis)
+        for axis in zip(x.shape[1:3], kernel.shape[:2], strides, paddings, strict=True)
+    ]
+    blocks = [-(-size // stride) for size, stride in zip(sizes, strides, strict=True)]
+    pads = [
+        (-start, count - size + start + taps.shape[1] - 1)
+        for start, count, size, taps in zip(
+            (row_start, col_start), blocks, x.shape[1:3], (rows, cols), strict=True
+        )
+    ]
+    y = lax.conv_general_dilated(
+        x,
+        by_phase.reshape(*by_phase.shape[:3], -1),
+        (1, 1),
+        pads,
+        dimension_numbers=_LAYOUT,
+    )
+    y = y.reshape(len(x), *blocks, *strides, -1).transpose(0, 1, 3, 2, 4, 5)
+    y = y.reshape(len(x), blocks[0] * strides[0], blocks[1] * strides[1], -1)
+    return y[:, : sizes[0], : sizes[1]]
+
+
+def _taps(kernel: int, stride: int, padding: Padding) -> tuple[np.ndarray, int]:
+    """Which tap [phase, j] of a kernel meets input q + start + j, `kernel` for none; and start."""
+    low, _ = _transposed_pads(kernel, stride, padding)
+    meets = {
+        (phase, (phase + tap - low) // stride): tap
+        for phase in range(stride)
+        for tap in range(kernel)
+        if (phase + tap - low) % stride == 0
+    }
+    offsets = [offset for _, offset in meets]
+    table = np.full((stride, max(offsets) - min(offsets) + 1), kernel)
+    for (phase, offset), tap in meets.items():
+        table[phase, offset - min(offsets)] = tap
+    return table, min(offsets)
 
 
 def _forward(x, kernel, strides, paddings):

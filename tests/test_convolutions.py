@@ -12,6 +12,8 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 CASES = [
     # kernel, stride, padding, size
     (5, 2, "SAME", 4),
+    (5, 2, "SAME", 17),
+    (4, 2, "VALID", 16),
     (5, 2, "SAME", 3),
     (5, 2, "VALID", 7),
     (3, 2, "SAME", 3),
@@ -55,6 +57,8 @@ def test_conv_transpose_and_its_gradients_equal_lax(x64, kernel, stride, padding
     np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
     sizes = [convolutions.transposed_output_size(n, kernel, stride, padding) for n in x.shape[1:3]]
     assert list(actual.shape[1:3]) == sizes
+    phases = convolutions._phases(x, w, (stride, stride), (padding, padding))
+    np.testing.assert_allclose(phases, expected, rtol=1e-12, atol=1e-12)
     cotangent = jax.random.normal(jax.random.key(1), actual.shape, jnp.float64)
     for ours_gradient, gradient in zip(actual_vjp(cotangent), expected_vjp(cotangent), strict=True):
         np.testing.assert_allclose(ours_gradient, gradient, rtol=1e-11, atol=1e-11)

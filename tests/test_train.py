@@ -259,3 +259,39 @@ def test_a_workdir_that_cannot_be_written_is_refused(tiny_config, tmp_path):
     blocked.write_text("")
     with pytest.raises(UserError, match=r"--workdir=.*cannot be written"):
         train.train(tiny_config, blocked / "run")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"latent.name": "vector", "latent.height": 1, "latent.width": 1, "model.parity_maps": 24,
+         "model.decoder": "3x3/16 3x3/8 3x3/image", "objective.sigma": "learned"},
+        {"latent.name": "naive", "latent.height": 2, "objective.scaling": "released_code"},
+        {"latent.name": "mvn", "model.norm": "group", "objective.free_bits": 0.1},
+        {"latent.name": "mvn_full", "model.norm": "none", "dataset.channels": 1},
+        {"latent.name": "lowrank_full", "latent.rank": 2, "model.dtype": "bfloat16"},
+    ],
+    ids=lambda changed: changed["latent.name"],
+)  # fmt: skip
+def test_every_posterior_and_option_trains(tiny_config, tmp_path, changed):
+    if changed.get("dataset.channels") == 1:
+        grey = tmp_path / "grey"
+        for split in ("train", "test"):
+            (grey / split).mkdir(parents=True)
+            for i in range(12):
+                Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(grey / split / f"{i}.png")
+        tiny_config.dataset.data_dir = str(grey)
+    for field, value in changed.items():
+        section, _, name = field.rpartition(".")
+        tiny_config[section][name] = value
+    tiny_config.update(importance_samples=3, num_steps=6, eval_every=1, log_every=1)
+    tiny_config.optimizer.update(learning_rate=1e-2, clip_norm=100.0, ema_decay=0.5)
+    result = train.train(tiny_config, tmp_path / "run")
+    elbo = [row["eval/elbo"] for row in _rows(tmp_path / "run") if "eval/elbo" in row]
+    assert elbo[-1] > elbo[0]
+    metrics = result["metrics"]
+    assert metrics["eval/bits_per_dim_iw"] < metrics["eval/bits_per_dim"] + 0.05
+    trained = svae_jax.load(tmp_path / "run")
+    z = trained.model.sample_prior(jax.random.key(0), 2)
+    images_ = trained.model.apply(trained.variables, z, method="decode")
+    assert images_.shape == (2, 8, 8, tiny_config.dataset.channels)

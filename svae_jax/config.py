@@ -122,8 +122,8 @@ def latent_from_arg(config: ml_collections.ConfigDict, arg: str, **defaults: int
     config.model.parity_maps = options["N"] if is_vector else 0
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-    """Refuse a configuration that cannot be run.
+def check(config: ml_collections.ConfigDict, *, num_devices: int = 1) -> None:
+    """Refuse a configuration that cannot be run on so many devices.
 
     Raises:
         UserError: naming the first field that is wrong, its value and what is allowed.
@@ -135,6 +135,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         _check_type(field, _get(config, field), type(value))
     for field in ("batch_size", "log_every", "eval_every", "sample_every", "checkpoint.every"):
         _require(config, field, lambda value: value >= 1, "at least 1")
+    multiple = f"a multiple of the {num_devices} devices"
+    _require(config, "batch_size", lambda value: value % num_devices == 0, multiple)
     _require(config, "checkpoint.keep", lambda value: value >= 1, "at least 1")
     _require(config, "seed", lambda value: 0 <= value < 2**32, "between 0 and 2^32 - 1")
     _require(config, "dataset.name", lambda value: value != "", "the name of a data set")
@@ -144,7 +146,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     _require(config, "importance_samples", lambda value: value >= 0, "0 (off) or above")
     optimizer = "optimizer."
     _require(config, optimizer + "learning_rate", lambda v: 0 < v < math.inf, "finite and above 0")
-    _require(config, optimizer + "schedule", lambda v: v in _SCHEDULES, f"of {_SCHEDULES}")
+    schedules = f"one of {', '.join(_SCHEDULES)}"
+    _require(config, optimizer + "schedule", lambda value: value in _SCHEDULES, schedules)
     _require(config, optimizer + "warmup_steps", lambda value: value >= 0, "0 (off) or above")
     _require(config, optimizer + "clip_norm", lambda v: 0 <= v < math.inf, "0 (off) or above")
     _require(config, optimizer + "ema_decay", lambda v: 0 <= v < 1, "0 (off) or above, below 1")
@@ -196,6 +199,8 @@ def model(config: ml_collections.ConfigDict) -> models.SpatialVAE:
     section = "latent"
     try:
         posterior = latents.make(**config.latent)
+        if posterior.name != "vector":
+            networks.check_latent_size(posterior.height, posterior.width)
         section = "model"
         return models.make(
             posterior,

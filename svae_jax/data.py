@@ -132,7 +132,7 @@ def _bad_split(split: str, source: Source, why: str) -> UserError:
     splits = ", ".join(f"{name} ({sum(n)} images)" for name, n in source.splits.items())
     return UserError(
         f"dataset.split or dataset.eval_split {split!r}: {why}{source.title} has {splits}; parts "
-        "are written train[:100], train[10%:] or train+test"
+        "are written all[:90%], train[:100] or train+test"
     )
 
 

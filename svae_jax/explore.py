@@ -32,11 +32,12 @@ class Trained(NamedTuple):
     step: int
 
 
-def load(directory: str | Path) -> Trained:
-    """Load the newest checkpoint of a run.
+def load(directory: str | Path, *, best: bool = False) -> Trained:
+    """Load a checkpoint of a run.
 
     Args:
         directory: the workdir of `svae_jax.main`, of a finished run or of one under way.
+        best: the one with the highest `eval/elbo` instead of the newest.
 
     Raises:
         UserError: where it is no workdir, or holds no intact checkpoint.
@@ -46,7 +47,7 @@ def load(directory: str | Path) -> Trained:
     if fields is None:
         raise UserError(f"{directory} is no workdir of a run: it holds no config.json")
     config = configs.from_dict(fields)
-    loaded = checkpoint.load(directory / "checkpoints")
+    loaded = checkpoint.load(directory / "checkpoints", best=best)
     state = loaded.state["state"]
     variables = state.get("ema") or {name: state.get(name) for name in ("params", "batch_stats")}
     variables = {name: arrays or {} for name, arrays in variables.items()}

@@ -39,10 +39,11 @@ def make(recipe: Recipe, images: Images, mesh: Mesh, resident_share: float) -> F
 
 
 def _device_memory(mesh: Mesh) -> int:
-    """Bytes of memory of one device: of its own, or of the host."""
-    device = next(d for d in mesh.devices.flat if d.process_index == jax.process_index())
-    stats = device.memory_stats() or {}
-    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes of memory of one device: of its own, or its share of the host's."""
+    devices = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    stats = devices[0].memory_stats() or {}
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return stats.get("bytes_limit") or host // len(devices)
 
 
 def _update(

@@ -29,13 +29,16 @@ class Request:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Request]:
+def listening(*, enabled: bool = True) -> Iterator[Request]:
     """Notes the first SIGTERM or Ctrl-C for the loop to see; a second one ends at once.
 
     Outside the main thread, where Python allows no handlers, nothing is noted.
+
+    Args:
+        enabled: False leaves signals to what they do anyway, which is to end the process.
     """
     request = Request()
-    if threading.current_thread() is not threading.main_thread():
+    if not enabled or threading.current_thread() is not threading.main_thread():
         yield request
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}

@@ -18,6 +18,7 @@ it is finished.
 import difflib
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -118,6 +119,9 @@ def run() -> None:
             main(argv)
         except UserError as error:
             _exit(str(error))
+        except KeyboardInterrupt:  # before the first step: nothing was to be saved
+            print("interrupted; the same command goes on", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
         except interrupt.Stopped as stopped:
             print(stopped, file=sys.stderr)
             sys.exit(stopped.exit_code)

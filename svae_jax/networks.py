@@ -104,6 +104,18 @@ def _parse_word(word: str, image_channels: int | None) -> Layer:
     return Layer(kernel, features, (stride, stride), (padding, padding))
 
 
+def check_latent_size(height: int, width: int) -> None:
+    """Refuse maps that a decoder's first two layers do not take to 8 × 8.
+
+    Raises:
+        ValueError: naming the side, and listing the sizes that there are.
+    """
+    for axis, size in (("height", height), ("width", width)):
+        if size not in _GROWTH:
+            sizes = ", ".join(map(str, _GROWTH))
+            raise ValueError(f"{axis} must be one of {sizes} for a decoder, got {axis}={size}")
+
+
 def decoder_layers(
     stack: str,
     *,
@@ -132,11 +144,7 @@ def decoder_layers(
             "a decoder begins with two layers 3x3/FEATURES without stride or padding "
             f"(both follow from the latent's size) and has one more at least, got {stack!r}"
         )
-    for axis, size in (("height", height), ("width", width)):
-        if size not in _GROWTH:
-            raise ValueError(
-                f"{axis} must be one of {', '.join(map(str, _GROWTH))}, got {axis}={size}"
-            )
+    check_latent_size(height, width)
     grown = tuple(
         dataclasses.replace(
             layer,
@@ -189,8 +197,9 @@ def vector_decoder_layers(
     reached = num_decoder_params(layers(front), maps, style)
     if abs(reached - target) > 0.01 * target:
         raise ValueError(
-            f"no width of the vector decoder's first layer comes within 1% of the {target} "
-            f"parameters of the decoder of {parity_maps} maps (nearest: {reached})"
+            f"no width of the vector's first layer comes within 1% of the {target} parameters "
+            f"that parity_maps={parity_maps} maps have (nearest: {reached}); take more parity_maps "
+            "or fewer maps"
         )
     return layers(front)
 
@@ -232,11 +241,11 @@ class Encoder(nn.Module):
         x = x.reshape(x.shape[0], -1)
         dense = nn.Dense(
             self.num_outputs,
-            dtype=self.style.dtype,
+            dtype=jnp.float32,  # in bfloat16, means would be rounded to 8 bits
             kernel_init=nn.initializers.variance_scaling(0.1**2, "fan_in", "truncated_normal"),
             bias_init=self.bias_init,
         )
-        return dense(x).astype(jnp.float32)
+        return dense(x)
 
 
 class Decoder(nn.Module):
@@ -251,8 +260,9 @@ class Decoder(nn.Module):
         x = z
         for layer in self.layers[:-1]:
             x = Block(layer, self.style, transposed=True)(x, train)
-        x = Convolution(self.layers[-1], self.style.dtype, transposed=True, use_bias=True)(x)
-        return jnp.tanh(x.astype(jnp.float32))
+        # In float32: rounded to bfloat16, the pixels' error would count in the likelihood.
+        x = Convolution(self.layers[-1], "float32", transposed=True, use_bias=True)(x)
+        return jnp.tanh(x)
 
 
 class Block(nn.Module):

@@ -33,7 +33,7 @@ class Objective:
         sigma: "optimal" (the root mean squared error of the batch, the analytic maximiser of the
             likelihood; Rybkin et al. 2021), "learned" (one scalar), or a number as text.
         beta: weight of the KL; 1 is the ELBO.
-        beta_warmup_steps: steps over which the weight grows linearly from 0 to beta.
+        beta_warmup_steps: steps in which the weight grows linearly to beta, which the last has.
         free_bits: λ in nats per map; a map whose mean KL is below λ is not pushed further down.
         scaling: "elbo", or "released_code": the mean squared error over pixels plus the mean KL
             over latents, which the paper's authors' code minimises. It has no σ, β or free bits.
@@ -193,13 +193,15 @@ def discretized_gaussian_log_prob(
     The 256 levels k stand at k/127.5 − 1. The first and last bin take the tails, so the masses of a
     pixel sum to 1.
     """
-    upper = jnp.where(images > 1 - _HALF_BIN, jnp.inf, images + _HALF_BIN - means) / sigma
-    lower = jnp.where(images < -1 + _HALF_BIN, -jnp.inf, images - _HALF_BIN - means) / sigma
+    upper = (images + _HALF_BIN - means) / sigma
+    lower = (images - _HALF_BIN - means) / sigma
     # Φ(upper) − Φ(lower) = Φ(−lower) − Φ(−upper): taken in the lower tail, where log Φ is precise.
     flip = images > means
-    upper, lower = jnp.where(flip, -lower, upper), jnp.where(flip, -upper, lower)
-    log_upper = log_ndtr(upper)
-    log_mass = log_upper + jnp.log1p(-jnp.exp(log_ndtr(lower) - log_upper))
+    high, low = jnp.where(flip, -lower, upper), jnp.where(flip, -upper, lower)
+    log_high = log_ndtr(high)
+    log_mass = log_high + jnp.log1p(-jnp.exp(log_ndtr(low) - log_high))
+    log_mass = jnp.where(images > 1 - _HALF_BIN, log_ndtr(-lower), log_mass)  # 1 − Φ(lower)
+    log_mass = jnp.where(images < -1 + _HALF_BIN, log_ndtr(upper), log_mass)
     return jnp.sum(log_mass, axis=(-3, -2, -1))
 
 

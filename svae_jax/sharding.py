@@ -25,18 +25,6 @@ def split_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Refuse a batch that cannot be split evenly.
-
-    Raises:
-        ValueError: where the batch size is not a multiple of the number of devices.
-    """
-    if batch_size % mesh.size:
-        raise ValueError(
-            f"batch_size must be a multiple of the {mesh.size} devices, got batch_size={batch_size}"
-        )
-
-
 def put(array: np.ndarray, where: NamedSharding) -> Array:
     """A host array, the same in every process, on the devices."""
     return jax.make_array_from_callback(array.shape, where, lambda index: array[index])

@@ -175,6 +175,14 @@ def _judge(
     return health, jnp.all(finite) & (health.failed_at < 0)
 
 
+def failure(state: TrainState) -> str | None:
+    """What ended training, if it has come to that."""
+    health = jax.device_get(state.health)
+    if health.failed_at < 0:
+        return None
+    return f"the {TERMS[health.failed_term]} was not finite in step {health.failed_at + 1}"
+
+
 def _moving_average(decay: float, step: Int[Array, ""], average: PyTree, new: PyTree) -> PyTree:
     # A young average forgets faster, lest it carry the random initialisation along.
     weight = 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))

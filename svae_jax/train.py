@@ -62,11 +62,15 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
     job = _prepare(config, Path(directory).absolute())
     is_first = jax.process_index() == 0
     with workdir.locked(job.directory) if is_first else contextlib.nullcontext():
-        result = workdir.read_json(job.directory / "result.json")
-        if result is None or result.get("step") != job.num_steps:
-            result = _train(job, is_first)
-            if is_first:
-                workdir.write_json(job.directory / "result.json", result)
+        before = workdir.read_json(job.directory / "result.json") or {}
+        wanted = {"step": job.num_steps, "importance_samples": config.importance_samples}
+        if wanted.items() <= before.items():
+            return before
+        result = {**wanted, **_train(job, is_first)}
+        if before.get("step") == job.num_steps:  # only evaluated, in another way
+            result["images_per_second"] = before["images_per_second"]
+        if is_first:
+            workdir.write_json(job.directory / "result.json", result)
     return result
 
 
@@ -82,7 +86,8 @@ def _train(job: Job, is_first: bool) -> dict[str, Any]:
         with (
             Writer(job.directory, enabled=is_first) as writer,
             Progress(job.num_steps, config.batch_size, step=begin, enabled=is_first) as progress,
-            interrupt.listening() as request,
+            # Of several processes, each would stop at another step and wait for the others.
+            interrupt.listening(enabled=jax.process_count() == 1) as request,
         ):
             if begin == 0:
                 writer.write_config(configs.flatten(config.to_dict()))
@@ -91,14 +96,10 @@ def _train(job: Job, is_first: bool) -> dict[str, Any]:
 
 def _prepare(config: ml_collections.ConfigDict, directory: Path) -> Job:
     """Everything that can be refused, before anything is compiled."""
-    configs.check(config)
     mesh = sharding.make_mesh()
-    try:
-        sharding.check_batch_size(config.batch_size, mesh)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    configs.check(config, num_devices=mesh.size)
     workdir.create(directory)
-    earlier = workdir.read_json(directory / "config.json")
+    earlier = workdir.read_json(directory / "config.json") if workdir.has_begun(directory) else None
     if earlier is not None:
         configs.check_continues(config, configs.from_dict(earlier))
     load = functools.partial(
@@ -141,24 +142,30 @@ def _loop(
     request: interrupt.Request,
 ) -> dict[str, Any]:
     """Train to the last step; log, evaluate, sample and save on the way."""
-    config, identity = job.config, configs.identity(job.config)
+    config = job.config
     train_steps = feed.make(job.recipe, job.train_images, job.mesh, config.dataset.resident_share)
     state, totals = progressed
     at = begin = int(state.step)
     evaluation: dict[str, float] | None = None
     rates: list[float] = []
     for stop in _stops(job, begin):
-        while at < stop and request.signal_number is None:
+        stopped_by = None
+        # At least one call, whatever signal there is: no step is to be logged or saved twice.
+        while at < stop and stopped_by is None:
             before = totals
             state, totals, made = train_steps(state, totals, at, stop - at)
             jax.block_until_ready(before)  # one call is under way, and no more
             at += made
             progress.advance(at)
+            stopped_by = request.signal_number  # read once, lest the signal comes between two ifs
         _check_health(state, checkpoints)
         if at == begin + 1:
             jax.block_until_ready(state)  # compiled: from here on, time is training
             progress.start(at)
-        due = functools.partial(_is_due, job, at)
+
+        def due(every: int, at: int = at) -> bool:
+            return at % every == 0 or at == job.num_steps
+
         if due(config.log_every):
             scalars = {f"train/{name}": float(x) for name, x in totals.compute().items()}
             totals = TrainMetrics.empty()
@@ -170,34 +177,40 @@ def _loop(
         with progress.paused():
             variables = step.evaluated_variables(state)
             if due(config.eval_every):
-                evaluation = _evaluate(job, variables, last=at == job.num_steps)
+                evaluation = _evaluate(job, variables)
                 progress.evaluation(at, evaluation)
                 writer.write_scalars(at, evaluation)
             if due(config.sample_every):
                 writer.write_images(at, evaluate.pictures(job.recipe, variables, job.eval_images))
-            if due(config.checkpoint.every) or request.signal_number is not None:
+            if due(config.checkpoint.every) or stopped_by is not None:
                 writer.flush()  # what a checkpoint is not to outlive
                 scores = evaluation if due(config.eval_every) else None
-                checkpoints.save(at, Progressed(state, totals), config=identity, metrics=scores)
-        if request.signal_number is not None and at < job.num_steps:
+                now = Progressed(state, totals)
+                checkpoints.save(at, now, config=config.to_dict(), metrics=scores)
+        if stopped_by is not None and at < job.num_steps:
             checkpoints.wait()
-            raise interrupt.Stopped(request.signal_number, at)
+            raise interrupt.Stopped(stopped_by, at)
+    variables = step.evaluated_variables(state)
     if evaluation is None:  # the run was killed between its last checkpoint and its result
-        evaluation = _evaluate(job, step.evaluated_variables(state), last=True)
+        evaluation = _evaluate(job, variables)
+    if num_samples := config.importance_samples:  # it may take long, and all is saved
+        given = (job.recipe, variables, job.eval_images, evaluation["eval/sigma"], job.mesh)
+        bound = _named(evaluate.importance_weighted(*given, num_samples=num_samples))
+        progress.evaluation(at, bound)
+        writer.write_scalars(at, bound)
+        evaluation |= bound
     return _result(job, state, evaluation, rates)
 
 
 def _check_health(state: step.TrainState, checkpoints: Checkpointer) -> None:
     """Refuse to go on where too many steps in a row were not finite."""
-    health = jax.device_get(state.health)
-    if health.failed_at >= 0:
+    if failure := step.failure(state):
         checkpoints.wait()
         latest = checkpoints.latest_step()
         raise UserError(
-            f"the {step.TERMS[health.failed_term]} was not finite in step {health.failed_at + 1}; "
-            f"the last good checkpoint is {'none' if latest is None else f'of step {latest}'}. "
-            "Lower optimizer.learning_rate, set optimizer.clip_norm, or allow "
-            "optimizer.max_bad_steps"
+            f"{failure}; the last good checkpoint is "
+            f"{'none' if latest is None else f'of step {latest}'}. Lower optimizer.learning_rate, "
+            "set optimizer.clip_norm, or allow optimizer.max_bad_steps"
         )
 
 
@@ -213,21 +226,14 @@ def _stops(job: Job, begin: int) -> Iterator[int]:
         yield at
 
 
-def _is_due(job: Job, at: int, every: int) -> bool:
-    return at % every == 0 or at == job.num_steps
+def _evaluate(job: Job, variables: PyTree) -> dict[str, float]:
+    """Held-out metrics, by their names in metrics.jsonl."""
+    images = (job.train_images, job.eval_images)
+    return _named(evaluate.held_out(job.recipe, variables, *images, job.mesh))
 
 
-def _evaluate(job: Job, variables: PyTree, *, last: bool) -> dict[str, float]:
-    """Held-out metrics, by their names in metrics.jsonl; the last time with what was asked for."""
-    metrics = evaluate.held_out(
-        job.recipe,
-        variables,
-        job.train_images,
-        job.eval_images,
-        job.mesh,
-        importance_samples=job.config.importance_samples if last else 0,
-    )
-    return {f"eval/{name}": value for name, value in metrics.items()}
+def _named(values: dict[str, float]) -> dict[str, float]:
+    return {f"eval/{name}": value for name, value in values.items()}
 
 
 def _result(
@@ -235,7 +241,6 @@ def _result(
 ) -> dict[str, Any]:
     networks_of = {name: state.params[name] for name in ("encoder", "decoder")}
     return {
-        "step": job.num_steps,
         "metrics": evaluation,
         "images_per_second": float(np.median(rates)) if rates else None,
         "parameters": {name: networks.num_params(tree) for name, tree in networks_of.items()},

@@ -33,19 +33,28 @@ def locked(workdir: Path) -> Iterator[None]:
     """Keep other runs out; the operating system lets go of the lock of a killed process.
 
     Raises:
-        UserError: at once, where another run holds it, naming that run's process and machine.
+        UserError: at once, where another run holds it, naming that run's process and machine; and
+            where the directory cannot be written.
     """
     owner = workdir / ".lock.owner"
-    try:
-        lock = filelock.FileLock(workdir / ".lock", timeout=0)
-        with lock:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(filelock.FileLock(workdir / ".lock", timeout=0))
             owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-            yield
-    except filelock.Timeout:
-        by = owner.read_text() if owner.exists() else "another process"
-        raise UserError(
-            f"--workdir={workdir} is in use by {by}; wait for it, or choose another --workdir"
-        ) from None
+        except filelock.Timeout:
+            by = owner.read_text() if owner.exists() else "another process"
+            raise UserError(
+                f"--workdir={workdir} is in use by {by}; wait for it, or choose another --workdir"
+            ) from None
+        except OSError as error:  # a full disk
+            raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+        yield
+
+
+def has_begun(workdir: Path) -> bool:
+    """Whether a run has left metrics or checkpoints here, which another one must not mix with."""
+    metrics, checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
+    return metrics.exists() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -57,3 +57,20 @@ def tiny_config(tiny_images, tmp_path_factory):
     config.update(batch_size=12, num_steps=8, log_every=2, eval_every=4, sample_every=4)
     config.checkpoint.every = 2
     return config
+
+
+@pytest.fixture
+def start():
+    """`command_line.start`, whose processes do not outlive the test."""
+    from tests import command_line
+
+    processes = []
+
+    def begin(*args, **kwargs):
+        processes.append(command_line.start(*args, **kwargs))
+        return processes[-1]
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.communicate()

@@ -62,7 +62,11 @@ def test_unknown_names_and_keys_are_refused_with_those_that_exist(arg, message):
             r"latent.rank must be between 1 and min\(height, width\) = 3, got rank=4",
         ),
         ("latent.name", "gauss", "latent.name must be one of vector, naive"),
-        ("latent.height", 5, "model.decoder: height must be one of 2, 3, 4, 6, 8, got height=5"),
+        (
+            "latent.height",
+            5,
+            "latent.height must be one of 2, 3, 4, 6, 8 for a decoder, got height=5",
+        ),
         ("objective.beta", math.nan, "objective.beta must be a finite number, 0 or above, got nan"),
         ("objective.sigma", "small", "objective.sigma must be"),
         (

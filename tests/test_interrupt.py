@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,39 +16,15 @@ import pytest
 from svae_jax import checkpoint, step, train, workdir
 from svae_jax import config as configs
 from svae_jax.errors import UserError
-
-ROOT = Path(__file__).parents[1]
+from tests import command_line
 
 
 @pytest.fixture
-def start(tiny_config, tmp_path):
+def start_run(start, tiny_config, tmp_path):
     """Starts a long run in a process of its own, on the command line."""
-    from configs import shapes
-
-    tiny_config.update(num_steps=100_000, log_every=10_000, eval_every=100_000)
-    tiny_config.update(sample_every=100_000)
+    tiny_config.update(num_steps=100_000, log_every=1, eval_every=100_000, sample_every=100_000)
     tiny_config.checkpoint.every = 100_000
-    default = configs.flatten(shapes.get_config().to_dict())
-    fields = configs.flatten(tiny_config.to_dict()).items()
-    processes = []
-
-    def begin(**changed):
-        process = subprocess.Popen(
-            [
-                sys.executable, "-m", "svae_jax.main", "--config=configs/shapes.py",
-                f"--workdir={tmp_path}/run",
-                *(f"--config.{k}={v}" for k, v in fields if v != default[k]),
-                *(f"--config.{k}={v}" for k, v in changed.items()),
-            ],
-            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        processes.append(process)
-        return process
-
-    yield begin
-    for process in processes:
-        process.kill()
-        process.communicate()
+    return lambda: start(*command_line.arguments(tiny_config, tmp_path / "run"))
 
 
 def _wait_for_first_step(process):
@@ -60,8 +35,8 @@ def _wait_for_first_step(process):
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
 )
-def test_a_signal_saves_and_the_same_command_goes_on(start, tmp_path, number, code):
-    process = start(log_every=1)
+def test_a_signal_saves_and_the_same_command_goes_on(start_run, tmp_path, number, code):
+    process = start_run()
     _wait_for_first_step(process)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
@@ -73,7 +48,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(start, tmp_path, number, co
     assert loaded.step == saved > 0
     assert not (tmp_path / "run" / "result.json").exists()
 
-    again = start(log_every=1)
+    again = start_run()
     assert again.stderr.readline().startswith(f"step {saved + 1}/")
     again.send_signal(number)
     again.communicate(timeout=60)
@@ -99,7 +74,7 @@ train.train(config.from_dict(json.loads(sys.argv[1])), {str(tmp_path / "run")!r}
     tiny_config.update(num_steps=1000)
     process = subprocess.Popen(
         [sys.executable, "-c", script, json.dumps(tiny_config.to_dict())],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=command_line.ROOT,
     )  # fmt: skip
     assert process.stdout.readline() == "saving\n"
     process.send_signal(signal.SIGINT)
@@ -111,10 +86,9 @@ train.train(config.from_dict(json.loads(sys.argv[1])), {str(tmp_path / "run")!r}
     assert checkpoint.load(tmp_path / "run" / "checkpoints").step == 2
 
 
-def test_a_second_run_is_refused_and_told_by_whom(start, tiny_config, tmp_path):
-    process = start(log_every=1)
+def test_a_second_run_is_refused_and_told_by_whom(start_run, tiny_config, tmp_path):
+    process = start_run()
     _wait_for_first_step(process)
-    tiny_config.log_every = 1
     started = time.monotonic()
     with pytest.raises(UserError, match=rf"is in use by process {process.pid} on "):
         train.train(tiny_config, tmp_path / "run")

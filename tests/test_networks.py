@@ -59,7 +59,7 @@ def test_decoder_makes_images_of_the_right_size_with_the_same_weights(height, wi
 
 
 def test_decoder_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match=r"height must be one of 2, 3, 4, 6, 8, got height=5"):
+    with pytest.raises(ValueError, match=r"height must be one of 2, 3, 4, 6, 8 .* got height=5"):
         _decoder(CIFAR10, 5, 3)
     with pytest.raises(ValueError, match="images of size 32, not 64"):
         _decoder(CIFAR10, 3, 3, image_size=64)

@@ -1,5 +1,7 @@
 """The pure steps: randomness, the update, the moving average, one device and four."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,10 +46,15 @@ def test_batches_cut_an_epoch_and_drop_the_remainder():
 
 def test_a_step_is_deterministic_and_its_noise_depends_on_seed_and_step(recipe):
     state, pixels = step.init_state(recipe), _pixels()
-    first, again = (step.train_step(recipe, state, pixels)[1]["loss"][0] for _ in range(2))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def loss(seed, state):
+        return step.train_step(recipe._replace(seed=seed), state, pixels)[1]["loss"][0]
+
+    first, again = (loss(0, state) for _ in range(2))
     assert float(first) == float(again)
-    later = step.train_step(recipe, state._replace(step=state.step + 1), pixels)[1]["loss"][0]
-    other = step.train_step(recipe._replace(seed=1), state, pixels)[1]["loss"][0]
+    later = loss(0, state._replace(step=state.step + 1))
+    other = loss(1, state)
     assert len({float(first), float(later), float(other)}) == 3
 
 
@@ -63,24 +70,22 @@ def test_training_lowers_the_loss_and_counts(recipe):
 
 
 def test_the_gradient_agrees_with_finite_differences(tiny_config):
-    """Along a random direction, through encoder, posterior, decoder and objective."""
+    """Along its own direction, through encoder, posterior, decoder and objective."""
     import optax
 
     tiny_config.model.norm = "group"
     recipe = configs.recipe(tiny_config, 10)._replace(optimizer=optax.sgd(1.0))
-    with jax.enable_x64(False):
-        state, pixels = step.init_state(recipe), _pixels()
-        after, _ = step.train_step(recipe, state, pixels)
-        gradient = jax.tree.map(jnp.subtract, state.params, after.params)
-        norm = optax.tree.norm(gradient)
+    state, pixels = step.init_state(recipe), _pixels()
+    update = jax.jit(lambda state: step.train_step(recipe, state, pixels))
+    after, _ = update(state)
+    gradient = jax.tree.map(jnp.subtract, state.params, after.params)
+    norm = optax.tree.norm(gradient)
 
-        def loss(scale):
-            moved = jax.tree.map(lambda p, g: p + scale * g / norm, state.params, gradient)
-            return float(
-                step.train_step(recipe, state._replace(params=moved), pixels)[1]["loss"][0]
-            )
+    def loss(scale):
+        moved = jax.tree.map(lambda p, g: p + scale * g / norm, state.params, gradient)
+        return float(update(state._replace(params=moved))[1]["loss"][0])
 
-        slope = (loss(1e-2) - loss(-1e-2)) / 2e-2
+    slope = (loss(1e-2) - loss(-1e-2)) / 2e-2
     np.testing.assert_allclose(slope, norm, rtol=0.02)
 
 
@@ -115,19 +120,6 @@ def test_without_an_average_the_parameters_themselves_are_evaluated(recipe):
     state = step.init_state(recipe)
     assert state.ema is None
     assert step.evaluated_variables(state)["params"] is state.params
-
-
-def test_evaluation_does_not_see_beta_or_free_bits(tiny_config):
-    variables = step.evaluated_variables(step.init_state(configs.recipe(tiny_config, 10)))
-    plain = configs.recipe(tiny_config, 10)
-    tiny_config.objective.update(beta=5.0, free_bits=9.0)
-    weighted = configs.recipe(tiny_config, 10)
-    key = jax.random.key(0)
-    a, b = (
-        step.eval_step(recipe.model, variables, key, _pixels(), 0.5) for recipe in (plain, weighted)
-    )
-    np.testing.assert_array_equal(a.elbo, b.elbo)
-    np.testing.assert_allclose(a.elbo, a.reconstruction - a.kl, rtol=1e-6)
 
 
 def test_the_importance_weighted_step_exceeds_the_elbo(recipe):

@@ -51,6 +51,8 @@ def test_a_run_writes_all_its_files(finished, tiny_config):
         "train/skipped", "images_per_second",
     }  # fmt: skip
     assert result["step"] == 8
+    saved = checkpoint.load(directory / "checkpoints")
+    assert (saved.step, saved.config) == (8, tiny_config.to_dict())
     last = next(row for row in rows if row["step"] == 8 and "eval/elbo" in row)
     assert {**result["metrics"], "step": 8} == last
     assert result["parameters"]["encoder"] > 0
@@ -67,12 +69,43 @@ def test_pictures_show_originals_above_their_reconstructions(finished, tiny_imag
         trained.model, trained.variables, step.stream(0, "eval"), pixels
     )
     np.testing.assert_array_equal(picture, images.pairs(pixels, reconstructions))
+    # The first tile, enlarged eight times behind a border of two pixels, is the first original.
+    np.testing.assert_array_equal(picture[2:66:8, 2:66:8], originals[0])
 
 
 def test_a_finished_run_returns_at_once(finished, tiny_config, monkeypatch):
     directory, result = finished
     monkeypatch.setattr(feed, "make", None)  # nothing is trained
     assert train.train(tiny_config, directory) == result
+
+
+def test_the_bound_can_be_asked_for_afterwards(finished, tiny_config, monkeypatch):
+    directory, result = finished
+    tiny_config.importance_samples = 4
+    again = train.train(tiny_config, directory)
+    bound = again["metrics"].pop("eval/bits_per_dim_iw")
+    assert bound < result["metrics"]["eval/bits_per_dim"]
+    assert again["metrics"].pop("eval/elbo_iw") > result["metrics"]["eval/elbo"]
+    assert again == {**result, "importance_samples": 4}
+    assert _rows(directory)[-1]["eval/bits_per_dim_iw"] == bound
+    monkeypatch.setattr(feed, "make", None)
+    assert train.train(tiny_config, directory)["metrics"]["eval/bits_per_dim_iw"] == bound
+
+
+def test_a_run_that_has_left_nothing_may_begin_anew_with_another_configuration(
+    tiny_config, tmp_path
+):
+    """One whose first step ran out of memory, say."""
+    workdir.write_json(tmp_path / "config.json", tiny_config.to_dict())
+    tiny_config.update(batch_size=6, num_steps=1)
+    assert train.train(tiny_config, tmp_path)["step"] == 1
+
+
+def test_the_best_checkpoint_is_loaded_on_request(tiny_config, tmp_path):
+    tiny_config.optimizer.learning_rate = 1e-2
+    train.train(tiny_config, tmp_path)
+    elbo = {row["step"]: row["eval/elbo"] for row in _rows(tmp_path) if "eval/elbo" in row}
+    assert svae_jax.load(tmp_path, best=True).step == max(elbo, key=elbo.get)
 
 
 def test_a_trained_run_is_loaded_in_one_call(finished, tiny_config):
@@ -195,19 +228,27 @@ def test_many_steps_in_one_dispatch_equal_single_ones(tiny_config, monkeypatch):
 
 _DEVICES = """
 import sys, json
+import jax
 import numpy as np
 import svae_jax.config as configs
 from svae_jax import feed, sharding, step
 from svae_jax.metrics import TrainMetrics
 config = configs.from_dict(json.loads(sys.argv[1]))
 recipe, mesh = configs.recipe(config, 20), sharding.make_mesh()
+parts, train_step = [], step.train_step
+def watched(recipe, state, pixels):
+    jax.debug.inspect_array_sharding(
+        pixels, callback=lambda s: parts.append(s.shard_shape(pixels.shape)[0])
+    )
+    return train_step(recipe, state, pixels)
+step.train_step = watched
 pixels = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3)).astype(np.uint8)
 run = feed.make(recipe, pixels, mesh, config.dataset.resident_share)
 state, losses = step.init_state(recipe), []
 for at in range(20):
     state, metrics, _ = run(state, TrainMetrics.empty(), at, 1)
     losses.append(float(metrics.compute()["loss"]))
-print(json.dumps([mesh.size, losses]))
+print(json.dumps([mesh.size, parts[0], losses]))
 """
 
 
@@ -222,8 +263,9 @@ def test_one_device_and_four_give_the_same_losses(tiny_config, resident_share):
             [sys.executable, "-c", _DEVICES, json.dumps(tiny_config.to_dict())],
             env=environment, capture_output=True, text=True, timeout=300, check=True,
         )  # fmt: skip
-        size, losses[count] = json.loads(done.stdout)
+        size, part, losses[count] = json.loads(done.stdout)
         assert size == count
+        assert part == 12 // count  # each device has its own part of a batch
     np.testing.assert_allclose(losses[1], losses[4], rtol=1e-5)
 
 
@@ -239,6 +281,7 @@ def nothing_compiled(monkeypatch):
 @pytest.mark.usefixtures("nothing_compiled")
 def test_another_configuration_is_refused_and_named(tiny_config, tmp_path):
     workdir.write_json(tmp_path / "config.json", tiny_config.to_dict())
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n')
     tiny_config.update(seed=1)
     tiny_config.latent.maps = 8
     with pytest.raises(UserError, match=r"latent.maps=8 \(was 4\)") as caught:
@@ -249,6 +292,7 @@ def test_another_configuration_is_refused_and_named(tiny_config, tmp_path):
 @pytest.mark.usefixtures("nothing_compiled")
 def test_a_damaged_config_is_told(tiny_config, tmp_path):
     (tmp_path / "config.json").write_text('{"seed": ')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n')
     with pytest.raises(UserError, match=r"config.json is damaged"):
         train.train(tiny_config, tmp_path)
 

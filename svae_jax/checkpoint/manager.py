@@ -90,7 +90,7 @@ class Checkpointer:
         Args:
           step: newer than every step there is.
           state: a pytree of arrays; in a run of several processes, the same in each.
-          config: what `restore` compares; anything JSON holds.
+          config: the whole configuration; anything JSON holds.
           metrics: numbers by name; with `eval/elbo` among them the step may become the best.
 
         Raises:
@@ -145,7 +145,7 @@ class Checkpointer:
 
         Args:
           target: arrays or `jax.ShapeDtypeStruct`s, in the structure of the state that was saved.
-          config: compared with the one saved, if given.
+          config: the fields that must be as they were saved, nested or by dotted names.
 
         Returns:
           None where no step was ever saved.
@@ -255,7 +255,9 @@ def _load_step(
     meta, path = _read_meta(folder, step), folder / str(step)
     if config is not None:
         given = arrays.as_json(config)
-        _compare(path, "configuration", arrays.fields(meta["config"]), arrays.fields(given))
+        wanted, held = arrays.fields(given), arrays.fields(meta["config"])
+        held = {name: value for name, value in held.items() if name in wanted}
+        _compare(path, "configuration", held, wanted)
     if target is not None:
         wanted = {
             name: f"{leaf.dtype}{[*leaf.shape]}" for name, leaf in arrays.leaves(target).items()

@@ -200,7 +200,8 @@ def make(name: str, *, height: int, width: int, maps: int, rank: int = 1) -> Pos
     _check_positive(height=height, width=width, maps=maps, rank=rank)
     if name == "vector" and (height, width) != (1, 1):
         raise ValueError(
-            f"height and width must be 1 for vector, got height={height}, width={width}"
+            f"height and width must be 1 for vector, got height={height}, width={width}; its "
+            "length is maps"
         )
     is_low_rank, covariance_kind = _TABLE[name]
     if is_low_rank and rank > min(height, width):

@@ -1,6 +1,7 @@
 """What a run survives: kills, damaged files, full disks, other machines, files that mean harm."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -14,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -157,19 +159,41 @@ def begun(monkeypatch):
     return found
 
 
-def _array_file(step_directory):
-    files = step_directory.glob("state/ocdbt.process_0/d/*")
-    return max(files, key=lambda path: path.stat().st_size)
+def _largest_array(step_directory):
+    """The file that holds it, and where; which file is what differs from save to save."""
+    with tempfile.TemporaryDirectory() as alone:
+        shutil.copytree(step_directory, Path(alone) / step_directory.name)
+        leaves = jax.tree.leaves(checkpoint.load(alone).state)
+    content = max(leaves, key=lambda leaf: leaf.nbytes).tobytes()
+    for file in step_directory.glob("state/**/d/*"):
+        if content in (data := file.read_bytes()):
+            return file, data.index(content)
+    raise AssertionError("the arrays are not stored as they are")
+
+
+def _damage_array(file, place, how):
+    data = file.read_bytes()
+    if how == "flip":
+        file.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+    elif how == "truncate":
+        file.write_bytes(data[: place + 1])
+    else:
+        damage(file, how)
 
 
 def _cases(step_directory):
     """Each file that is needed with each damage, and each other file with one of them in turn."""
-    needed = [*(step_directory / name for name in NEEDED), _array_file(step_directory)]
+    needed = [step_directory / name for name in NEEDED]
+    arrays, place = _largest_array(step_directory)
     files = [path for path in sorted(step_directory.rglob("*")) if path.is_file()]
-    others = [path for path in files if path not in needed]
+    others = [path for path in files if path not in (*needed, arrays)]
     assert len(others) > 4
-    cases = [(file, how, (4,)) for file in needed for how in DAMAGE]
-    return cases + [(f, h, (4, 6)) for f, h in zip(others, itertools.cycle(DAMAGE), strict=False)]
+    for how in DAMAGE:
+        yield arrays, how, functools.partial(_damage_array, place=place, how=how), (4,)
+        for file in needed:
+            yield file, how, functools.partial(damage, how=how), (4,)
+    for file, how in zip(others, itertools.cycle(DAMAGE), strict=False):
+        yield file, how, functools.partial(damage, how=how), (4, 6)
 
 
 def test_a_damaged_file_costs_at_most_the_newest_step(tiny_config, tmp_path, begun):
@@ -179,10 +203,10 @@ def test_a_damaged_file_costs_at_most_the_newest_step(tiny_config, tmp_path, beg
     saved = tmp_path / "saved"
     train.train(tiny_config, saved)
     tiny_config.num_steps = 8
-    for file, how, expected in _cases(saved / "checkpoints" / "6"):
+    for file, how, apply, expected in _cases(saved / "checkpoints" / "6"):
         case = file.relative_to(saved), how
         directory = Path(shutil.copytree(saved, tmp_path / "damaged"))
-        damage(directory / case[0], how)
+        apply(directory / case[0])
         train.train(tiny_config, directory)
         assert begun[-1] in expected, case
         assert (directory / "checkpoints" / "quarantine" / "6").exists() == (begun[-1] == 4), case
@@ -295,6 +319,12 @@ def test_a_workdir_that_cannot_be_written_is_told(tiny_config, tmp_path, begun):
     assert begun == []
 
 
+def test_two_runs_that_begin_at_once_do_not_take_the_workdir_for_read_only(tmp_path, monkeypatch):
+    touch = Path.touch
+    monkeypatch.setattr(Path, "touch", lambda path: (touch(path), path.unlink()))  # by the other
+    workdir.create(tmp_path)
+
+
 @pytest.fixture
 def saved_run(tiny_config, tmp_path, begun):
     train.train(tiny_config, tmp_path / "run")
@@ -340,14 +370,14 @@ def test_another_configuration_condemns_nothing(start, tiny_config, saved_run):
 
 def test_where_all_checkpoints_are_bad_nothing_begins_anew(tiny_config, saved_run, begun):
     for step in (4, 6, 8):
-        damage(_array_file(saved_run / "checkpoints" / str(step)), "flip")
+        _damage_array(*_largest_array(saved_run / "checkpoints" / str(step)), "flip")
     before = (saved_run / "metrics.jsonl").read_bytes()
     code, stdout, stderr = command_line.run(*command_line.arguments(tiny_config, saved_run))
     assert (code, stdout) == (2, "")
     *warnings, line = stderr.splitlines()
     assert len(warnings) == 3
     assert all(
-        "is damaged" in w and w.endswith(f"quarantine/{step}")
+        "does not match its SHA-256" in w and w.endswith(f"quarantine/{step}")
         for w, step in zip(warnings, (8, 6, 4), strict=True)
     )
     for _ in range(2):  # and so it stays

@@ -24,6 +24,7 @@ def _outputs(step):
         "reconstruction": jnp.float32(10 * step),
         "kl": jnp.float32(0.5),
         "sigma": jnp.float32(step),
+        "skipped": jnp.float32(step),
         "not_a_metric": jnp.ones(3),
     }
 
@@ -42,7 +43,8 @@ def test_train_metrics_average_over_steps_in_donated_accumulators():
     assert _accumulate._cache_size() == before + 1  # empty() has the types of what follows
     computed = {name: float(value) for name, value in total.compute().items()}
     rms = np.sqrt((1 + 4 + 36) / 3)
-    assert computed == pytest.approx({"loss": 3, "reconstruction": 30, "kl": 0.5, "sigma": rms})
+    expected = {"loss": 3, "reconstruction": 30, "kl": 0.5, "sigma": rms, "skipped": 9}
+    assert computed == pytest.approx(expected)
 
 
 def test_train_metrics_are_a_scan_carry():
@@ -60,6 +62,7 @@ def _eval_outputs(values):
         "elbo_discretized": values - 1,
         "reconstruction": values + 2,
         "kl": 2 * jnp.ones_like(values),
+        "squared_error": values * values,
     }
 
 
@@ -73,6 +76,7 @@ def test_eval_metrics_leave_the_padding_out():
     total = update(total, jnp.array([1.0, 2.0, 3.0]), jnp.array([True, True, True]))
     total = update(total, jnp.array([4.0, jnp.nan, -jnp.inf]), jnp.array([True, False, False]))
     expected = {"elbo": 2.5, "elbo_discretized": 1.5, "reconstruction": 4.5, "kl": 2.0}
+    expected["squared_error"] = 7.5
     assert {name: float(value) for name, value in total.compute().items()} == expected
 
 
@@ -85,7 +89,8 @@ put = lambda x: jax.device_put(x, NamedSharding(mesh, P("data")))
 replicated = NamedSharding(mesh, P())
 @jax.jit
 def update(values, mask):
-    outputs = dict.fromkeys(("elbo", "elbo_discretized", "reconstruction", "kl"), values)
+    names = ("elbo", "elbo_discretized", "reconstruction", "kl", "squared_error")
+    outputs = dict.fromkeys(names, values)
     return metrics.EvalMetrics.single_from_model_output(**outputs, mask=mask)
 merge = jax.jit(lambda a, b: a.merge(b), donate_argnums=0, out_shardings=replicated)
 total = jax.device_put(metrics.EvalMetrics.empty(), replicated)

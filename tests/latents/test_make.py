@@ -145,7 +145,10 @@ def test_rank_is_refused_for_a_free_mean(name):
 @pytest.mark.parametrize("sizes", [(3, 3), (1, 3), (3, 1)])
 def test_vector_has_no_space(sizes):
     height, width = sizes
-    message = f"height and width must be 1 for vector, got height={height}, width={width}"
+    message = (
+        f"height and width must be 1 for vector, got height={height}, width={width}; its length is "
+        "maps"
+    )
     assert_refused(message, name="vector", height=height, width=width)
 
 

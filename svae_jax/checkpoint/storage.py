@@ -2,9 +2,13 @@
 
 import asyncio
 import contextlib
+import gc
+import logging as std_logging
 import os
 import pathlib
 import shutil
+import threading
+import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -21,16 +25,29 @@ _DELETED = ".deleted"
 
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
-    """Drops what Orbax logs: what matters of it comes as an exception too, and in one line."""
+    """Drops what Orbax and its tasks log: what matters comes as an exception too, in one line."""
 
     def is_ours(record: Any) -> bool:
-        return f"{os.sep}orbax{os.sep}" not in record.pathname
+        return record.name != "asyncio" and f"{os.sep}orbax{os.sep}" not in record.pathname
 
-    logger = logging.get_absl_logger()
-    logger.addFilter(is_ours)
+    loggers = (logging.get_absl_logger(), std_logging.getLogger("asyncio"))
+    for logger in loggers:
+        logger.addFilter(is_ours)
     try:
         yield
-    finally:
+    except Exception as error:
+        # Orbax's threads run on after the first error, still write, and tell of their own errors.
+        for thread in threading.enumerate():
+            if type(thread).__module__.startswith("orbax"):
+                thread.join(timeout=60)
+        # The frames hold tasks that failed too; asyncio tells of each once it goes. Let it be now.
+        link: BaseException | None = error
+        while link is not None:
+            traceback.clear_frames(link.__traceback__)
+            link = link.__cause__ or link.__context__
+        gc.collect()
+        raise  # with the filter left in place: some thread may not have started yet
+    for logger in loggers:
         logger.removeFilter(is_ours)
 
 
@@ -159,4 +176,7 @@ def reason(error: BaseException) -> str:
     """An error in one line, without the internals that tensorstore appends in brackets."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     text = text.partition(" [tensorstore_spec=")[0].partition(" [source locations=")[0]
-    return " ".join(text.split())[:500] or type(error).__name__
+    text = " ".join(text.split())
+    # What happened stands at the beginning, and why at the end, of a long one.
+    text = text if len(text) <= 500 else f"{text[:200]} … {text[-300:]}"
+    return text or type(error).__name__

@@ -48,7 +48,9 @@ def load(directory: str | Path, *, best: bool = False) -> Trained:
         raise UserError(f"{directory} is no workdir of a run: it holds no config.json")
     config = configs.from_dict(fields)
     loaded = checkpoint.load(directory / "checkpoints", best=best)
-    state = loaded.state["state"]
+    state = loaded.state.get("state")
+    if state is None:
+        raise UserError(f"{directory / 'checkpoints'}: none is of a training run")
     variables = state.get("ema") or {name: state.get(name) for name in ("params", "batch_stats")}
     variables = {name: arrays or {} for name, arrays in variables.items()}
     return Trained(configs.model(config), jax.tree.map(jnp.asarray, variables), config, loaded.step)

@@ -20,6 +20,7 @@ from typing import Any
 import flax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from clu import metrics
 from jaxtyping import UInt8
 
@@ -275,13 +276,18 @@ def _cut(path: pathlib.Path, steps: Callable[[Any], Iterator[tuple[int, int]]], 
 
 
 def _row_steps(file: Any) -> Iterator[tuple[int, int]]:
-    """Yields (step, end in bytes) of each whole line of a JSON Lines file."""
-    for line in file:
+    """Yields (step, end in bytes) of each whole line of a JSON Lines file.
+
+    A damaged line among whole ones is left where it is, for whoever can mend it.
+    """
+    for number, line in enumerate(file, start=1):
+        if not line.endswith(b"\n"):
+            return  # torn, so the last
         try:
             step = int(json.loads(line)["step"])
         except (ValueError, KeyError, TypeError):
-            return
-        if line.endswith(b"\n"):
+            logging.warning("%s: line %d is damaged", file.name, number)
+        else:
             yield step, file.tell()
 
 

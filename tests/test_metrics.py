@@ -375,6 +375,15 @@ def test_a_torn_row_goes(tmp_path, tail):
     assert path.read_bytes() == b'{"step": 1}\n'
 
 
+def test_a_damaged_row_takes_no_other_with_it(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    whole = b'{"step": 1}\n{"st\xffp": 2}\n{"step": 3}\n'
+    path.write_bytes(whole + b'{"step": 6}\n')
+    metrics.truncate(tmp_path, 5)
+    assert path.read_bytes() == whole
+    assert "line 2 is damaged" in caplog.text
+
+
 @pytest.mark.parametrize(
     "tail",
     [

@@ -137,6 +137,14 @@ def test_loading_what_is_no_run_is_refused(tmp_path):
         svae_jax.load(tmp_path)
 
 
+def test_loading_a_checkpoint_that_is_not_of_training_is_refused(tiny_config, tmp_path):
+    workdir.write_json(tmp_path / "config.json", tiny_config.to_dict())
+    with checkpoint.Checkpointer(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, {"mine": np.zeros(2)}, config={})
+    with pytest.raises(UserError, match="none is of a training run"):
+        svae_jax.load(tmp_path)
+
+
 class Interrupted(Exception):
     pass
 

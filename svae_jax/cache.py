@@ -26,6 +26,11 @@ class _DamagedError(Exception):
     """A file that is there and is not what was written."""
 
 
+def home() -> Path:
+    """The package's directory among the user's caches."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "svae_jax"
+
+
 def open_or_build(
     path: Path, shape: tuple[int, ...], batches: Callable[[], Iterable[np.ndarray]]
 ) -> np.ndarray:

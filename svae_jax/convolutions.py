@@ -1,15 +1,20 @@
-"""Transposed convolution with gradients that are plain convolutions.
+"""Convolution and transposed convolution, each the other's gradient.
 
-A transposed convolution y = conv_transpose(x, w) is the adjoint, in x, of a convolution C_k with
-the kernel k = flip(w): spatially reversed, channels exchanged. Hence for a cotangent g of y
+With strides s, a convolution C_k of kernel k and its adjoint are, along each axis,
 
-    dx = C_k(g)                                   (one convolution)
-    dw = flip(d/dk <x, C_k(g)>)                   (the kernel gradient of that convolution)
+    y = C_k(x)      y[q] = Σ_t k[t] x[s·q + t − low]
+    x = C_kᵀ(y)     x[s·q + t − low] += k[t] y[q]         (for all q and t)
 
-Autodiff instead differentiates a convolution dilated on its left side and asks for one dilated on
-both sides, which XLA runs 6 to 18 times slower on CPU. The values are the same to rounding.
+A transposed convolution is such an adjoint: `conv_transpose(x, w)` = C_kᵀ(x), where k is w reversed
+in space, with its channels exchanged. Since <g, C_k(x)> is linear in g, in k and in x, three maps
+are all there is, forward and backward:
 
-Forward, large ones are computed on CPU as a convolution that makes blocks of pixels (`_phases`).
+    forward         gradient in the input    gradient in the kernel, for the cotangent g
+    C_k(x)          C_kᵀ(g)                  ∂/∂k <g, C_k(x)>
+    C_kᵀ(x)         C_k(g)                   ∂/∂k <x, C_k(g)>
+
+Autodiff of a transposed convolution asks for convolutions that are dilated on both sides instead,
+which XLA runs 6 to 18 times slower on a CPU. The values are the same to rounding.
 
 Forward-mode differentiation raises JAX's own TypeError, as for every `jax.custom_vjp`.
 """
@@ -25,10 +30,8 @@ from jaxtyping import Array, Float
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
-# From this size on, a CPU computes a transposed convolution faster by phases (up to 4 times).
-_PHASES_FROM = 16
-
 Padding = Literal["SAME", "VALID"]
+Pair = tuple[int, int]
 
 
 def output_size(size: int, kernel: int, stride: int, padding: Padding) -> int:
@@ -46,21 +49,31 @@ def transposed_output_size(size: int, kernel: int, stride: int, padding: Padding
 def conv(
     x: Float[Array, "b h w c"],
     kernel: Float[Array, "kh kw c d"],
-    strides: tuple[int, int],
+    strides: Pair,
     paddings: tuple[Padding, Padding],
 ) -> Float[Array, "b _ _ d"]:
-    """Convolution, channels last, with stride and padding given per axis."""
-    pads = [
-        _pads(*axis) for axis in zip(x.shape[1:3], kernel.shape[:2], strides, paddings, strict=True)
-    ]
-    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_LAYOUT)
+    """Convolution, channels last, as `jax.lax.conv_general_dilated` defines it.
+
+    Args:
+        x: input images.
+        kernel: height, width, input features, output features.
+        strides: how many times each axis shrinks.
+        paddings: "SAME" or "VALID", for each axis.
+    """
+    lows = tuple(
+        _low(*axis) for axis in zip(x.shape[1:3], kernel.shape[:2], strides, paddings, strict=True)
+    )
+    sizes = tuple(
+        output_size(*axis)
+        for axis in zip(x.shape[1:3], kernel.shape[:2], strides, paddings, strict=True)
+    )
+    return _conv(x, kernel, strides, lows, sizes)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv_transpose(
     x: Float[Array, "b h w c"],
     kernel: Float[Array, "kh kw c d"],
-    strides: tuple[int, int],
+    strides: Pair,
     paddings: tuple[Padding, Padding],
 ) -> Float[Array, "b _ _ d"]:
     """Transposed convolution, channels last, as `jax.lax.conv_transpose` defines it.
@@ -71,64 +84,128 @@ def conv_transpose(
         strides: how many times each axis grows.
         paddings: "SAME" (size · stride) or "VALID" (plus what the kernel overhangs), for each axis.
     """
-    native = functools.partial(_native, strides=strides, paddings=paddings)
-    if min(strides) < 2 or min(x.shape[1:3]) < _PHASES_FROM:
-        return native(x, kernel)
-    phases = functools.partial(_phases, strides=strides, paddings=paddings)
-    return jax.lax.platform_dependent(x, kernel, cpu=phases, default=native)
-
-
-def _native(x, kernel, strides, paddings):
-    """As a convolution of the input with zeros between its pixels."""
-    pads = [
-        _transposed_pads(*axis) for axis in zip(kernel.shape[:2], strides, paddings, strict=True)
-    ]
-    return lax.conv_transpose(x, kernel, strides, pads, dimension_numbers=_LAYOUT)
-
-
-def _phases(x, kernel, strides, paddings):
-    """As one convolution without zeros, whose features are the output's pixels in blocks.
-
-    Along an axis, the output at o = s·q + p sums w[t] x[q + (p + t − low)/s] over those t for which
-    the division is even. For each phase p these are a few taps of the kernel; the convolution with
-    all s phases side by side makes s outputs for each q, and interleaving them gives y.
-    """
-    (rows, row_start), (cols, col_start) = (
-        _taps(*axis) for axis in zip(kernel.shape[:2], strides, paddings, strict=True)
+    lows = tuple(
+        _transposed_low(*axis) for axis in zip(kernel.shape[:2], strides, paddings, strict=True)
     )
-    padded = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))  # where a phase has no tap: zero
-    by_phase = jnp.transpose(padded[rows][:, :, cols], (1, 3, 4, 0, 2, 5))  # j i c p q d
-    sizes = [
+    sizes = tuple(
         transposed_output_size(*axis)
         for axis in zip(x.shape[1:3], kernel.shape[:2], strides, paddings, strict=True)
+    )
+    return _adjoint(x, jnp.swapaxes(jnp.flip(kernel, (0, 1)), 2, 3), strides, lows, sizes)
+
+
+# C_k and its adjoint: of strides, the axes' `low`, and the sizes of what they make.
+
+
+def _plain_conv(x, kernel, strides: Pair, lows: Pair, sizes: Pair):
+    pads = [
+        (low, (count - 1) * stride + taps - size - low)
+        for low, count, stride, taps, size in zip(
+            lows, sizes, strides, kernel.shape[:2], x.shape[1:3], strict=True
+        )
     ]
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_LAYOUT)
+
+
+_conv = jax.custom_vjp(_plain_conv, nondiff_argnums=(2, 3, 4))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _adjoint(y, kernel, strides: Pair, lows: Pair, sizes: Pair):
+    static = {"strides": strides, "lows": lows, "sizes": sizes}
+    native = functools.partial(_dilated, **static)
+    # Where each phase has two taps and more: with fewer there is little to win.
+    if max(strides) == 1 or any(
+        taps < 2 * stride for taps, stride in zip(kernel.shape[:2], strides, strict=True)
+    ):
+        return native(y, kernel)
+    by_phase = functools.partial(_by_phase, **static)
+    return lax.platform_dependent(y, kernel, cpu=by_phase, default=native)
+
+
+def _conv_forward(x, kernel, strides, lows, sizes):
+    return _conv(x, kernel, strides, lows, sizes), (x, kernel)
+
+
+def _conv_backward(strides, lows, sizes, residuals, cotangent):
+    del sizes
+    x, kernel = residuals
+    dx = _adjoint(cotangent, kernel, strides, lows, x.shape[1:3])
+    return dx, _kernel_gradient(x, kernel, cotangent, strides, lows)
+
+
+def _adjoint_forward(y, kernel, strides, lows, sizes):
+    return _adjoint(y, kernel, strides, lows, sizes), (y, kernel)
+
+
+def _adjoint_backward(strides, lows, sizes, residuals, cotangent):
+    del sizes
+    y, kernel = residuals
+    dy = _conv(cotangent, kernel, strides, lows, y.shape[1:3])
+    return dy, _kernel_gradient(cotangent, kernel, y, strides, lows)
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+_adjoint.defvjp(_adjoint_forward, _adjoint_backward)
+
+
+def _kernel_gradient(x, kernel, y, strides, lows):
+    """∂/∂k <y, C_k(x)>, in which k itself does not occur: autodiff does it well."""
+
+    def of_kernel(kernel):
+        return _plain_conv(x, kernel, strides, lows, y.shape[1:3])
+
+    return jax.linear_transpose(of_kernel, kernel)(y)[0]
+
+
+def _dilated(y, kernel, strides, lows, sizes):
+    """The adjoint as one convolution of y with zeros between its pixels."""
+    pads = [
+        (taps - 1 - low, size - (count - 1) * stride - 1 + low)
+        for taps, low, size, count, stride in zip(
+            kernel.shape[:2], lows, sizes, y.shape[1:3], strides, strict=True
+        )
+    ]
+    flipped = jnp.swapaxes(jnp.flip(kernel, (0, 1)), 2, 3)
+    return lax.conv_general_dilated(
+        y, flipped, (1, 1), pads, lhs_dilation=strides, dimension_numbers=_LAYOUT
+    )
+
+
+def _by_phase(y, kernel, strides, lows, sizes):
+    """The adjoint as one convolution without zeros, whose features are its pixels in blocks.
+
+    Along an axis, the pixel s·q + p sums k[t] y[q + (p + low − t)/s] over those t for which the
+    division is even: for each phase p a few taps of the kernel. The convolution with all s phases
+    side by side makes s pixels for each q, and interleaving them gives the image.
+    """
+    (rows, row_start), (cols, col_start) = (
+        _taps(*axis) for axis in zip(kernel.shape[:2], strides, lows, strict=True)
+    )
+    padded = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))  # where a phase has no tap: zero
+    phases = jnp.transpose(padded[rows][:, :, cols], (1, 3, 5, 0, 2, 4))  # j i d p q c
     blocks = [-(-size // stride) for size, stride in zip(sizes, strides, strict=True)]
     pads = [
         (-start, count - size + start + taps.shape[1] - 1)
         for start, count, size, taps in zip(
-            (row_start, col_start), blocks, x.shape[1:3], (rows, cols), strict=True
+            (row_start, col_start), blocks, y.shape[1:3], (rows, cols), strict=True
         )
     ]
-    y = lax.conv_general_dilated(
-        x,
-        by_phase.reshape(*by_phase.shape[:3], -1),
-        (1, 1),
-        pads,
-        dimension_numbers=_LAYOUT,
+    x = lax.conv_general_dilated(
+        y, phases.reshape(*phases.shape[:3], -1), (1, 1), pads, dimension_numbers=_LAYOUT
     )
-    y = y.reshape(len(x), *blocks, *strides, -1).transpose(0, 1, 3, 2, 4, 5)
-    y = y.reshape(len(x), blocks[0] * strides[0], blocks[1] * strides[1], -1)
-    return y[:, : sizes[0], : sizes[1]]
+    x = x.reshape(len(y), *blocks, *strides, -1).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(len(y), blocks[0] * strides[0], blocks[1] * strides[1], -1)
+    return x[:, : sizes[0], : sizes[1]]
 
 
-def _taps(kernel: int, stride: int, padding: Padding) -> tuple[np.ndarray, int]:
-    """Which tap [phase, j] of a kernel meets input q + start + j, `kernel` for none; and start."""
-    low, _ = _transposed_pads(kernel, stride, padding)
+def _taps(kernel: int, stride: int, low: int) -> tuple[np.ndarray, int]:
+    """Which tap [phase, j] of a kernel meets y[q + start + j], `kernel` for none; and start."""
     meets = {
-        (phase, (phase + tap - low) // stride): tap
+        (phase, (phase + low - tap) // stride): tap
         for phase in range(stride)
         for tap in range(kernel)
-        if (phase + tap - low) % stride == 0
+        if (phase + low - tap) % stride == 0
     }
     offsets = [offset for _, offset in meets]
     table = np.full((stride, max(offsets) - min(offsets) + 1), kernel)
@@ -137,39 +214,15 @@ def _taps(kernel: int, stride: int, padding: Padding) -> tuple[np.ndarray, int]:
     return table, min(offsets)
 
 
-def _forward(x, kernel, strides, paddings):
-    return conv_transpose(x, kernel, strides, paddings), (x, kernel)
-
-
-def _backward(strides, paddings, residuals, cotangent):
-    x, kernel = residuals
-
-    def adjoint(flipped):
-        return conv(cotangent, flipped, strides, paddings)
-
-    dx, kernel_vjp = jax.vjp(adjoint, _flip(kernel))
-    (dkernel,) = kernel_vjp(x)
-    return dx, _flip(dkernel)
-
-
-conv_transpose.defvjp(_forward, _backward)
-
-
-def _flip(kernel: Float[Array, "kh kw c d"]) -> Float[Array, "kh kw d c"]:
-    return jnp.swapaxes(jnp.flip(kernel, (0, 1)), 2, 3)
-
-
-def _pads(size: int, kernel: int, stride: int, padding: Padding) -> tuple[int, int]:
+def _low(size: int, kernel: int, stride: int, padding: Padding) -> int:
+    """Zeros in front of an axis; of the odd zero, SAME puts it behind."""
     if padding == "VALID":
-        return 0, 0
-    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-    return total // 2, total - total // 2
+        return 0
+    return max((-(-size // stride) - 1) * stride + kernel - size, 0) // 2
 
 
-def _transposed_pads(kernel: int, stride: int, padding: Padding) -> tuple[int, int]:
-    """Padding of the dilated input, as `lax.conv_transpose` derives it from SAME and VALID."""
-    if padding == "VALID":
-        return kernel - 1, kernel - 1 + max(stride - kernel, 0)
-    total = kernel + stride - 2
-    low = kernel - 1 if stride > kernel - 1 else -(-total // 2)
-    return low, total - low
+def _transposed_low(kernel: int, stride: int, padding: Padding) -> int:
+    """`low` of the convolution that `lax.conv_transpose` is the adjoint of."""
+    if padding == "VALID" or stride > kernel - 1:
+        return 0
+    return (kernel - 1) - -(-(kernel + stride - 2) // 2)

@@ -84,9 +84,7 @@ def _open(name: str, data_dir: str, cache_dir: Path, channels: int) -> Source:
 
 
 def _cache_dir(cache_dir: str) -> Path:
-    if cache_dir:
-        return Path(cache_dir).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "svae_jax"
+    return Path(cache_dir).expanduser() if cache_dir else cache.home()
 
 
 def _ranges(split: str, source: Source) -> list[Range]:

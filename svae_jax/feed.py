@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt8
 
-from svae_jax import sharding, step
+from svae_jax import runtime, sharding, step
 from svae_jax.metrics import TrainMetrics
 from svae_jax.step import Recipe, TrainState
 
@@ -53,6 +53,19 @@ def _update(
     return state, metrics.merge(TrainMetrics.single_from_model_output(**scalars))
 
 
+def _jit(update: Callable, mesh: Mesh) -> Callable:
+    return jax.jit(
+        update,
+        donate_argnums=0,
+        out_shardings=sharding.replicated(mesh),
+        compiler_options=runtime.compiler_options(_platform(mesh)),
+    )
+
+
+def _platform(mesh: Mesh) -> str:
+    return mesh.devices.flat[0].platform
+
+
 def _permutation(recipe: Recipe, mesh: Mesh, num_images: int) -> Callable[[int], Int[Array, " n"]]:
     """The order of an epoch, computed once an epoch."""
     compute = jax.jit(
@@ -66,7 +79,7 @@ def _resident(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
     on_device = sharding.put(images, sharding.replicated(mesh))
     permutation = _permutation(recipe, mesh, len(images))
     steps_per_epoch = len(images) // recipe.batch_size
-    loops = mesh.devices.flat[0].platform not in _LOOPLESS
+    loops = _platform(mesh) not in _LOOPLESS
 
     def one(carry, images, order):
         state, metrics = carry
@@ -82,7 +95,7 @@ def _resident(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
             0, num_steps, lambda _, carry: one(carry, images, order), (state, metrics)
         )
 
-    update = jax.jit(many, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+    update = _jit(many, mesh)
 
     def feed(state, metrics, at, most):
         epoch, position = divmod(at, steps_per_epoch)
@@ -113,11 +126,7 @@ def _streamed(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
             pending.append((ahead, reader.submit(load, ahead)))
         return pending.popleft()[1].result()
 
-    update = jax.jit(
-        functools.partial(_update, recipe),
-        donate_argnums=0,
-        out_shardings=sharding.replicated(mesh),
-    )
+    update = _jit(functools.partial(_update, recipe), mesh)
 
     def feed(state, metrics, at, most):
         del most

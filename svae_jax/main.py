@@ -49,6 +49,10 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: options begin with --; see --help")
     # Imported late, so that --help and a mistyped flag answer at once.
+    from svae_jax import cache, runtime
+
+    runtime.keep_freed_memory()
+    runtime.keep_compiled_programs(cache.home() / "compiled")
     import jax
 
     from svae_jax import train

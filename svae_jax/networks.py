@@ -20,8 +20,24 @@ from jaxtyping import Array, Float, PyTree
 from svae_jax import convolutions
 from svae_jax.convolutions import Padding
 
+
+@jax.custom_jvp
+def elu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x where it is positive, exp(x) − 1 elsewhere.
+
+    The derivative is taken from the result, y + 1 below zero, so that nothing else need be kept.
+    """
+    return jnp.where(x > 0, x, jnp.expm1(jnp.minimum(x, 0)))
+
+
+@elu.defjvp
+def _elu_jvp(primals, tangents):
+    y = elu(*primals)
+    return y, tangents[0] * jnp.where(y > 0, 1, y + 1)
+
+
 NORMS = ("batch", "group", "none")
-ACTIVATIONS = {"elu": nn.elu, "gelu": nn.gelu, "relu": nn.relu, "silu": nn.silu, "tanh": nn.tanh}
+ACTIVATIONS = {"elu": elu, "gelu": nn.gelu, "relu": nn.relu, "silu": nn.silu, "tanh": nn.tanh}
 DTYPES = ("float32", "bfloat16")
 
 # A decoder's first two 3x3 layers take maps of size d to this size: (stride, padding) of each.

@@ -66,7 +66,7 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
         wanted = {"step": job.num_steps, "importance_samples": config.importance_samples}
         if wanted.items() <= before.items():
             return before
-        result = {**wanted, **_train(job, is_first)}
+        result = {**wanted, **run(job, is_first)}
         if before.get("step") == job.num_steps:  # only evaluated, in another way
             result["images_per_second"] = before["images_per_second"]
         if is_first:
@@ -74,8 +74,8 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
     return result
 
 
-def _train(job: Job, is_first: bool) -> dict[str, Any]:
-    """Restore or begin, and train to the end."""
+def run(job: Job, is_first: bool = True) -> dict[str, Any]:
+    """Restore or begin a job whose directory exists, and train to the end; one process writes."""
     config = job.config
     with Checkpointer(job.directory / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
         progressed = _restore_or_init(job, checkpoints)

@@ -21,7 +21,7 @@ ROWS = [
     {"networks", "objective"},
     {"convolutions", "datasets", "latents", "metrics"},
     {"cache", "images", "interrupt", "progress", "sharding", "lazy_tensorflow", "workdir"},
-    {"errors"},
+    {"errors", "runtime"},
 ]
 COMPUTE = {
     "convolutions", "images", "latents", "model", "networks", "objective", "sharding", "step"

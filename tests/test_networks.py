@@ -213,3 +213,11 @@ def test_no_posterior_starts_at_a_saddle():
         for part in ("mean", "mu", "nu"):
             if part in by_name:
                 assert jnp.mean(jnp.abs(by_name[part]) > 1e-6) > 0.9, (name, part)
+
+
+def test_elu_and_its_derivative_are_jax_s(x64):
+    x = jnp.concatenate([jnp.linspace(-40.0, 40.0, 201), jnp.array([0.0, 1e-12, -1e-12, 800.0])])
+    actual, slope = jax.jvp(networks.elu, (x,), (jnp.ones_like(x),))
+    expected, expected_slope = jax.jvp(jax.nn.elu, (x,), (jnp.ones_like(x),))
+    np.testing.assert_allclose(actual, expected, rtol=1e-15)
+    np.testing.assert_allclose(slope, expected_slope, rtol=1e-9, atol=1e-15)

@@ -1,0 +1,63 @@
+"""How a process is set up."""
+
+import platform
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from svae_jax import runtime
+
+FAULTS = """
+import resource
+import numpy as np
+from svae_jax import runtime
+if {keep}:
+    runtime.keep_freed_memory()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(2**24)  # 128 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_memory_that_was_freed_is_not_cleared_again():
+    faults = {
+        keep: int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS.format(keep=keep)],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        for keep in (True, False)
+    }
+    assert faults[True] < 100
+    assert faults[False] > 5 * faults[True]
+
+
+def test_this_xla_knows_the_options():
+    assert runtime.compiler_options("cpu")
+    assert not runtime.compiler_options("gpu")
+
+
+def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
+    monkeypatch.setattr(runtime, "_CPU_OPTIONS", {"xla_cpu_no_such_option": "1"})
+    runtime.compiler_options.cache_clear()
+    assert runtime.compiler_options("cpu") == {}
+    runtime.compiler_options.cache_clear()
+
+
+def test_the_users_own_compilation_cache_stays(tmp_path):
+    chosen = jax.config.jax_compilation_cache_dir
+    runtime.keep_compiled_programs(tmp_path)
+    assert chosen == jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        runtime.keep_compiled_programs(tmp_path)
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", chosen)

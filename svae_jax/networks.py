@@ -37,7 +37,13 @@ def _elu_jvp(primals, tangents):
 
 
 NORMS = ("batch", "group", "none")
-ACTIVATIONS = {"elu": elu, "gelu": nn.gelu, "relu": nn.relu, "silu": nn.silu, "tanh": nn.tanh}
+ACTIVATIONS: dict[str, Callable] = {
+    "elu": elu,
+    "gelu": nn.gelu,
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "tanh": nn.tanh,
+}
 DTYPES = ("float32", "bfloat16")
 
 # A decoder's first two 3x3 layers take maps of size d to this size: (stride, padding) of each.

@@ -32,7 +32,7 @@ def keep_freed_memory() -> None:
 
 def keep_compiled_programs(directory: pathlib.Path) -> None:
     """Keep what JAX compiles in this directory, unless the user has chosen one for JAX already."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009, unknown to mypy
         jax.config.update("jax_compilation_cache_dir", str(directory))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt8
 
-from svae_jax import runtime, sharding, step
+from svae_jax import compiler, sharding, step
 from svae_jax.metrics import TrainMetrics
 from svae_jax.step import Recipe, TrainState
 
@@ -58,7 +58,7 @@ def _jit(update: Callable, mesh: Mesh) -> Callable:
         update,
         donate_argnums=0,
         out_shardings=sharding.replicated(mesh),
-        compiler_options=runtime.compiler_options(_platform(mesh)),
+        compiler_options=compiler.options(_platform(mesh)),
     )
 
 

@@ -1,7 +1,6 @@
-"""How a process is set up to be fast: its memory, compiled programs and the compiler's options."""
+"""How a process is set up to be fast: it keeps its memory, and what it compiles."""
 
 import ctypes
-import functools
 import pathlib
 import platform
 
@@ -9,9 +8,6 @@ import jax
 
 # From glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
-
-# YNNPACK for sums alone: for these convolutions and products, Eigen is the faster of XLA's two.
-_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
 def keep_freed_memory() -> None:
@@ -34,14 +30,3 @@ def keep_compiled_programs(directory: pathlib.Path) -> None:
     """Keep what JAX compiles in this directory, unless the user has chosen one for JAX already."""
     if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009, unknown to mypy
         jax.config.update("jax_compilation_cache_dir", str(directory))
-
-
-@functools.cache
-def compiler_options(platform: str) -> dict[str, str]:
-    """What `jax.jit` is to be told as `compiler_options`: nothing but on a CPU."""
-    options = _CPU_OPTIONS if platform == "cpu" else {}
-    try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError:  # the options are experimental: this XLA has them no more
-        return {}
-    return options

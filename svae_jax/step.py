@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 
+from svae_jax import compiler
 from svae_jax import images as image_ops
 from svae_jax import objective as objectives
 from svae_jax.model import SpatialVAE
@@ -226,7 +227,7 @@ def _apply(model: SpatialVAE, variables: PyTree, *args: Any, method: str = "__ca
     return model.apply(variables, *args, method=method)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(compiler.jit, static_argnums=0)
 def eval_step(
     model: SpatialVAE,
     variables: PyTree,
@@ -249,7 +250,7 @@ def eval_step(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6))
+@functools.partial(compiler.jit, static_argnums=(0, 5, 6))
 def importance_weighted_step(
     model: SpatialVAE,
     variables: PyTree,
@@ -282,7 +283,7 @@ def importance_weighted_step(
     return bound(density), bound(discretized)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
+@functools.partial(compiler.jit, static_argnums=(0, 3))
 def generate(
     model: SpatialVAE, variables: PyTree, key: PRNGKeyArray, count: int
 ) -> Float[Array, "{count} h w c"]:
@@ -290,7 +291,7 @@ def generate(
     return _apply(model, variables, model.sample_prior(key, count), method="decode")
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(compiler.jit, static_argnums=0)
 def reconstruct(
     model: SpatialVAE, variables: PyTree, key: PRNGKeyArray, pixels: UInt8[Array, "b h w c"]
 ) -> Float[Array, "b h w c"]:

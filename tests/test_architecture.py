@@ -21,10 +21,11 @@ ROWS = [
     {"networks", "objective"},
     {"convolutions", "datasets", "latents", "metrics"},
     {"cache", "images", "interrupt", "progress", "sharding", "lazy_tensorflow", "workdir"},
-    {"errors", "runtime"},
+    {"compiler", "errors", "runtime"},
 ]
 COMPUTE = {
-    "convolutions", "images", "latents", "model", "networks", "objective", "sharding", "step"
+    "compiler", "convolutions", "images", "latents", "model", "networks", "objective", "sharding",
+    "step",
 }  # fmt: skip
 ALLOWED_IN_COMPUTE = {"jax", "flax", "optax", "numpy", "jaxtyping", "svae_jax"}
 PURE_STDLIB = {"collections", "dataclasses", "functools", "math", "re", "typing"}

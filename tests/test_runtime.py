@@ -39,18 +39,6 @@ def test_memory_that_was_freed_is_not_cleared_again():
     assert faults[False] > 5 * faults[True]
 
 
-def test_this_xla_knows_the_options():
-    assert runtime.compiler_options("cpu")
-    assert not runtime.compiler_options("gpu")
-
-
-def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
-    monkeypatch.setattr(runtime, "_CPU_OPTIONS", {"xla_cpu_no_such_option": "1"})
-    runtime.compiler_options.cache_clear()
-    assert runtime.compiler_options("cpu") == {}
-    runtime.compiler_options.cache_clear()
-
-
 def test_the_users_own_compilation_cache_stays(tmp_path):
     chosen = jax.config.jax_compilation_cache_dir
     runtime.keep_compiled_programs(tmp_path)

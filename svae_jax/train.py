@@ -144,6 +144,7 @@ def _loop(
     """Train to the last step; log, evaluate, sample and save on the way."""
     config = job.config
     train_steps = feed.make(job.recipe, job.train_images, job.mesh, config.dataset.resident_share)
+    no_totals = jax.jit(TrainMetrics.empty, out_shardings=sharding.replicated(job.mesh))
     state, totals = progressed
     at = begin = int(state.step)
     evaluation: dict[str, float] | None = None
@@ -168,7 +169,7 @@ def _loop(
 
         if due(config.log_every):
             scalars = {f"train/{name}": float(x) for name, x in totals.compute().items()}
-            totals = TrainMetrics.empty()
+            totals = no_totals()
             rate = progress.train(at, scalars)
             if rate is not None:
                 rates.append(rate)
@@ -239,11 +240,10 @@ def _named(values: dict[str, float]) -> dict[str, float]:
 def _result(
     job: Job, state: step.TrainState, evaluation: dict[str, float], rates: list[float]
 ) -> dict[str, Any]:
-    networks_of = {name: state.params[name] for name in ("encoder", "decoder")}
     return {
         "metrics": evaluation,
         "images_per_second": float(np.median(rates)) if rates else None,
-        "parameters": {name: networks.num_params(tree) for name, tree in networks_of.items()},
+        "parameters": {n: networks.num_params(state.params[n]) for n in ("encoder", "decoder")},
         "device": sharding.describe(job.mesh),
         "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
     }

@@ -1,5 +1,6 @@
 """How a process is set up."""
 
+import pathlib
 import platform
 import subprocess
 import sys
@@ -37,6 +38,23 @@ def test_memory_that_was_freed_is_not_cleared_again():
     }
     assert faults[True] < 100
     assert faults[False] > 5 * faults[True]
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="Linux")
+def test_what_is_reserved_takes_no_memory():
+    code = """
+from svae_jax import runtime
+def resident():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+before = resident()
+runtime.keep_freed_memory()
+print(resident() - before)
+"""
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert int(output) < 20_000  # kB
 
 
 def test_the_users_own_compilation_cache_stays(tmp_path):

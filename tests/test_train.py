@@ -101,6 +101,14 @@ def test_a_run_that_has_left_nothing_may_begin_anew_with_another_configuration(
     assert train.train(tiny_config, tmp_path)["step"] == 1
 
 
+def test_the_training_step_is_compiled_once(tiny_config, tmp_path, caplog):
+    tiny_config.update(log_every=1)
+    with jax.log_compiles():
+        train.train(tiny_config, tmp_path)
+    steps = [line for line in caplog.messages if line.startswith("Compiling jit(many)")]
+    assert len(steps) == 1
+
+
 def test_the_best_checkpoint_is_loaded_on_request(tiny_config, tmp_path):
     tiny_config.optimizer.learning_rate = 1e-2
     train.train(tiny_config, tmp_path)

@@ -113,10 +113,7 @@ _conv = jax.custom_vjp(_plain_conv, nondiff_argnums=(2, 3, 4))
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _adjoint(y, kernel, strides: Pair, lows: Pair, sizes: Pair):
     native = functools.partial(_dilated, strides=strides, lows=lows, sizes=sizes)
-    # Where each phase has two taps and more: with fewer there is little to win.
-    if max(strides) == 1 or any(
-        taps < 2 * stride for taps, stride in zip(kernel.shape[:2], strides, strict=True)
-    ):
+    if max(strides) == 1:  # then there is one phase, and no zero
         return native(y, kernel)
     by_phase = functools.partial(_by_phase, strides=strides, lows=lows, sizes=sizes)
     return lax.platform_dependent(y, kernel, cpu=by_phase, default=native)

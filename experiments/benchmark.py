@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"{options.config}, batch {config.batch_size}, {stopwatch.precision(config)}")
     print(stopwatch.heading(environment))
     results = {"config": config.to_dict(), "environment": environment, "parts": {}}
-    if {"training", "generation"} & set(parts):
+    if options.against and {"training", "generation"} & set(parts):
         results["differences"] = candidates.check_same(config, options.against)
     for part in parts:
         say(f"{part}:")

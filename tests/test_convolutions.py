@@ -42,7 +42,7 @@ def test_conv_equals_lax(x64, kernel, stride, padding, size):
     assert list(actual.shape[1:3]) == sizes
 
 
-@pytest.mark.parametrize(("kernel", "stride", "padding", "size"), CASES)
+@pytest.mark.parametrize(("kernel", "stride", "padding", "size"), CASES[::2])
 def test_gradients_of_conv_equal_lax(x64, kernel, stride, padding, size):
     x, w = _arrays(kernel, size)
 
@@ -59,9 +59,16 @@ def test_gradients_of_conv_equal_lax(x64, kernel, stride, padding, size):
         np.testing.assert_allclose(ours_gradient, gradient, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (3, 1), (2, 3)])
-@pytest.mark.parametrize("lows", [(0, 0), (1, 2), (3, 0)])
-@pytest.mark.parametrize("kernel", [(5, 5), (2, 3), (4, 1)])
+@pytest.mark.parametrize(
+    ("strides", "lows", "kernel"),
+    [
+        ((2, 2), (1, 2), (5, 5)),
+        ((1, 1), (1, 2), (2, 3)),
+        ((2, 3), (3, 0), (5, 5)),
+        ((3, 1), (0, 0), (4, 1)),
+        ((2, 3), (1, 2), (2, 3)),  # fewer taps than phases
+    ],
+)
 def test_both_ways_to_an_adjoint_are_the_transpose(x64, strides, lows, kernel):
     sizes = (9, 7)
     k = jax.random.normal(jax.random.key(0), (*kernel, 3, 4), jnp.float64)

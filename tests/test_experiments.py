@@ -141,10 +141,10 @@ def tiny_file(tmp_path):
 
 def test_the_benchmark_prints_tables_and_writes_json(tiny_file, tmp_path, capsys):
     target = tmp_path / "results.json"
-    options = ["--parts=training", "--against=", "--seconds=0.05", "--generation_batch=4"]
+    options = ["--parts=generation", "--against=", "--seconds=0.05", "--generation_batch=4"]
     benchmark.main([f"--config={tiny_file}:lowrank", f"--json={target}", *options])
     results = json.loads(target.read_text())
-    (record,) = results["parts"]["training"]
+    (record,) = results["parts"]["generation"]
     assert record["implementation"] == "svae_jax"
     assert 0 < record["from"] <= record["images/s"] <= record["to"]
     assert results["environment"]["versions"]["jax"]

@@ -102,7 +102,7 @@ def test_a_run_that_has_left_nothing_may_begin_anew_with_another_configuration(
 
 
 def test_the_training_step_is_compiled_once(tiny_config, tmp_path, caplog):
-    tiny_config.update(log_every=1)
+    tiny_config.update(log_every=1, num_steps=3)
     with jax.log_compiles():
         train.train(tiny_config, tmp_path)
     steps = [line for line in caplog.messages if line.startswith("Compiling jit(many)")]

@@ -119,30 +119,25 @@ def _adjoint(y, kernel, strides: Pair, lows: Pair, sizes: Pair):
     return lax.platform_dependent(y, kernel, cpu=by_phase, default=native)
 
 
-def _conv_forward(x, kernel, strides, lows, sizes):
-    return _conv(x, kernel, strides, lows, sizes), (x, kernel)
+def _keep(function, x, kernel, *static):
+    """The function's value, and what its gradients need."""
+    return function(x, kernel, *static), (x, kernel)
 
 
-def _conv_backward(strides, lows, sizes, residuals, cotangent):
-    del sizes
+def _conv_backward(strides, lows, _, residuals, cotangent):
     x, kernel = residuals
     dx = _adjoint(cotangent, kernel, strides, lows, x.shape[1:3])
     return dx, _kernel_gradient(x, kernel, cotangent, strides, lows)
 
 
-def _adjoint_forward(y, kernel, strides, lows, sizes):
-    return _adjoint(y, kernel, strides, lows, sizes), (y, kernel)
-
-
-def _adjoint_backward(strides, lows, sizes, residuals, cotangent):
-    del sizes
+def _adjoint_backward(strides, lows, _, residuals, cotangent):
     y, kernel = residuals
     dy = _conv(cotangent, kernel, strides, lows, y.shape[1:3])
     return dy, _kernel_gradient(cotangent, kernel, y, strides, lows)
 
 
-_conv.defvjp(_conv_forward, _conv_backward)
-_adjoint.defvjp(_adjoint_forward, _adjoint_backward)
+_conv.defvjp(functools.partial(_keep, _conv), _conv_backward)
+_adjoint.defvjp(functools.partial(_keep, _adjoint), _adjoint_backward)
 
 
 def _kernel_gradient(x, kernel, y, strides, lows):

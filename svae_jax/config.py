@@ -145,7 +145,9 @@ def check(config: ml_collections.ConfigDict, *, num_devices: int = 1) -> None:
     _require(config, "dataset.resident_share", lambda value: 0 <= value <= 1, "between 0 and 1")
     _require(config, "importance_samples", lambda value: value >= 0, "0 (off) or above")
     optimizer = "optimizer."
-    _require(config, optimizer + "learning_rate", lambda v: 0 < v < math.inf, "finite and above 0")
+    # With the upper limit no update of Adam's overflows float32, and none has to be checked.
+    limits = "above 0 and at most 1e30"
+    _require(config, optimizer + "learning_rate", lambda v: 0 < v <= 1e30, limits)
     schedules = f"one of {', '.join(_SCHEDULES)}"
     _require(config, optimizer + "schedule", lambda value: value in _SCHEDULES, schedules)
     _require(config, optimizer + "warmup_steps", lambda value: value >= 0, "0 (off) or above")

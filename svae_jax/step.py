@@ -29,7 +29,7 @@ class Recipe(NamedTuple):
     Attributes:
         model: the networks and the posterior.
         objective: what is minimised.
-        optimizer: gradients to updates.
+        optimizer: gradients to updates; to finite ones where the gradients' norm is finite.
         ema_decay: decay of the moving average of parameters and statistics; 0 for none.
         max_bad_steps: steps in a row that may be left out since they are not finite.
         batch_size: images an update, over all devices.
@@ -62,7 +62,7 @@ class Health(NamedTuple):
     failed_term: Int[Array, ""]
 
 
-TERMS = ("reconstruction", "kl", "loss", "gradient", "updated parameters")
+TERMS = ("reconstruction", "kl", "loss", "gradient", "batch statistics")
 
 
 class TrainState(NamedTuple):
@@ -111,8 +111,8 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update from one batch.
 
-    A step whose loss, gradient or result is not finite is left out: it counts, and changes
-    nothing else but the state's health.
+    A step whose loss, gradient or batch statistics are not finite is left out: it counts, and
+    changes nothing else but the state's health.
 
     Returns:
         The new state, and arrays [1] by name: those of `objectives.TrainingLoss`, `skipped` (1
@@ -141,6 +141,12 @@ def train_step(
         return losses.loss, (losses, updated.get("batch_stats", {}))
 
     gradients, (losses, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+    # Judged before the update: then XLA leaves a bad step out within the update's own pass over
+    # the parameters. Squares that sum to a finite number also keep Adam's moments finite, and with
+    # them its updates, which are a few learning rates long at most.
+    norms = (optax.tree.norm(gradients), optax.tree.norm(batch_stats))
+    terms = (losses.reconstruction, losses.kl, losses.loss, *norms)
+    health, good = _judge(recipe, state, jnp.isfinite(jnp.stack(terms)))
     updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
@@ -148,10 +154,6 @@ def train_step(
         ema = _moving_average(
             recipe.ema_decay, state.step, ema, {"params": params, "batch_stats": batch_stats}
         )
-    # Squares that sum to a finite number also keep Adam's moments finite.
-    norms = (optax.tree.norm(gradients), optax.tree.norm((params, batch_stats)))
-    terms = (losses.reconstruction, losses.kl, losses.loss, *norms)
-    health, good = _judge(recipe, state, jnp.isfinite(jnp.stack(terms)))
     updated = TrainState(state.step + 1, params, batch_stats, opt_state, ema, health)
     kept = state._replace(step=state.step + 1, health=health)
     scalars = {**losses._asdict(), "skipped": 1.0 - good, "mask": good}

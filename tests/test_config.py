@@ -72,10 +72,11 @@ def test_unknown_names_and_keys_are_refused_with_those_that_exist(arg, message):
         (
             "optimizer.learning_rate",
             0.0,
-            "optimizer.learning_rate must be finite and above 0, got 0",
+            "optimizer.learning_rate must be above 0 and at most 1e30, got 0",
         ),
         ("optimizer.learning_rate", -1e-3, "optimizer.learning_rate must be"),
         ("optimizer.learning_rate", math.nan, "optimizer.learning_rate must be"),
+        ("optimizer.learning_rate", 2e30, "optimizer.learning_rate must be"),
         ("optimizer.schedule", "linear", "optimizer.schedule must be .*'linear'"),
         ("optimizer.ema_decay", 1.0, "optimizer.ema_decay must be"),
         ("optimizer.clip_norm", -1.0, "optimizer.clip_norm must be"),

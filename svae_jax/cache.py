@@ -7,6 +7,7 @@ before. `np.load` reads it as it is, and so does any other reader of `.npy` file
 import contextlib
 import hashlib
 import io
+import mmap
 import os
 import secrets
 import shutil
@@ -20,6 +21,7 @@ from absl import logging
 from svae_jax.errors import UserError
 
 _DIGEST_BYTES = 32
+_HASHED_AT_A_TIME = 2**24
 
 
 class _DamagedError(Exception):
@@ -62,6 +64,19 @@ def open_or_build(
     array = _read(path, shape)
     assert array is not None
     return array
+
+
+def release(array: np.ndarray) -> None:
+    """Takes the pages of a mapped array out of this process's memory; reading brings them back.
+
+    The system would do so when memory grows short; until then, all that was read once counts as
+    this process's. For an array that is not mapped, and where there is no madvise, it does nothing.
+    """
+    owner = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, mmap.mmap) and hasattr(owner, "madvise"):
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 @contextlib.contextmanager
@@ -108,7 +123,11 @@ def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
         if path.stat().st_size <= _DIGEST_BYTES:
             raise _DamagedError("is cut short")
         raw = np.memmap(path, np.uint8, "r")
-    if _hash(path, raw[:-_DIGEST_BYTES].data).digest() != raw[-_DIGEST_BYTES:].tobytes():
+    hasher = _hash(path)
+    for begin in range(0, len(raw) - _DIGEST_BYTES, _HASHED_AT_A_TIME):
+        hasher.update(raw[:-_DIGEST_BYTES][begin : begin + _HASHED_AT_A_TIME].data)
+        release(raw)
+    if hasher.digest() != raw[-_DIGEST_BYTES:].tobytes():
         raise _DamagedError("does not match its hash")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -124,7 +143,8 @@ def _write(path: Path, shape: tuple[int, ...], batches: Callable[[], Iterable[np
     np.lib.format.write_array_header_1_0(
         header, {"descr": "|u1", "fortran_order": False, "shape": shape}
     )
-    hasher = _hash(path, header.getvalue())
+    hasher = _hash(path)
+    hasher.update(header.getvalue())
     needed = int(np.prod(shape)) + len(header.getvalue()) + _DIGEST_BYTES
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -155,11 +175,9 @@ def _write(path: Path, shape: tuple[int, ...], batches: Callable[[], Iterable[np
         temporary.unlink(missing_ok=True)
 
 
-def _hash(path: Path, start: bytes | memoryview) -> "hashlib._Hash":
+def _hash(path: Path) -> "hashlib._Hash":
     """The name goes in, so that a file renamed to another key is not taken for that one."""
-    hasher = hashlib.sha256(path.name.encode())
-    hasher.update(start)
-    return hasher
+    return hashlib.sha256(path.name.encode())
 
 
 def _sync_directory(path: Path) -> None:

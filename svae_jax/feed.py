@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt8
 
-from svae_jax import compiler, sharding, step
+from svae_jax import cache, compiler, sharding, step
 from svae_jax.metrics import TrainMetrics
 from svae_jax.step import Recipe, TrainState
 
@@ -117,7 +117,9 @@ def _streamed(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
         epoch, position = divmod(at, steps_per_epoch)
         start = position * recipe.batch_size
         chosen = host_order(epoch)[start : start + recipe.batch_size]
-        return sharding.put_rows(images, chosen, mesh)
+        batch = sharding.put_rows(images, chosen, mesh)
+        cache.release(images)  # lest a whole epoch's images gather in memory
+        return batch
 
     def batch(at: int) -> UInt8[Array, "b h w c"]:
         if pending and pending[0][0] != at:

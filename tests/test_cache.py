@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -261,3 +262,34 @@ def test_without_locks_both_end_up_right(path, monkeypatch):
     living.touch()
     np.testing.assert_array_equal(cache.open_or_build(path, SHAPE, batches), ARRAY)
     assert living.exists()
+
+
+def _resident_bytes(path):
+    """How much of a mapped file counts as this process's memory, as Linux tells it."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    kilobytes = 0
+    for line in lines:
+        if line.endswith(str(path)):
+            kilobytes += next(int(entry.split()[1]) for entry in lines if entry.startswith("Rss:"))
+    return 1024 * kilobytes
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells of mapped files")
+def test_released_pages_leave_the_process_and_come_back(tmp_path):
+    path = tmp_path / "big.npy"
+    np.save(path, np.arange(2**24, dtype=np.uint8))
+    whole = np.load(path, mmap_mode="r")
+    part = whole[10:]
+    total = int(whole.sum(dtype=np.int64))
+    assert _resident_bytes(path) > 2**23
+    cache.release(part)  # whichever view of it
+    assert _resident_bytes(path) < 2**20
+    assert int(whole.sum(dtype=np.int64)) == total
+    cache.release(np.zeros(3))  # is not mapped, and stays
+
+
+def test_checking_a_file_does_not_keep_it_in_memory(path):
+    big = np.zeros((2**25,), np.uint8)
+    array = cache.open_or_build(path, big.shape, lambda: iter([big]))
+    assert _resident_bytes(path) < 2**20
+    assert len(array) == len(big)

@@ -145,3 +145,16 @@ def test_forward_mode_says_what_it_cannot():
     x, w = jnp.ones((1, 2, 2, 1)), jnp.ones((3, 3, 1, 1))
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(lambda x: convolutions.conv_transpose(x, w, (2, 2), ("SAME", "SAME")), (x,), (x,))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_accelerators_keep_their_native_convolutions(platform):
+    """Lowered for a platform that this machine may not have, forward and backward."""
+
+    def loss(x, w):
+        return jnp.sum(convolutions.conv_transpose(x, w, (2, 2), ("SAME", "SAME")) ** 2)
+
+    arguments = jnp.ones((1, 4, 4, 3)), jnp.ones((5, 5, 3, 2))
+    program = jax.export.export(jax.jit(jax.grad(loss, (0, 1))), platforms=[platform])(*arguments)
+    has_zeros_between_pixels = "lhs_dilate = [2, 2]" in program.mlir_module()
+    assert has_zeros_between_pixels == (platform != "cpu")

@@ -141,3 +141,27 @@ def test_samples_do_not_depend_on_how_many_are_drawn_beside_them(recipe):
     np.testing.assert_allclose(together[:1], alone, atol=1e-6)
     images = step.generate(recipe.model, variables, jax.random.key(0), 6)
     np.testing.assert_allclose(images, together, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lowrank", "mvn_full"])
+def test_all_steps_lower_for_accelerators(tiny_config, name):
+    """For platforms that this machine may not have."""
+    configs.latent_from_arg(tiny_config, name, d=3, N=4, C=10)
+    recipe = configs.recipe(tiny_config, num_steps=10)
+    state = jax.eval_shape(lambda: step.init_state(recipe))
+    pixels = jax.ShapeDtypeStruct((12, 8, 8, 3), np.uint8)
+    key, model = jax.random.key(0), recipe.model
+
+    @jax.jit
+    def everything(state, pixels):
+        variables = step.evaluated_variables(state)
+        return (
+            step.train_step(recipe, state, pixels),
+            step.eval_step(model, variables, key, pixels, 0.1),
+            step.importance_weighted_step(model, variables, key, pixels, 0.1, 4, 2),
+            step.generate(model, variables, key, 3),
+        )
+
+    program = jax.export.export(everything, platforms=("cuda", "tpu"))(state, pixels)
+    shapes = [out.shape for out in program.out_avals]
+    assert shapes[-3:] == [(12,), (12,), (3, 8, 8, 3)]

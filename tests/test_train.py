@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import svae_jax
-from svae_jax import checkpoint, feed, images, sharding, step, train, workdir
+from svae_jax import cache, checkpoint, feed, images, sharding, step, train, workdir
 from svae_jax import config as configs
 from svae_jax.errors import UserError
 from svae_jax.metrics import TrainMetrics
@@ -221,6 +221,19 @@ def test_streamed_and_resident_images_give_the_same_bits(tiny_config, tmp_path):
     tiny_config.dataset.resident_share = 0.0
     train.train(tiny_config, tmp_path / "streamed")
     assert _final(tmp_path / "resident") == _final(tmp_path / "streamed")
+
+
+def test_streamed_images_do_not_gather_in_memory(tiny_config, tmp_path, monkeypatch):
+    released = []
+    monkeypatch.setattr(cache, "release", released.append)
+    recipe, mesh = configs.recipe(tiny_config, 3), sharding.make_mesh()
+    pixels = np.zeros((50, 8, 8, 3), np.uint8)
+    run = feed.make(recipe, pixels, mesh, 0.0)
+    state, metrics = step.init_state(recipe), TrainMetrics.empty()
+    for at in range(3):
+        state, metrics, _ = run(state, metrics, at, 1)
+    assert len(released) >= 3
+    assert all(array is pixels for array in released)
 
 
 def test_many_steps_in_one_dispatch_equal_single_ones(tiny_config, monkeypatch):

@@ -72,7 +72,7 @@ def release(array: np.ndarray) -> None:
     The system would do so when memory grows short; until then, all that was read once counts as
     this process's. For an array that is not mapped, and where there is no madvise, it does nothing.
     """
-    owner = array
+    owner: object = array
     while isinstance(owner, np.ndarray):
         owner = owner.base
     if isinstance(owner, mmap.mmap) and hasattr(owner, "madvise"):

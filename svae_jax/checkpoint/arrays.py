@@ -17,8 +17,8 @@ def to_host(state: PyTree) -> PyTree:
     given this buffer to reuse would have to leave it alone and take a new one.
     """
     for leaf in jax.tree.leaves(state):
-        if isinstance(leaf, jax.Array):
-            leaf.copy_to_host_async()
+        if isinstance(leaf, jax.Array) and "cpu" not in {d.platform for d in leaf.devices()}:
+            leaf.copy_to_host_async()  # on a CPU it would take hold of the device's own buffer
     return jax.tree.map(lambda leaf: np.array(leaf, order="C"), state)
 
 

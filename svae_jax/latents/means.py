@@ -54,9 +54,11 @@ class LowRankMean:
 
     def mean(self, params: Params) -> Float[Array, "*batch h w n"]:
         """The mean M_ij = Σ_r μ_ir ν_jr, ``[*batch, h, w, n]``."""
-        mu = params["mu"][..., :, None, :, :]
-        nu = params["nu"][..., None, :, :, :]
-        # Not an einsum: accelerators would round a matrix product of float32 to fewer bits.
+        # Copies side by side, not a broadcast, whose gradient is a sum over an axis of a few: on a
+        # CPU those sums alone would take longer than all else that a posterior computes. And not
+        # an einsum: accelerators would round a matrix product of float32 to fewer bits.
+        mu = jnp.stack([params["mu"]] * self.width, axis=-3)
+        nu = jnp.stack([params["nu"]] * self.height, axis=-4)
         return jnp.sum(mu * nu, axis=-2)
 
     def initial(self, key: PRNGKeyArray) -> Params:

@@ -70,10 +70,13 @@ def release(array: np.ndarray) -> None:
     """Takes the pages of a mapped array out of this process's memory; reading brings them back.
 
     The system would do so when memory grows short; until then, all that was read once counts as
-    this process's. For an array that is not mapped, and where there is no madvise, it does nothing.
+    this process's. It does nothing for an array that is not mapped or may be written, whose changes
+    would be lost, and where there is no madvise.
     """
     owner: object = array
     while isinstance(owner, np.ndarray):
+        if owner.flags.writeable:
+            return
         owner = owner.base
     if isinstance(owner, mmap.mmap) and hasattr(owner, "madvise"):
         owner.madvise(mmap.MADV_DONTNEED)

@@ -286,6 +286,10 @@ def test_released_pages_leave_the_process_and_come_back(tmp_path):
     assert _resident_bytes(path) < 2**20
     assert int(whole.sum(dtype=np.int64)) == total
     cache.release(np.zeros(3))  # is not mapped, and stays
+    changed = np.load(path, mmap_mode="c")
+    changed[:] = 7
+    cache.release(changed)
+    assert np.all(changed == 7)
 
 
 def test_checking_a_file_does_not_keep_it_in_memory(path):

@@ -274,7 +274,12 @@ def _resident_bytes(path):
     return 1024 * kilobytes
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells of mapped files")
+linux = pytest.mark.skipif(
+    not Path("/proc/self/smaps").exists(), reason="Linux tells of mapped files"
+)
+
+
+@linux
 def test_released_pages_leave_the_process_and_come_back(tmp_path):
     path = tmp_path / "big.npy"
     np.save(path, np.arange(2**24, dtype=np.uint8))
@@ -292,8 +297,24 @@ def test_released_pages_leave_the_process_and_come_back(tmp_path):
     assert np.all(changed == 7)
 
 
-def test_checking_a_file_does_not_keep_it_in_memory(path):
+@linux
+def test_checking_a_file_does_not_gather_it_in_memory(path, monkeypatch):
+    resident = []
+
+    class Watched:
+        """A hash that notes what is in memory of the file when it is given the next piece."""
+
+        def __init__(self, name):
+            self.sha256 = hashlib.sha256(name)
+            self.digest = self.sha256.digest
+
+        def update(self, piece):
+            resident.append(_resident_bytes(path))
+            self.sha256.update(piece)
+
     big = np.zeros((2**25,), np.uint8)
-    array = cache.open_or_build(path, big.shape, lambda: iter([big]))
-    assert _resident_bytes(path) < 2**20
-    assert len(array) == len(big)
+    cache.open_or_build(path, big.shape, lambda: iter([big]))
+    monkeypatch.setattr(cache, "hashlib", SimpleNamespace(sha256=Watched))
+    assert len(cache.open_or_build(path, big.shape, never)) == len(big)
+    assert len(resident) > 1
+    assert max(resident) < 2**20

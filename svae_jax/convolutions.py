@@ -113,10 +113,12 @@ _conv = jax.custom_vjp(_plain_conv, nondiff_argnums=(2, 3, 4))
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _adjoint(y, kernel, strides: Pair, lows: Pair, sizes: Pair):
     native = functools.partial(_dilated, strides=strides, lows=lows, sizes=sizes)
-    if sizes == y.shape[1:3]:  # as many pixels as there were: few zeros, or none
+    if max(strides) == 1 and sizes == y.shape[1:3]:  # then there is one phase, and few zeros
         return native(y, kernel)
-    by_rows = functools.partial(_by_rows, strides=strides, lows=lows, sizes=sizes)
-    return lax.platform_dependent(y, kernel, cpu=by_rows, default=native)
+    overhang = -(-sizes[0] // strides[0]) / y.shape[1]
+    faster = _by_rows if overhang >= 4 / 3 else _by_phase
+    on_cpu = functools.partial(faster, strides=strides, lows=lows, sizes=sizes)
+    return lax.platform_dependent(y, kernel, cpu=on_cpu, default=native)
 
 
 def _keep(function, x, kernel, *static):
@@ -163,17 +165,42 @@ def _dilated(y, kernel, strides, lows, sizes):
     )
 
 
-def _by_rows(y, kernel, strides, lows, sizes):
-    """The adjoint as one convolution along the columns, without zeros, and a sum of its rows.
+def _by_phase(y, kernel, strides, lows, sizes):
+    """The adjoint as one convolution without zeros, whose features are its pixels in blocks.
 
-    Along the columns, the pixel s·r + p sums k[t] y[r + (p + low − t)/s] over those t for which the
-    division is even: for each phase p a few taps of the kernel. With all phases side by side as
-    features, each r makes s pixels. The rows of the kernel are side by side too: `rows` holds what
-    each row of y gives to every row of x that it meets, and those are added up, phase by phase.
+    Along an axis, the pixel s·q + p sums k[t] y[q + (p + low − t)/s] over those t for which the
+    division is even: for each phase p a few taps of the kernel. The convolution with all s phases
+    side by side makes s pixels for each q, and interleaving them gives the image.
+    """
+    (rows, row_start), (cols, col_start) = (
+        _taps(*axis) for axis in zip(kernel.shape[:2], strides, lows, strict=True)
+    )
+    padded = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))  # where a phase has no tap: zero
+    phases = jnp.transpose(padded[rows][:, :, cols], (1, 3, 5, 0, 2, 4))  # j i d p q c
+    blocks = [-(-size // stride) for size, stride in zip(sizes, strides, strict=True)]
+    pads = [
+        (-start, count - size + start + taps.shape[1] - 1)
+        for start, count, size, taps in zip(
+            (row_start, col_start), blocks, y.shape[1:3], (rows, cols), strict=True
+        )
+    ]
+    x = lax.conv_general_dilated(
+        y, phases.reshape(*phases.shape[:3], -1), (1, 1), pads, dimension_numbers=_LAYOUT
+    )
+    x = x.reshape(len(y), *blocks, *strides, -1).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(len(y), blocks[0] * strides[0], blocks[1] * strides[1], -1)
+    return x[:, : sizes[0], : sizes[1]]
+
+
+def _by_rows(y, kernel, strides, lows, sizes):
+    """The adjoint as one convolution along the columns, by phase, and a sum over the kernel's rows.
+
+    Row t of the kernel makes the rows s·q + t − low of the image from the rows q of y. Where the
+    image overhangs y, `_by_phase` multiplies rows of zeros; here there are none. Where it does not,
+    the sum costs more than that.
     """
     taps, start = _taps(kernel.shape[1], strides[1], lows[1])
-    missing = max(strides[0] - kernel.shape[0], 0)
-    # A phase that has no tap has a zero.
+    missing = max(strides[0] - kernel.shape[0], 0)  # so that each phase meets a row of the kernel
     padded = jnp.pad(kernel, ((0, missing), (0, 1), (0, 0), (0, 0)))
     phases = jnp.transpose(padded[:, taps], (2, 4, 0, 1, 3))  # j c t p d
     height, width = (-(-size // stride) for size, stride in zip(sizes, strides, strict=True))
@@ -183,22 +210,23 @@ def _by_rows(y, kernel, strides, lows, sizes):
         window_strides=(1, 1),
         padding=((0, 0), (-start, width - y.shape[2] + start + taps.shape[1] - 1)),
         dimension_numbers=_LAYOUT,
-        preferred_element_type=jnp.promote_types(y.dtype, jnp.float32),  # for the sum of rows
+        preferred_element_type=jnp.promote_types(y.dtype, jnp.float32),  # for the sum
     )
-    rows = jnp.split(rows, len(padded), axis=-1)
-    zero = jnp.zeros((), rows[0].dtype)
+    rows = rows.reshape(*rows.shape[:3], len(padded), strides[1], -1)  # b q r t p d
+
+    def moved(t: int, offset: int):
+        """Row q + offset of what row t of the kernel makes, for each q below `height`."""
+        zero = jnp.zeros((), rows.dtype)
+        pads = ((0, 0, 0), (-offset, height - y.shape[1] + offset, 0), *3 * [(0, 0, 0)])
+        return lax.pad(rows[:, :, :, t], zero, pads)
 
     def phase(p: int):
-        """Rows s·q + p of x, for all q: the sum of the rows q + (p + low − t)/s of `rows[t]`."""
+        """Rows s·q + p of the image, for all q."""
         met = [divmod(p + lows[0] - t, strides[0]) for t in range(len(padded))]
-        return sum(
-            lax.pad(row, zero, [(0, 0, 0), (-q, height - y.shape[1] + q, 0), *[(0, 0, 0)] * 2])
-            for row, (q, rest) in zip(rows, met, strict=True)
-            if rest == 0
-        )
+        return sum(moved(t, offset) for t, (offset, rest) in enumerate(met) if rest == 0)
 
-    x = jnp.stack([phase(p) for p in range(strides[0])], axis=2)
-    x = x.reshape(len(y), height * strides[0], width * strides[1], -1).astype(y.dtype)
+    x = jnp.stack([phase(p) for p in range(strides[0])], axis=2).astype(y.dtype)
+    x = x.reshape(len(y), height * strides[0], width * strides[1], -1)
     return x[:, : sizes[0], : sizes[1]]
 
 

@@ -83,7 +83,7 @@ def test_conv_transpose_and_its_gradients_equal_lax(x64, kernel, stride, padding
         ((3, 2), (2, 1), (1, 3)),
     ],
 )
-def test_both_ways_to_an_adjoint_are_the_transpose(x64, strides, lows, kernel):
+def test_all_ways_to_an_adjoint_are_the_transpose(x64, strides, lows, kernel):
     sizes = (9, 7)
     k = jax.random.normal(jax.random.key(0), (*kernel, 3, 4), jnp.float64)
     y = jax.random.normal(jax.random.key(1), (2, 4, 3, 4), jnp.float64)
@@ -92,7 +92,7 @@ def test_both_ways_to_an_adjoint_are_the_transpose(x64, strides, lows, kernel):
         return convolutions._plain_conv(x, k, strides, lows, y.shape[1:3])
 
     (expected,) = jax.linear_transpose(plain, jnp.zeros((2, *sizes, 3)))(y)
-    for adjoint in (convolutions._dilated, convolutions._by_rows):
+    for adjoint in (convolutions._dilated, convolutions._by_phase, convolutions._by_rows):
         actual = adjoint(y, k, strides, lows, sizes)
         np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
 

@@ -27,33 +27,22 @@ def start_run(start, tiny_config, tmp_path):
     return lambda: start(*command_line.arguments(tiny_config, tmp_path / "run"))
 
 
-def _wait_for_first_step(process):
-    line = process.stderr.readline()
-    assert line.startswith("step "), line
-
-
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
-)
-def test_a_signal_saves_and_the_same_command_goes_on(start_run, tmp_path, number, code):
-    process = start_run()
-    _wait_for_first_step(process)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == code
-    last = stderr.splitlines()[-1]
-    saved = int(re.search(r"saved at step (\d+); the same command goes on there", last)[1])
-    assert signal.Signals(number).name in last
-    loaded = checkpoint.load(tmp_path / "run" / "checkpoints")
-    assert loaded.step == saved > 0
-    assert not (tmp_path / "run" / "result.json").exists()
-
-    again = start_run()
-    assert again.stderr.readline().startswith(f"step {saved + 1}/")
-    again.send_signal(number)
-    again.communicate(timeout=60)
-    assert again.returncode == code
-    assert checkpoint.load(tmp_path / "run" / "checkpoints").step > saved
+def test_a_signal_saves_and_the_same_command_goes_on(start_run, tmp_path):
+    saved = 0
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = start_run()
+        assert process.stderr.readline().startswith(f"step {saved + 1}/")
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == code
+        last = stderr.splitlines()[-1]
+        before, saved = (
+            saved,
+            int(re.search(r"saved at step (\d+); the same command goes on there", last)[1]),
+        )
+        assert signal.Signals(number).name in last
+        assert checkpoint.load(tmp_path / "run" / "checkpoints").step == saved > before
+        assert not (tmp_path / "run" / "result.json").exists()
 
 
 def test_a_second_ctrl_c_ends_at_once(tiny_config, tmp_path):
@@ -88,7 +77,7 @@ train.train(config.from_dict(json.loads(sys.argv[1])), {str(tmp_path / "run")!r}
 
 def test_a_second_run_is_refused_and_told_by_whom(start_run, tiny_config, tmp_path):
     process = start_run()
-    _wait_for_first_step(process)
+    assert process.stderr.readline().startswith("step ")
     started = time.monotonic()
     with pytest.raises(UserError, match=rf"is in use by process {process.pid} on "):
         train.train(tiny_config, tmp_path / "run")

@@ -473,7 +473,6 @@ evaluate.held_out = lambda *args, **kwargs: {"elbo": -1.0}
 evaluate.pictures = lambda *args: {}
 metrics._summary_writer = lambda directory: mock.MagicMock()
 """
-    quickly = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     last = 0
     for count, num_steps in ((8, 3), (2, 5), (1, 7)):
         before = fingerprint(run) if last else None
@@ -482,7 +481,8 @@ metrics._summary_writer = lambda directory: mock.MagicMock()
             start(
                 *command_line.arguments(tiny_config, run),
                 before=restored,
-                XLA_FLAGS=f"{quickly} --xla_force_host_platform_device_count={count}",
+                XLA_FLAGS=f"{command_line.COMPILED_QUICKLY} "
+                f"--xla_force_host_platform_device_count={count}",
             )
         )
         assert code == 0, stderr

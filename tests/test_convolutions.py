@@ -97,6 +97,17 @@ def test_all_ways_to_an_adjoint_are_the_transpose(x64, strides, lows, kernel):
         np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_bfloat16_is_rounded_once(stride):
+    y = jax.random.normal(jax.random.key(0), (2, 4, 4, 8), jnp.bfloat16)
+    k = jax.random.normal(jax.random.key(1), (5, 5, 3, 8), jnp.bfloat16)
+    overhanging = ((stride, stride), (0, 0), (3 * stride + 5, 3 * stride + 5))
+    actual = convolutions._by_rows(y, k, *overhanging)
+    assert actual.dtype == jnp.bfloat16
+    exact = convolutions._dilated(y.astype(jnp.float32), k.astype(jnp.float32), *overhanging)
+    np.testing.assert_allclose(actual.astype(jnp.float32), exact, rtol=2**-8.9, atol=1e-5)
+
+
 def test_axes_have_their_own_stride_and_padding(x64):
     x, w = _arrays(3, 4)
     rows, cols = (

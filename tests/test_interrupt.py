@@ -36,13 +36,11 @@ def test_a_signal_saves_and_the_same_command_goes_on(start_run, tmp_path):
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == code
         last = stderr.splitlines()[-1]
-        before, saved = (
-            saved,
-            int(re.search(r"saved at step (\d+); the same command goes on there", last)[1]),
-        )
+        now = int(re.search(r"saved at step (\d+); the same command goes on there", last)[1])
         assert signal.Signals(number).name in last
-        assert checkpoint.load(tmp_path / "run" / "checkpoints").step == saved > before
+        assert checkpoint.load(tmp_path / "run" / "checkpoints").step == now > saved
         assert not (tmp_path / "run" / "result.json").exists()
+        saved = now
 
 
 def test_a_second_ctrl_c_ends_at_once(tiny_config, tmp_path):

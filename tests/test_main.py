@@ -36,8 +36,8 @@ def test_a_run_prints_lines_to_stderr_and_its_result_to_stdout(tiny_args, tmp_pa
     assert "ETA" in stderr
 
 
-# One value that is refused stands for all those of test_config.
 CASES = {
+    # Stands for all the values that test_config has refused.
     "d=-3": (["--config.latent.height=-3"], "latent.height must be a positive integer"),
     "devices": (["--config.batch_size=10"], "batch_size must be a multiple of the 4 devices"),
     "field": (["--config.latent.mapz=3"], "did you mean latent.maps"),

@@ -1,3 +1,5 @@
+"""Images in cached files: built once, checked, locked, mapped, and released."""
+
 import errno
 import hashlib
 import io

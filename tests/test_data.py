@@ -1,3 +1,5 @@
+"""Data sets by name: real ones, prepared ones, and what is told where one is missing."""
+
 import json
 import os
 import subprocess

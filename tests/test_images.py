@@ -1,3 +1,5 @@
+"""Pixels to numbers and back, grids of pictures."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

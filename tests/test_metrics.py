@@ -1,3 +1,5 @@
+"""Averages over steps, and the files that rows are written to and read from."""
+
 import collections
 import functools
 import json

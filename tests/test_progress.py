@@ -1,3 +1,5 @@
+"""`progress`: what a run tells on lines and on a terminal, by a clock that the tests move."""
+
 import io
 import os
 import pty

@@ -1,3 +1,5 @@
+"""Folders of pictures as a data set: what is read, in which order, and what is refused."""
+
 import numpy as np
 import pytest
 from PIL import Image

@@ -1,3 +1,5 @@
+"""The embedded data set: the same pixels everywhere, and what they show."""
+
 import hashlib
 
 import numpy as np

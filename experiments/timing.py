@@ -17,9 +17,9 @@ import jax
 import ml_collections
 import numpy as np
 
-from experiments import candidates, stopwatch
-from experiments.candidates import Images
-from experiments.stopwatch import Record, Timed, say
+from experiments.benchmark import candidates, stopwatch
+from experiments.benchmark.candidates import Images
+from experiments.benchmark.stopwatch import Record, Timed, say
 from svae_jax import config as configs
 from svae_jax.errors import UserError
 

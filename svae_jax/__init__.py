@@ -2,13 +2,13 @@
 
 from svae_jax import latents      # posteriors, as pure functions
 
-trained = svae_jax.load(workdir)  # a trained model, see `svae_jax.explore`
+trained = svae_jax.load(workdir)  # a trained model, see `svae_jax.analysis.trained`
 """
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from svae_jax.explore import load as load
+    from svae_jax.analysis.trained import load as load
 
 __all__ = ["load"]
 
@@ -16,7 +16,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> object:
     # Late, so that whoever wants the latent functions alone does not import Orbax.
     if name == "load":
-        from svae_jax.explore import load
+        from svae_jax.analysis.trained import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,10 +11,11 @@ from typing import Any
 import ml_collections
 import optax
 
-from svae_jax import latents, networks, objective
+from svae_jax import latents
 from svae_jax import model as models
 from svae_jax.errors import UserError
-from svae_jax.step import Recipe
+from svae_jax.model import networks, objective
+from svae_jax.recipe import Recipe
 
 # What may differ between a run and its continuation: it does not change the numbers.
 _FREE_ON_RESUME = (

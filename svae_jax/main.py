@@ -26,8 +26,8 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from svae_jax import interrupt
 from svae_jax.errors import UserError
+from svae_jax.run import interrupt
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "configuration and posterior, such as configs/cifar10.py:lowrank,rank=2"
@@ -49,16 +49,17 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: options begin with --; see --help")
     # Imported late, so that --help and a mistyped flag answer at once.
-    from svae_jax import cache, runtime
+    from svae_jax.data import cache
+    from svae_jax.devices import runtime
 
     runtime.keep_freed_memory()
     runtime.keep_compiled_programs(cache.home() / "compiled")
     import jax
 
-    from svae_jax import train
+    from svae_jax.training import loop
 
     _join(_DISTRIBUTED.value)
-    result = train.train(_CONFIG.value, _WORKDIR.value)
+    result = loop.train(_CONFIG.value, _WORKDIR.value)
     if jax.process_index() == 0:
         print(json.dumps(result, indent=2))
 

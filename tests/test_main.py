@@ -5,7 +5,8 @@ import socket
 
 import pytest
 
-from svae_jax import checkpoint, train
+from svae_jax.run import checkpoint
+from svae_jax.training import loop
 from tests import command_line
 from tests.command_line import finish, run
 
@@ -95,7 +96,7 @@ def test_two_processes_train_as_one(start, tiny_args, tiny_config, tmp_path):
     assert result["device"]["count"] == 4
     assert result["device"]["processes"] == 2
     assert "{" not in outputs[1][1]
-    metrics = train.train(tiny_config, tmp_path / "one")["metrics"]
+    metrics = loop.train(tiny_config, tmp_path / "one")["metrics"]
     for name, value in metrics.items():
         assert result["metrics"][name] == pytest.approx(value, rel=1e-4), name
     assert checkpoint.load(tmp_path / "two" / "checkpoints").step == 8

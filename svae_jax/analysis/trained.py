@@ -1,0 +1,56 @@
+"""What a notebook calls on a trained model."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jaxtyping import PyTree
+
+from svae_jax import config as configs
+from svae_jax.errors import UserError
+from svae_jax.model import SpatialVAE
+from svae_jax.run import checkpoint, workdir
+
+
+class Trained(NamedTuple):
+    """A trained model.
+
+    Attributes:
+        model: the Flax module; `model.apply(variables, images, method="encode")` gives the
+            posteriors' arrays, `method="decode"` the images of latents.
+        variables: the evaluated parameters and statistics: the moving averages where training
+            kept them.
+        config: the configuration of the run.
+        step: optimiser updates made.
+    """
+
+    model: SpatialVAE
+    variables: PyTree
+    config: ml_collections.ConfigDict
+    step: int
+
+
+def load(directory: str | Path, *, best: bool = False) -> Trained:
+    """Load a checkpoint of a run.
+
+    Args:
+        directory: the workdir of `svae_jax.main`, of a finished run or of one under way.
+        best: the one with the highest `eval/elbo` instead of the newest.
+
+    Raises:
+        UserError: where it is no workdir, or holds no intact checkpoint.
+    """
+    directory = Path(directory)
+    fields: dict[str, Any] | None = workdir.read_json(directory / "config.json")
+    if fields is None:
+        raise UserError(f"{directory} is no workdir of a run: it holds no config.json")
+    config = configs.from_dict(fields)
+    loaded = checkpoint.load(directory / "checkpoints", best=best)
+    state = loaded.state.get("state")
+    if state is None:
+        raise UserError(f"{directory / 'checkpoints'}: none is of a training run")
+    variables = state.get("ema") or {name: state.get(name) for name in ("params", "batch_stats")}
+    variables = {name: arrays or {} for name, arrays in variables.items()}
+    return Trained(configs.model(config), jax.tree.map(jnp.asarray, variables), config, loaded.step)

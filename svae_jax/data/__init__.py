@@ -1,0 +1,5 @@
+"""Images as one array: decoded once, cached, and mapped into memory."""
+
+from svae_jax.data.splits import load
+
+__all__ = ["load"]

@@ -1,0 +1,1 @@
+"""Devices: sharding, compiler options and how a process is set up."""

@@ -1,0 +1,1 @@
+"""Evaluation: held-out bounds and pictures."""

@@ -1,0 +1,42 @@
+"""What stays fixed while a model is trained and evaluated, and its streams of random numbers."""
+
+from typing import NamedTuple
+
+import jax
+import optax
+from jaxtyping import PRNGKeyArray
+
+from svae_jax.model import SpatialVAE
+from svae_jax.model.objective import Objective
+
+# Every use of randomness has a stream of its own, so that none disturbs another.
+_STREAMS = ("init", "latent", "prior", "data", "eval", "sigma")
+
+
+def stream(seed: int, name: str) -> PRNGKeyArray:
+    """The root key of one use of randomness: one of `_STREAMS`."""
+    return jax.random.fold_in(jax.random.key(seed), _STREAMS.index(name))
+
+
+class Recipe(NamedTuple):
+    """All that is static in training; hashable.
+
+    Attributes:
+        model: the networks and the posterior.
+        objective: what is minimised.
+        optimizer: gradients to updates; to finite ones where the gradients' norm is finite.
+        ema_decay: decay of the moving average of parameters and statistics; 0 for none.
+        max_bad_steps: steps in a row that may be left out since they are not finite.
+        batch_size: images an update, over all devices.
+        image_shape: height, width, channels.
+        seed: the root of all randomness.
+    """
+
+    model: SpatialVAE
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    ema_decay: float
+    max_bad_steps: int
+    batch_size: int
+    image_shape: tuple[int, int, int]
+    seed: int

@@ -1,0 +1,182 @@
+"""The files of a step, written and read through Orbax, and which steps are complete."""
+
+import asyncio
+import contextlib
+import gc
+import logging as std_logging
+import os
+import pathlib
+import shutil
+import threading
+import traceback
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from svae_jax.errors import UserError
+from svae_jax.run.checkpoint.arrays import PyTree
+
+_DELETED = ".deleted"
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Drops what Orbax and its tasks log: what matters comes as an exception too, in one line."""
+
+    def is_ours(record: Any) -> bool:
+        return record.name != "asyncio" and f"{os.sep}orbax{os.sep}" not in record.pathname
+
+    loggers = (logging.get_absl_logger(), std_logging.getLogger("asyncio"))
+    for logger in loggers:
+        logger.addFilter(is_ours)
+    try:
+        yield
+    except Exception as error:
+        # Orbax's threads run on after the first error, still write, and tell of their own errors.
+        for thread in threading.enumerate():
+            if type(thread).__module__.startswith("orbax"):
+                thread.join(timeout=60)
+        # The frames hold tasks that failed too; asyncio tells of each once it goes. Let it be now.
+        link: BaseException | None = error
+        while link is not None:
+            traceback.clear_frames(link.__traceback__)
+            link = link.__cause__ or link.__context__
+        gc.collect()
+        raise  # with the filter left in place: some thread may not have started yet
+    for logger in loggers:
+        logger.removeFilter(is_ours)
+
+
+@_quiet_orbax()
+def save(path: pathlib.Path, state: PyTree, meta: dict[str, Any]) -> None:
+    """Writes a step to a temporary directory and renames it, all of it in this thread.
+
+    A manager lives for one save only (opening it takes 3 ms): one that is kept would refuse older
+    steps silently after a quarantine, and forget old steps after a failed save.
+    """
+    processes = set(range(jax.process_count())) if jax.process_count() > 1 else None
+    options = ocp.CheckpointManagerOptions(
+        create=False,
+        enable_async_checkpointing=False,
+        lightweight_initialize=True,
+        save_root_metadata=False,
+        # Named processes meet at the coordinator's barriers. By default Orbax uses collectives,
+        # which must not run in a background thread beside those of the train step.
+        multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=processes),
+    )
+    handlers = {"state": _array_handler(), "meta": ocp.JsonCheckpointHandler()}
+    items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
+    with ocp.CheckpointManager(path.parent, item_handlers=handlers, options=options) as manager:
+        if not manager.save(int(path.name), args=items):
+            raise RuntimeError("Orbax refuses it: a newer step is there")
+
+
+@_quiet_orbax()
+def read(path: pathlib.Path) -> PyTree:
+    """NumPy arrays in nested dictionaries and lists, as they are on disk, not yet verified."""
+    return ocp.Checkpointer(_array_handler()).restore(path)
+
+
+def _array_handler() -> ocp.PyTreeCheckpointHandler:
+    """New for each use: nothing cached before a step was replaced may be read again."""
+    types = ocp.type_handlers.create_type_handler_registry(
+        (np.ndarray, _NumpyHandler(deepcopy_host_arrays=False)),
+        (
+            jax.Array,
+            ocp.type_handlers.ArrayHandler(),
+        ),  # unused, but Orbax warns where it is missing
+    )
+    # Compression would take several times as long as all the rest, for 8% of the size.
+    return ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=types)
+
+
+class _NumpyHandler(ocp.type_handlers.NumpyHandler):
+    """Lets every read or write end before the first error is raised.
+
+    Orbax leaves the others running. A write among them may make files again that were just removed
+    with the failed save, and whatever ends later prints a traceback, as its event loop is closed.
+    """
+
+    async def deserialize(self, infos: Any, args: Any = None) -> list[np.ndarray]:
+        read = super().deserialize
+        alone = [read([info], args and [args[i]]) for i, info in enumerate(infos)]
+        return [array for (array,) in await _all(alone)]
+
+    async def _background_serialize(self, values: Any, infos: Any, args: Any = None) -> None:
+        # Not public: where Orbax has another name for it, just that protection is lost.
+        write = super()._background_serialize
+        await _all([write([v], [i], [a]) for v, i, a in zip(values, infos, args, strict=True)])
+
+
+async def _all(coroutines: list[Any]) -> list[Any]:
+    results = await asyncio.gather(*coroutines, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+# Files.
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    """The steps on offer: Orbax writes to `<step>.orbax-checkpoint-tmp` and renames it at the end.
+
+    Raises:
+      UserError: the directory may not be read.
+    """
+    try:
+        if not folder.is_dir():
+            return []
+        names = [path.name for path in folder.iterdir() if path.is_dir()]
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {reason(error)}") from error
+    return [int(name) for name in names if name.isdecimal() and str(int(name)) == name]
+
+
+def sweep(folder: pathlib.Path) -> None:
+    """Removes what unfinished saves and deletions have left, as far as it can."""
+    if is_first_process():
+        for pattern in (f"*{ocp.path.step.TMP_DIR_SUFFIX}*", f"*{_DELETED}"):
+            for path in folder.glob(pattern):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def delete(folder: pathlib.Path, steps: Iterable[int]) -> None:
+    """Deletes steps, and what else `sweep` finds."""
+    for step in steps:
+        # Renamed first: a step half deleted must never be on offer.
+        (folder / str(step)).rename(folder / f"{step}{_DELETED}")
+    sweep(folder)
+
+
+def flush(path: pathlib.Path) -> None:
+    """Has the disk hold a step before older ones are deleted; a late disk error shows here too."""
+    for file in (*path.rglob("*"), path, path.parent):
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError:
+            if not file.is_dir():  # not every file system can flush directories
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that moves, flushes and deletes files for all of them."""
+    return jax.process_index() == 0
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line, without the internals that tensorstore appends in brackets."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = text.partition(" [tensorstore_spec=")[0].partition(" [source locations=")[0]
+    text = " ".join(text.split())
+    # What happened stands at the beginning, and why at the end, of a long one.
+    text = text if len(text) <= 500 else f"{text[:200]} … {text[-300:]}"
+    return text or type(error).__name__

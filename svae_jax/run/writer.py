@@ -1,0 +1,251 @@
+"""Writes a run's scalars and pictures to its workdir: `metrics.jsonl`, TensorBoard and PNG files.
+
+`truncate` takes these files back to the step that a run resumes from.
+"""
+
+import collections
+import contextlib
+import json
+import math
+import os
+import pathlib
+import re
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+
+from svae_jax.devices.lazy_tensorflow import tensorflow
+from svae_jax.errors import UserError
+
+PICTURES = ("samples", "reconstructions")  # subdirectories of the workdir
+_JSON_LINES = "metrics.jsonl"
+_EVENT_FILES = "events.out.tfevents.*"
+_MOST_PENDING = 256  # writes; a disk that cannot keep up then slows the run, and memory is bounded
+
+
+class Writer(contextlib.AbstractContextManager):
+    """Writes one run's metrics and pictures, in a thread of its own.
+
+    Calls return at once; every file is flushed after each write. One that fails is the last, and
+    a later call or `close` raises it, as UserError with the path; so call `flush` before what must
+    not outlive the metrics, such as a checkpoint. Leaving its `with` block closes it, and hides no
+    exception that the block is left with.
+
+    `metrics.jsonl` holds one strict JSON object for each `write_scalars`: `step` and the scalars,
+    with null for a number that is not finite. Training and evaluation at one step are thus two
+    rows; `pandas.read_json(path, lines=True).groupby("step").first()` makes them one.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], *, enabled: bool = True):
+        """Creates the workdir where it is missing.
+
+        Args:
+          workdir: the run's directory.
+          enabled: False makes every method do nothing: of many processes, one writes.
+
+        Raises:
+          UserError: the workdir cannot be created.
+        """
+        self._workdir = pathlib.Path(workdir)
+        self._enabled = enabled
+        self._summaries: Any = None
+        self._error: Exception | None = None
+        self._pending: collections.deque[futures.Future[None]] = collections.deque()
+        # Not clu's AsyncWriter: that imports TensorFlow, for seconds, in the caller's thread.
+        self._thread = futures.ThreadPoolExecutor(max_workers=1)
+        if enabled:
+            with _as_user_error(self._workdir):
+                self._workdir.mkdir(parents=True, exist_ok=True)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Adds a row to `metrics.jsonl`, and each scalar to TensorBoard, under names as `train/kl`.
+
+        Scalars are numbers or arrays of one element. The thread waits for those that are still
+        being computed, so none may be donated afterwards.
+        """
+        self._submit(self._scalars, step, dict(scalars))
+
+    def write_images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "h w c"]]) -> None:
+        """Writes `<name>/<step, six digits>.png`, and to TensorBoard; names are from `PICTURES`."""
+        if unknown := set(images) - set(PICTURES):
+            raise ValueError(f"images: {sorted(unknown)} are not among {PICTURES}")
+        self._submit(self._images, step, dict(images))
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Shows the configuration in TensorBoard's HParams tab; for a run at step 0, once."""
+        self._submit(self._summarise, "write_hparams", dict(config))
+
+    def flush(self) -> None:
+        """Waits until everything is written; raises UserError where something was not."""
+        self._collect(most_pending=0)
+
+    def close(self) -> None:
+        """Waits, closes the files, and raises UserError where something was not written."""
+        try:
+            self.flush()
+            if self._summaries is not None:
+                with _as_user_error(self._workdir):
+                    self._summaries.close()
+        finally:
+            self._thread.shutdown()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        """Closes."""
+        with contextlib.suppress(UserError) if kind else contextlib.nullcontext():
+            self.close()
+
+    def _submit(self, write: Callable[..., None], *args: Any) -> None:
+        if self._enabled:
+            self._collect(most_pending=_MOST_PENDING)
+            self._pending.append(self._thread.submit(self._run, write, *args))
+
+    def _collect(self, most_pending: int) -> None:
+        """Raises the errors of writes that are done, and waits while too many are not."""
+        while self._pending and (len(self._pending) > most_pending or self._pending[0].done()):
+            self._pending.popleft().result()
+
+    # From here on in the writer's thread. TensorBoard comes last: its first write is slow.
+
+    def _run(self, write: Callable[..., None], *args: Any) -> None:
+        if self._error is not None:
+            raise self._error
+        try:
+            write(*args)
+        except Exception as error:
+            self._error = error
+            raise
+
+    def _scalars(self, step: int, scalars: dict[str, Any]) -> None:
+        row = {name: np.asarray(value).item() for name, value in scalars.items()}
+        row = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        line = json.dumps({"step": step, **row}, allow_nan=False)
+        path = self._workdir / _JSON_LINES
+        with _as_user_error(path), path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        self._summarise("write_scalars", step, scalars)
+
+    def _images(self, step: int, images: dict[str, np.ndarray]) -> None:
+        from PIL import Image
+
+        for name, image in images.items():
+            path = self._workdir / name / f"{step:06d}.png"
+            temporary = path.with_suffix(".png.tmp")
+            with _as_user_error(path):
+                path.parent.mkdir(exist_ok=True)
+                picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+                picture.save(temporary, format="png")
+                temporary.replace(path)
+        self._summarise("write_images", step, images)
+
+    def _summarise(self, method: str, *args: Any) -> None:
+        with _as_user_error(self._workdir):
+            if self._summaries is None:
+                self._summaries = _summary_writer(self._workdir)
+            getattr(self._summaries, method)(*args)  # flushes, so that a killed run keeps it
+
+
+def truncate(workdir: str | os.PathLike[str], step: int) -> None:
+    """Removes from a workdir what a killed run wrote past `step`, so that the run can go on there.
+
+    Rows of `metrics.jsonl`, TensorBoard events and PNGs of later steps go, and a torn last row or
+    event; those of `step` itself stay. Within a file steps only rise, so what goes is its tail:
+    files are cut in place, which is atomic and works on a full disk.
+
+    Args:
+      workdir: the run's directory; no `Writer` may be open on it. It may be missing.
+      step: the step the run resumes from; -1 where it starts anew and nothing is to stay.
+
+    Raises:
+      UserError: a file cannot be read or changed.
+    """
+    workdir = pathlib.Path(workdir)
+    with _as_user_error(workdir):
+        for pattern, steps in ((_JSON_LINES, _row_steps), (_EVENT_FILES, _event_steps)):
+            for path in workdir.glob(pattern):
+                _cut(path, steps, step)
+        for name in PICTURES:
+            for path in (workdir / name).glob("*.png*"):
+                number = re.fullmatch(r"(\d+)\.png(\.tmp)?", path.name)
+                if number and (number[2] or int(number[1]) > step):
+                    path.unlink()
+
+
+def _cut(path: pathlib.Path, steps: Callable[[Any], Iterator[tuple[int, int]]], last: int) -> None:
+    """Cuts a file before its first record past step `last`, or the first that cannot be read."""
+    end = 0
+    with path.open("rb") as file:
+        for step, record_end in steps(file):
+            if step > last:
+                break
+            end = record_end
+    if end == 0:
+        path.unlink()
+    elif end < path.stat().st_size:
+        os.truncate(path, end)
+
+
+def _row_steps(file: Any) -> Iterator[tuple[int, int]]:
+    """Yields (step, end in bytes) of each whole line of a JSON Lines file.
+
+    A damaged line among whole ones is left where it is, for whoever can mend it.
+    """
+    for number, line in enumerate(file, start=1):
+        if not line.endswith(b"\n"):
+            return  # torn, so the last
+        try:
+            step = int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            logging.warning("%s: line %d is damaged", file.name, number)
+        else:
+            yield step, file.tell()
+
+
+def _event_steps(file: Any) -> Iterator[tuple[int, int]]:
+    """Yields (step, end in bytes) of each whole record of a TensorBoard event file.
+
+    A record is a length (uint64), its checksum (uint32), that many bytes, and their checksum. Read
+    here, not by TensorFlow, since its import would hold up every resumed run for seconds.
+    """
+    from google.protobuf import message
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+    while len(header := file.read(12)) == 12:
+        length, checksum = struct.unpack("<QI", header)
+        if checksum != masked_crc32c(header[:8]):
+            return
+        record = file.read(length + 4)
+        if len(record) < length + 4:
+            return
+        try:
+            step = event_pb2.Event.FromString(record[:-4]).step
+        except message.DecodeError:
+            return
+        yield step, file.tell()
+
+
+def _summary_writer(workdir: pathlib.Path) -> Any:
+    """Makes clu's TensorBoard writer, with TensorFlow kept quiet and off the GPU."""
+    tensorflow()  # kept quiet, before clu imports it
+    from clu import metric_writers
+
+    return metric_writers.SummaryWriter(os.fspath(workdir))
+
+
+@contextlib.contextmanager
+def _as_user_error(path: pathlib.Path) -> Iterator[None]:
+    """Turns what the operating system refuses, told by Python or TensorFlow, into one line."""
+    try:
+        yield
+    except Exception as error:
+        # TensorFlow's own kind of error cannot be named without importing TensorFlow.
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("tensorflow"):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).rpartition("}} ")[2].splitlines()[0]
+        where = getattr(error, "filename", None) or path
+        raise UserError(f"workdir: cannot write {where}: {reason}") from error

@@ -1,0 +1,140 @@
+"""Training steps, fed from images on the device or streamed from the host.
+
+Which images a step sees is a pure function of the seed and the step (`step.epoch_permutation`), in
+both ways the same.
+"""
+
+import collections
+import functools
+import os
+from collections.abc import Callable
+from concurrent import futures
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, UInt8
+
+from svae_jax.data import cache
+from svae_jax.devices import compiler, sharding
+from svae_jax.recipe import Recipe
+from svae_jax.training import step
+from svae_jax.training.metrics import TrainMetrics
+from svae_jax.training.step import TrainState
+
+Images = UInt8[np.ndarray, "n h w c"]
+
+# (state, metrics, the step the state is at, steps to make at most) -> (state, metrics, steps made).
+# The state is donated.
+Feed = Callable[[TrainState, TrainMetrics, int, int], tuple[TrainState, TrainMetrics, int]]
+
+_PREFETCH = 2  # batches under way to the device
+
+# Where XLA runs the kernel gradient of a convolution 50 times slower inside a loop.
+_LOOPLESS = ("cpu",)
+
+
+def make(recipe: Recipe, images: Images, mesh: Mesh, resident_share: float) -> Feed:
+    """The function that trains on these images, which are resident where they fit the share."""
+    if images.nbytes <= resident_share * _device_memory(mesh):
+        return _resident(recipe, images, mesh)
+    return _streamed(recipe, images, mesh)
+
+
+def _device_memory(mesh: Mesh) -> int:
+    """Bytes of memory of one device: of its own, or its share of the host's."""
+    devices = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    stats = devices[0].memory_stats() or {}
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return stats.get("bytes_limit") or host // len(devices)
+
+
+def _update(
+    recipe: Recipe, state: TrainState, metrics: TrainMetrics, pixels: UInt8[Array, "b h w c"]
+) -> tuple[TrainState, TrainMetrics]:
+    state, scalars = step.train_step(recipe, state, pixels)
+    return state, metrics.merge(TrainMetrics.single_from_model_output(**scalars))
+
+
+def _jit(update: Callable, mesh: Mesh) -> Callable:
+    return jax.jit(
+        update,
+        donate_argnums=0,
+        out_shardings=sharding.replicated(mesh),
+        compiler_options=compiler.options(_platform(mesh)),
+    )
+
+
+def _platform(mesh: Mesh) -> str:
+    return mesh.devices.flat[0].platform
+
+
+def _permutation(recipe: Recipe, mesh: Mesh, num_images: int) -> Callable[[int], Int[Array, " n"]]:
+    """The order of an epoch, computed once an epoch."""
+    compute = jax.jit(
+        lambda epoch: step.epoch_permutation(recipe.seed, epoch, num_images),
+        out_shardings=sharding.replicated(mesh),
+    )
+    return functools.lru_cache(maxsize=1)(compute)
+
+
+def _resident(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
+    on_device = sharding.put(images, sharding.replicated(mesh))
+    permutation = _permutation(recipe, mesh, len(images))
+    steps_per_epoch = len(images) // recipe.batch_size
+    loops = _platform(mesh) not in _LOOPLESS
+
+    def one(carry, images, order):
+        state, metrics = carry
+        indices = step.batch_indices(order, state.step, recipe.batch_size)
+        # Each device gathers its own part of the batch.
+        indices = jax.lax.with_sharding_constraint(indices, sharding.split_batch(mesh))
+        return _update(recipe, state, metrics, images[indices])
+
+    def many(state, metrics, images, order, num_steps):
+        if not loops:
+            return one((state, metrics), images, order)
+        return jax.lax.fori_loop(
+            0, num_steps, lambda _, carry: one(carry, images, order), (state, metrics)
+        )
+
+    update = _jit(many, mesh)
+
+    def feed(state, metrics, at, most):
+        epoch, position = divmod(at, steps_per_epoch)
+        num_steps = min(most, steps_per_epoch - position) if loops else 1
+        state, metrics = update(state, metrics, on_device, permutation(epoch), num_steps)
+        return state, metrics, num_steps
+
+    return feed
+
+
+def _streamed(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
+    permutation = _permutation(recipe, mesh, len(images))
+    host_order = functools.lru_cache(maxsize=1)(lambda epoch: np.asarray(permutation(epoch)))
+    steps_per_epoch = len(images) // recipe.batch_size
+    reader = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed")
+    pending: collections.deque[tuple[int, futures.Future]] = collections.deque()
+
+    def load(at: int) -> UInt8[Array, "b h w c"]:
+        epoch, position = divmod(at, steps_per_epoch)
+        start = position * recipe.batch_size
+        chosen = host_order(epoch)[start : start + recipe.batch_size]
+        batch = sharding.put_rows(images, chosen, mesh)
+        cache.release(images)  # lest a whole epoch's images gather in memory
+        return batch
+
+    def batch(at: int) -> UInt8[Array, "b h w c"]:
+        if pending and pending[0][0] != at:
+            pending.clear()
+        for ahead in range(at + len(pending), at + _PREFETCH + 1):
+            pending.append((ahead, reader.submit(load, ahead)))
+        return pending.popleft()[1].result()
+
+    update = _jit(functools.partial(_update, recipe), mesh)
+
+    def feed(state, metrics, at, most):
+        del most
+        return *update(state, metrics, batch(at)), 1
+
+    return feed

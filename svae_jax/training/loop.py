@@ -1,0 +1,248 @@
+"""The training loop."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PyTree, UInt8
+
+from svae_jax import config as configs
+from svae_jax import data
+from svae_jax.devices import runtime, sharding
+from svae_jax.errors import UserError
+from svae_jax.evaluation import bounds, pictures
+from svae_jax.model import networks
+from svae_jax.recipe import Recipe
+from svae_jax.run import interrupt, workdir
+from svae_jax.run.checkpoint import Checkpointer
+from svae_jax.run.progress import Progress
+from svae_jax.run.writer import Writer, truncate
+from svae_jax.training import feed, step
+from svae_jax.training.metrics import TrainMetrics
+
+Pixels = UInt8[np.ndarray, "n h w c"]
+
+
+class Job(NamedTuple):
+    """Everything a run needs that stays fixed: configuration, data, mesh."""
+
+    config: ml_collections.ConfigDict
+    directory: Path
+    mesh: Mesh
+    recipe: Recipe
+    train_images: Pixels
+    eval_images: Pixels
+    num_steps: int
+
+
+class LoopState(NamedTuple):
+    """What a checkpoint holds: the training state, and the metrics since the last log."""
+
+    state: step.TrainState
+    totals: TrainMetrics
+
+
+def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str, Any]:
+    """Train a model, or resume a run that an earlier call began.
+
+    Args:
+        config: see `config.base`.
+        directory: the workdir; created if missing.
+
+    Returns:
+        The content of `result.json`: step, held-out metrics, images per second of training,
+        numbers of parameters, versions and device.
+
+    Raises:
+        UserError: a mistake that the user can correct; nothing already saved is lost.
+        interrupt.Stopped: after SIGTERM or Ctrl-C, once the run has saved.
+    """
+    job = _prepare(config, Path(directory).absolute())
+    is_first = jax.process_index() == 0
+    with workdir.locked(job.directory) if is_first else contextlib.nullcontext():
+        before = workdir.read_json(job.directory / "result.json") or {}
+        wanted = {"step": job.num_steps, "importance_samples": config.importance_samples}
+        if wanted.items() <= before.items():
+            return before
+        result = {**wanted, **run(job, is_first)}
+        if before.get("step") == job.num_steps:  # only the evaluation was repeated
+            result["images_per_second"] = before["images_per_second"]
+        if is_first:
+            workdir.write_json(job.directory / "result.json", result)
+    return result
+
+
+def run(job: Job, is_first: bool = True) -> dict[str, Any]:
+    """Train a job to its end, from its newest checkpoint if there is one; one process writes."""
+    config = job.config
+    with Checkpointer(job.directory / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
+        loop_state = _restore_or_init(job, checkpoints)
+        begin = int(loop_state.state.step)
+        if is_first:
+            truncate(job.directory, begin or -1)
+            workdir.write_json(job.directory / "config.json", config.to_dict())
+        with (
+            Writer(job.directory, enabled=is_first) as writer,
+            Progress(job.num_steps, config.batch_size, step=begin, enabled=is_first) as progress,
+            # With several processes, each would stop at a different step and wait for the others.
+            interrupt.listening(enabled=jax.process_count() == 1) as request,
+        ):
+            if begin == 0:
+                writer.write_config(configs.flatten(config.to_dict()))
+            return _loop(job, loop_state, checkpoints, writer, progress, request)
+
+
+def _prepare(config: ml_collections.ConfigDict, directory: Path) -> Job:
+    """Validate the configuration, the workdir and the data, before anything compiles."""
+    mesh = sharding.make_mesh()
+    configs.check(config, num_devices=mesh.size)
+    workdir.create(directory)
+    earlier = workdir.read_json(directory / "config.json") if workdir.has_begun(directory) else None
+    if earlier is not None:
+        configs.check_continues(config, configs.from_dict(earlier))
+    dataset = config.dataset
+    fields = ("name", "image_size", "channels", "data_dir", "cache_dir")
+    load = functools.partial(data.load, **{field: dataset[field] for field in fields})
+    train_images, eval_images = load(split=dataset.split), load(split=dataset.eval_split)
+    num_steps = configs.num_steps(config, len(train_images))
+    if earlier is not None:
+        configs.check_duration(config, configs.from_dict(earlier), len(train_images))
+    recipe = configs.recipe(config, num_steps)
+    return Job(config, directory, mesh, recipe, train_images, eval_images, num_steps)
+
+
+def _restore_or_init(job: Job, checkpoints: Checkpointer) -> LoopState:
+    """The newest intact checkpoint, or the state before the first step."""
+    everywhere = sharding.replicated(job.mesh)
+    init = jax.jit(
+        lambda: LoopState(step.init_state(job.recipe), TrainMetrics.empty()),
+        out_shardings=everywhere,
+    )
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+        jax.eval_shape(init),
+    )
+    restored = checkpoints.restore(target, config=configs.identity(job.config))
+    return init() if restored is None else restored[1]
+
+
+def _loop(
+    job: Job,
+    loop_state: LoopState,
+    checkpoints: Checkpointer,
+    writer: Writer,
+    progress: Progress,
+    request: interrupt.Request,
+) -> dict[str, Any]:
+    """Train to the last step; log, evaluate, sample and save along the way."""
+    config = job.config
+    train_steps = feed.make(job.recipe, job.train_images, job.mesh, config.dataset.resident_share)
+    no_totals = jax.jit(TrainMetrics.empty, out_shardings=sharding.replicated(job.mesh))
+    state, totals = loop_state
+    at = begin = int(state.step)
+    evaluation: dict[str, float] | None = None
+    rates: list[float] = []
+    for stop in _stops(job, begin):
+        stopped_by = None
+        # At least one call even after a signal: no step may be logged or saved twice.
+        while at < stop and stopped_by is None:
+            before = totals
+            state, totals, made = train_steps(state, totals, at, stop - at)
+            jax.block_until_ready(before)  # at most one call is in flight
+            at += made
+            progress.advance(at)
+            stopped_by = request.signal_number  # read once: a signal may arrive between two checks
+        _check_health(state, checkpoints)
+        if at == begin + 1:
+            jax.block_until_ready(state)  # compilation is over: the clock starts here
+            progress.start(at)
+
+        def due(every: int, at: int = at) -> bool:
+            return at % every == 0 or at == job.num_steps
+
+        if due(config.log_every):
+            scalars = {f"train/{name}": float(x) for name, x in totals.compute().items()}
+            totals = no_totals()
+            rate = progress.train(at, scalars)
+            if rate is not None:
+                rates.append(rate)
+                scalars["images_per_second"] = rate
+            writer.write_scalars(at, scalars)
+        with progress.paused():
+            variables = step.evaluated_variables(state)
+            if due(config.eval_every):
+                evaluation = _evaluate(job, variables)
+                progress.evaluation(at, evaluation)
+                writer.write_scalars(at, evaluation)
+            if due(config.sample_every):
+                writer.write_images(at, pictures.draw(job.recipe, variables, job.eval_images))
+            if due(config.checkpoint.every) or stopped_by is not None:
+                writer.flush()  # metrics reach the disk before the checkpoint does
+                scores = evaluation if due(config.eval_every) else None
+                now = LoopState(state, totals)
+                checkpoints.save(at, now, config=config.to_dict(), metrics=scores)
+        if stopped_by is not None and at < job.num_steps:
+            checkpoints.wait()
+            raise interrupt.Stopped(stopped_by, at)
+    variables = step.evaluated_variables(state)
+    if evaluation is None:  # killed between the last checkpoint and the result
+        evaluation = _evaluate(job, variables)
+    if num_samples := config.importance_samples:  # last: it may take long
+        given = (job.recipe, variables, job.eval_images, evaluation["eval/sigma"], job.mesh)
+        bound = _named(bounds.importance_weighted(*given, num_samples=num_samples))
+        progress.evaluation(at, bound)
+        writer.write_scalars(at, bound)
+        evaluation |= bound
+    return _result(job, state, evaluation, rates)
+
+
+def _check_health(state: step.TrainState, checkpoints: Checkpointer) -> None:
+    """Stop the run after more than `max_bad_steps` non-finite steps in a row."""
+    if failure := step.failure(state):
+        checkpoints.wait()
+        latest = checkpoints.latest_step()
+        raise UserError(
+            f"{failure}; the last good checkpoint is "
+            f"{'none' if latest is None else f'of step {latest}'}. Lower optimizer.learning_rate, "
+            "set optimizer.clip_norm, or allow optimizer.max_bad_steps"
+        )
+
+
+def _stops(job: Job, begin: int) -> Iterator[int]:
+    """Steps after `begin` at which the loop logs, evaluates, samples or saves."""
+    config = job.config
+    every = (config.log_every, config.eval_every, config.sample_every, config.checkpoint.every)
+    at = begin
+    while at < job.num_steps:
+        # The first step is a stop, for the clock: it takes the compilation.
+        following = at + 1 if at == begin else min((at // n + 1) * n for n in every)
+        at = min(following, job.num_steps)
+        yield at
+
+
+def _evaluate(job: Job, variables: PyTree) -> dict[str, float]:
+    """Held-out metrics, by their names in metrics.jsonl."""
+    images = (job.train_images, job.eval_images)
+    return _named(bounds.held_out(job.recipe, variables, *images, job.mesh))
+
+
+def _named(values: dict[str, float]) -> dict[str, float]:
+    return {f"eval/{name}": value for name, value in values.items()}
+
+
+def _result(
+    job: Job, state: step.TrainState, evaluation: dict[str, float], rates: list[float]
+) -> dict[str, Any]:
+    return {
+        "metrics": evaluation,
+        "images_per_second": float(np.median(rates)) if rates else None,
+        "parameters": {n: networks.num_params(state.params[n]) for n in ("encoder", "decoder")},
+        "device": sharding.describe(job.mesh),
+        "versions": runtime.versions(),
+    }

@@ -1,0 +1,69 @@
+"""How a process is set up."""
+
+import pathlib
+import platform
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from svae_jax.devices import runtime
+
+FAULTS = """
+import resource
+import numpy as np
+from svae_jax.devices import runtime
+if {keep}:
+    runtime.keep_freed_memory()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(2**24)  # 128 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_memory_that_was_freed_is_not_cleared_again():
+    faults = {
+        keep: int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS.format(keep=keep)],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        for keep in (True, False)
+    }
+    assert faults[True] < 100
+    assert faults[False] > 5 * faults[True]
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="Linux")
+def test_what_is_reserved_takes_no_memory():
+    code = """
+from svae_jax.devices import runtime
+def resident():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+before = resident()
+runtime.keep_freed_memory()
+print(resident() - before)
+"""
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert int(output) < 20_000  # kB
+
+
+def test_the_users_own_compilation_cache_stays(tmp_path):
+    chosen = jax.config.jax_compilation_cache_dir
+    runtime.keep_compiled_programs(tmp_path)
+    assert chosen == jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        runtime.keep_compiled_programs(tmp_path)
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", chosen)

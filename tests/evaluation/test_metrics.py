@@ -1,0 +1,71 @@
+"""Averages over held-out images, on one device and on several."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+
+from svae_jax.evaluation.metrics import EvalMetrics
+
+
+def _eval_outputs(values):
+    return {
+        "elbo": values,
+        "elbo_discretized": values - 1,
+        "reconstruction": values + 2,
+        "kl": 2 * jnp.ones_like(values),
+        "squared_error": values * values,
+    }
+
+
+def test_eval_metrics_leave_the_padding_out():
+    @jax.jit
+    def update(total, values, mask):
+        new = EvalMetrics.single_from_model_output(**_eval_outputs(values), mask=mask)
+        return total.merge(new)
+
+    total = EvalMetrics.empty()
+    total = update(total, jnp.array([1.0, 2.0, 3.0]), jnp.array([True, True, True]))
+    total = update(total, jnp.array([4.0, jnp.nan, -jnp.inf]), jnp.array([True, False, False]))
+    expected = {"elbo": 2.5, "elbo_discretized": 1.5, "reconstruction": 4.5, "kl": 2.0}
+    expected["squared_error"] = 7.5
+    assert {name: float(value) for name, value in total.compute().items()} == expected
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from svae_jax.evaluation.metrics import EvalMetrics
+mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+put = lambda x: jax.device_put(x, NamedSharding(mesh, P("data")))
+replicated = NamedSharding(mesh, P())
+@jax.jit
+def update(values, mask):
+    names = ("elbo", "elbo_discretized", "reconstruction", "kl", "squared_error")
+    outputs = dict.fromkeys(names, values)
+    return EvalMetrics.single_from_model_output(**outputs, mask=mask)
+merge = jax.jit(lambda a, b: a.merge(b), donate_argnums=0, out_shardings=replicated)
+total = jax.device_put(EvalMetrics.empty(), replicated)
+values, mask = np.arange(8.0, dtype=np.float32), np.arange(8) < 5
+for _ in range(2):
+    total = merge(total, update(put(values), put(mask)))
+assert total.elbo.total.sharding.is_fully_replicated
+print(jax.device_count(), float(total.compute()["elbo"]), int(total.elbo.count))
+"""
+
+
+def _python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_metrics_of_arrays_spread_over_devices():
+    result = _python(SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    assert result.stdout.split() == ["4", "2.0", "10"], result.stderr

@@ -14,7 +14,7 @@ __all__ = ["load"]
 
 
 def __getattr__(name: str) -> object:
-    # Late, so that whoever wants the latent functions alone does not import Orbax.
+    # Imported on first use, so that `from svae_jax import latents` does not import Orbax.
     if name == "load":
         from svae_jax.analysis.trained import load
 

@@ -1,7 +1,7 @@
 """Configurations: their fields and defaults, their checks, and what is built from them.
 
 A file in `configs/` starts from `base`, and `latent_from_arg` reads what follows its colon, as in
-`configs/cifar10.py:lowrank,rank=2`. `check` tells what is wrong before anything is compiled.
+`configs/cifar10.py:lowrank,rank=2`. `check` validates all fields before anything compiles.
 """
 
 import math
@@ -17,7 +17,7 @@ from svae_jax.errors import UserError
 from svae_jax.model import networks, objective
 from svae_jax.recipe import Recipe
 
-# What may differ between a run and its continuation: it does not change the numbers.
+# Fields that may change on resume, because they do not change the numbers.
 _FREE_ON_RESUME = (
     "log_every",
     "eval_every",
@@ -35,7 +35,7 @@ _SCHEDULES = ("constant", "cosine")
 
 
 def base() -> ml_collections.ConfigDict:
-    """All fields with their defaults; a config sets the data, the latent, stacks and duration."""
+    """All fields with their defaults; a config file sets data, latent, stacks and duration."""
     return ml_collections.ConfigDict(
         {
             "seed": 0,
@@ -47,15 +47,15 @@ def base() -> ml_collections.ConfigDict:
                 "channels": 3,
                 "split": "train",
                 "eval_split": "test",
-                # Images are put on the device where they fill no more than this share of its
-                # memory, and are streamed from the host else.
+                # Images live on the device if they fill at most this share of its memory;
+                # otherwise they are streamed from the host.
                 "resident_share": 0.25,
             },
             "latent": {"name": "lowrank", "height": 3, "width": 3, "maps": 128, "rank": 1},
             "model": {
                 "encoder": "",
                 "decoder": "",
-                "parity_maps": 0,  # vector only: its decoder matches that of so many maps
+                "parity_maps": 0,  # vector only: N of the spatial model whose decoder it matches
                 "norm": "batch",  # batch, group, none
                 "activation": "elu",
                 "dtype": "float32",  # of the computation; parameters and losses stay float32
@@ -73,7 +73,7 @@ def base() -> ml_collections.ConfigDict:
                 "warmup_steps": 0,
                 "clip_norm": 0.0,  # of the whole gradient; 0: off
                 "ema_decay": 0.0,  # average of the weights for evaluation; 0: off
-                # Steps in a row that may be left out since loss or gradient are not finite.
+                # How many non-finite steps in a row are skipped before the run stops.
                 "max_bad_steps": 0,
             },
             "batch_size": 100,
@@ -82,14 +82,14 @@ def base() -> ml_collections.ConfigDict:
             "log_every": 50,
             "eval_every": 1000,
             "sample_every": 1000,
-            "importance_samples": 0,  # K of the bound in the final evaluation; 0: left out
+            "importance_samples": 0,  # K of the bound in the final evaluation; 0: off
             "checkpoint": {"every": 1000, "keep": 3},
         }
     )
 
 
 def latent_from_arg(config: ml_collections.ConfigDict, arg: str, **defaults: int) -> None:
-    """Set `latent` and `model.parity_maps` from the text behind a config file's colon.
+    """Sets `latent` and `model.parity_maps` from the text after a config file's colon.
 
     The text is a posterior's name and typed options: `d` (height and width), `N` (maps) and
     `rank`; for `vector` they are `C` (its length) and `N` (the maps of the spatial model whose
@@ -101,8 +101,8 @@ def latent_from_arg(config: ml_collections.ConfigDict, arg: str, **defaults: int
         **defaults: d, N and C.
 
     Raises:
-        UserError: for an unknown name or key, listing those that exist, or a value that is no
-            integer.
+        UserError: an unknown name or key (the message lists the known ones), or a value that is
+            not an integer.
     """
     name, *pairs = (part.strip() for part in arg.split(","))
     if name not in latents.names():
@@ -124,7 +124,7 @@ def latent_from_arg(config: ml_collections.ConfigDict, arg: str, **defaults: int
 
 
 def check(config: ml_collections.ConfigDict, *, num_devices: int = 1) -> None:
-    """Refuse a configuration that cannot be run on so many devices.
+    """Validates every field, for a run on `num_devices` devices.
 
     Raises:
         UserError: naming the first field that is wrong, its value and what is allowed.
@@ -146,7 +146,7 @@ def check(config: ml_collections.ConfigDict, *, num_devices: int = 1) -> None:
     _require(config, "dataset.resident_share", lambda value: 0 <= value <= 1, "between 0 and 1")
     _require(config, "importance_samples", lambda value: value >= 0, "0 (off) or above")
     optimizer = "optimizer."
-    # With the upper limit no update of Adam's overflows float32, and none has to be checked.
+    # Below the upper limit no update of Adam overflows float32, so updates need no check.
     limits = "above 0 and at most 1e30"
     _require(config, optimizer + "learning_rate", lambda v: 0 < v <= 1e30, limits)
     schedules = f"one of {', '.join(_SCHEDULES)}"
@@ -226,15 +226,17 @@ def _objective(config: ml_collections.ConfigDict) -> objective.Objective:
         raise UserError(f"objective.{error}") from None
 
 
-def recipe(config: ml_collections.ConfigDict, num_steps: int) -> Recipe:
-    """All that is static in training.
+def recipe(
+    config: ml_collections.ConfigDict, num_steps: int, own_model: models.SpatialVAE | None = None
+) -> Recipe:
+    """Builds everything static in training and evaluation; `own_model` replaces the config's model.
 
     Raises:
         UserError: naming the field that is wrong.
     """
     size = config.dataset.image_size
     return Recipe(
-        model=model(config),
+        model=own_model or model(config),
         objective=_objective(config),
         optimizer=_optimizer(config, num_steps),
         ema_decay=config.optimizer.ema_decay,
@@ -300,16 +302,16 @@ def from_dict(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
 
 def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The fields that a continuation may not change, flat."""
+    """The fields, flat, that a resumed run may not change."""
     fields = flatten(config.to_dict())
     free = (*_FREE_ON_RESUME, *_DURATION)
     return {name: value for name, value in fields.items() if name not in free}
 
 
 def check_continues(config: ml_collections.ConfigDict, earlier: ml_collections.ConfigDict) -> None:
-    """Refuse to continue a run under a configuration that would change its numbers.
+    """Checks that a resumed run has the configuration of the earlier one, where it matters.
 
-    The duration has a check of its own, `check_duration`.
+    `check_duration` checks the number of steps.
 
     Raises:
         UserError: naming every field that differs and may not.
@@ -326,7 +328,7 @@ def check_continues(config: ml_collections.ConfigDict, earlier: ml_collections.C
 def check_duration(
     config: ml_collections.ConfigDict, earlier: ml_collections.ConfigDict, num_images: int
 ) -> None:
-    """Refuse to shorten a run, and to lengthen one whose learning rates depend on its length.
+    """Checks that a run is not shortened, nor lengthened if its schedule depends on the length.
 
     Raises:
         UserError: naming num_steps, now and before.

@@ -1,4 +1,4 @@
-"""What stays fixed while a model is trained and evaluated, and its streams of random numbers."""
+"""The static description of a training run, and its streams of random numbers."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from jaxtyping import PRNGKeyArray
 from svae_jax.model import SpatialVAE
 from svae_jax.model.objective import Objective
 
-# Every use of randomness has a stream of its own, so that none disturbs another.
+# Each use of randomness has a stream of its own, so that a change to one leaves the others alone.
 _STREAMS = ("init", "latent", "prior", "data", "eval", "sigma")
 
 
@@ -19,14 +19,14 @@ def stream(seed: int, name: str) -> PRNGKeyArray:
 
 
 class Recipe(NamedTuple):
-    """All that is static in training; hashable.
+    """Everything static in training and evaluation; hashable.
 
     Attributes:
         model: the networks and the posterior.
         objective: what is minimised.
         optimizer: gradients to updates; to finite ones where the gradients' norm is finite.
         ema_decay: decay of the moving average of parameters and statistics; 0 for none.
-        max_bad_steps: steps in a row that may be left out since they are not finite.
+        max_bad_steps: how many non-finite steps in a row are skipped before training fails.
         batch_size: images an update, over all devices.
         image_shape: height, width, channels.
         seed: the root of all randomness.

@@ -12,7 +12,6 @@ from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
 from experiments.benchmark.stopwatch import Candidate
-from svae_jax import model
 from svae_jax.errors import UserError
 from svae_jax.model import networks
 from svae_jax.recipe import Recipe, stream
@@ -27,10 +26,14 @@ def of(recipe: Recipe) -> Recipe:
         UserError: the stride or the padding of a layer differs between height and width.
     """
     ours = recipe.model
-    for layer in (*ours.encoder_layers, *ours.decoder_layers):
+    for layer in (*ours.encoder.layers, *ours.decoder.layers):
         if len(set(layer.paddings)) > 1 or len(set(layer.strides)) > 1:
             raise UserError("latent.height and latent.width must be equal, to compare")
-    plain = SpatialVAE(**{name: getattr(ours, name) for name in model.SpatialVAE.__annotations__})
+    encoder, decoder = ours.encoder, ours.decoder
+    plain = ours.clone(
+        encoder=Encoder(encoder.layers, ours.posterior.num_params, encoder.style),
+        decoder=Decoder(decoder.layers, decoder.style),
+    )
     return recipe._replace(model=plain)
 
 
@@ -78,17 +81,6 @@ def generation(recipe: Recipe, batch_size: int) -> Candidate:
         jax.block_until_ready(images)
 
     return run
-
-
-class SpatialVAE(model.SpatialVAE):
-    """The model with the networks below."""
-
-    def setup(self):
-        """Create the two networks."""
-        self.encoder = Encoder(self.encoder_layers, self.posterior.num_params, self.style)
-        self.decoder = Decoder(self.decoder_layers, self.style)
-        if self.learns_sigma:
-            self.log_sigma = self.param("log_sigma", nn.initializers.zeros_init(), ())
 
 
 class Encoder(nn.Module):

@@ -78,22 +78,24 @@ class Network(nn.Module):
     def __init__(self, model: SpatialVAE, image_shape: tuple[int, int, int]):
         """Build the layers of `model`, with PyTorch's own initial parameters."""
         super().__init__()
-        self.posterior, self.style = model.posterior, model.style
+        self.posterior, self.style = model.posterior, model.decoder.style
         size, _, channels = image_shape
         encoder = []
-        for layer in model.encoder_layers:
+        for layer in model.encoder.layers:
             convolution = _convolution(layer, channels, size)
-            encoder.append(_block(convolution, layer, model.style, unused=_unused(layer, size)))
+            encoder.append(
+                _block(convolution, layer, model.encoder.style, unused=_unused(layer, size))
+            )
             channels, size = layer.features, _size(layer, size)
         self.encoder = nn.ModuleList(encoder)
         self.dense = nn.Linear(size**2 * channels, model.posterior.num_params)
         channels = model.posterior.maps
         decoder = []
-        for layer in model.decoder_layers[:-1]:
-            decoder.append(_block(_transposed(layer, channels), layer, model.style))
+        for layer in model.decoder.layers[:-1]:
+            decoder.append(_block(_transposed(layer, channels), layer, model.decoder.style))
             channels = layer.features
         self.decoder = nn.ModuleList(decoder)
-        self.last = _transposed(model.decoder_layers[-1], channels, bias=True)
+        self.last = _transposed(model.decoder.layers[-1], channels, bias=True)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images in [-1, 1] to the posteriors' numbers, [b, p]."""
@@ -229,7 +231,7 @@ def translated(model: SpatialVAE, params: PyTree, stats: PyTree) -> dict[str, np
     last, dense = params["decoder"]["Convolution_0"], params["encoder"]["Dense_0"]
     named["last.weight"] = np.asarray(last["kernel"]).transpose(2, 3, 0, 1)
     named["last.bias"] = last["bias"]
-    features = model.encoder_layers[-1].features
+    features = model.encoder.layers[-1].features
     kernel, columns = np.asarray(dense["kernel"]), mirrored_columns(model.posterior)
     size = math.isqrt(len(kernel) // features)
     kernel = np.flip(kernel.reshape(size, size, features, -1), (0, 1)).reshape(kernel.shape)
@@ -254,7 +256,7 @@ def make(model: SpatialVAE, image_shape: tuple[int, int, int], variables: PyTree
     Raises:
         UserError: a layer for which PyTorch has no padding.
     """
-    for layer in (*model.encoder_layers, *model.decoder_layers):
+    for layer in (*model.encoder.layers, *model.decoder.layers):
         if len(set(layer.paddings)) > 1 or len(set(layer.strides)) > 1:
             raise UserError("latent.height and latent.width must be equal, to compare")
     network = Network(model, image_shape)

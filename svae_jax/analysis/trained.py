@@ -1,4 +1,4 @@
-"""What a notebook calls on a trained model."""
+"""Loads a trained model from a workdir."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +20,9 @@ class Trained(NamedTuple):
     Attributes:
         model: the Flax module; `model.apply(variables, images, method="encode")` gives the
             posteriors' arrays, `method="decode"` the images of latents.
-        variables: the evaluated parameters and statistics: the moving averages where training
-            kept them.
+        variables: parameters and batch statistics; their moving averages if training kept them.
         config: the configuration of the run.
-        step: optimiser updates made.
+        step: number of optimiser updates.
     """
 
     model: SpatialVAE
@@ -32,15 +31,16 @@ class Trained(NamedTuple):
     step: int
 
 
-def load(directory: str | Path, *, best: bool = False) -> Trained:
-    """Load a checkpoint of a run.
+def load(directory: str | Path, *, best: bool = False, model: SpatialVAE | None = None) -> Trained:
+    """Loads a checkpoint of a run, with SHA-256 verified; executes nothing.
 
     Args:
-        directory: the workdir of `svae_jax.main`, of a finished run or of one under way.
-        best: the one with the highest `eval/elbo` instead of the newest.
+        directory: the workdir of a run, finished or still training.
+        best: the checkpoint with the highest `eval/elbo` instead of the newest.
+        model: the model that was given to `training.loop.train`, if any.
 
     Raises:
-        UserError: where it is no workdir, or holds no intact checkpoint.
+        UserError: the directory is not a workdir, or holds no intact checkpoint.
     """
     directory = Path(directory)
     fields: dict[str, Any] | None = workdir.read_json(directory / "config.json")
@@ -53,4 +53,5 @@ def load(directory: str | Path, *, best: bool = False) -> Trained:
         raise UserError(f"{directory / 'checkpoints'}: none is of a training run")
     variables = state.get("ema") or {name: state.get(name) for name in ("params", "batch_stats")}
     variables = {name: arrays or {} for name, arrays in variables.items()}
-    return Trained(configs.model(config), jax.tree.map(jnp.asarray, variables), config, loaded.step)
+    model = model or configs.model(config)
+    return Trained(model, jax.tree.map(jnp.asarray, variables), config, loaded.step)

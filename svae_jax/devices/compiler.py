@@ -1,4 +1,4 @@
-"""`jax.jit` with the compiler's options that are best for the platform."""
+"""`jax.jit` with the fastest compiler options for the platform."""
 
 import functools
 from collections.abc import Callable
@@ -6,26 +6,28 @@ from typing import Any
 
 import jax
 
-# YNNPACK for sums alone: for these convolutions and products, Eigen is the faster of XLA's two.
+# YNNPACK only for sums: for the convolutions and products here, XLA's Eigen kernels are faster.
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
 @functools.cache
 def options(platform: str) -> dict[str, str]:
-    """What `jax.jit` takes as `compiler_options`: nothing but on a CPU."""
+    """Compiler options for `jax.jit` on this platform; empty except on CPU."""
     chosen = _CPU_OPTIONS if platform == "cpu" else {}
     try:
         jax.jit(lambda: 0, compiler_options=chosen).lower().compile()
-    except jax.errors.JaxRuntimeError:  # the options are experimental: this XLA has them no more
+    except (
+        jax.errors.JaxRuntimeError
+    ):  # the options are experimental: this version of XLA lacks them
         return {}
     return chosen
 
 
 def jit(function: Callable, **kwargs: Any) -> Callable:
-    """As `jax.jit` with these arguments, for the platform that is JAX's default when it is called.
+    """`jax.jit` with `options` of the platform that is JAX's default at the time of the call.
 
-    Options belong to a whole program: within another function that is traced, this is the plain
-    function.
+    Compiler options apply to a whole program, so under an outer trace this calls `function`
+    directly.
     """
     compiled = functools.cache(
         lambda platform: jax.jit(function, compiler_options=options(platform), **kwargs)

@@ -19,22 +19,21 @@ _LIBRARIES = ("svae_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep the memory that it frees; call it before JAX starts its threads.
+    """Makes the process keep the memory that it frees; call it before JAX starts its threads.
 
-    On a CPU, XLA allocates the temporaries of a step anew each time. glibc hands pieces so large
-    back to the operating system, which then has to clear each page again. Kept, and in large pages
-    where Linux has them, a training step is faster by a fifth. Elsewhere than with glibc this does
-    nothing.
+    On a CPU, XLA allocates a step's temporaries anew each time. glibc returns such large blocks to
+    the operating system, which must clear each page again. Keeping them, in large pages where Linux
+    has them, makes a training step faster by a fifth. Without glibc this does nothing.
     """
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
-    libc.mallopt(_M_ARENA_MAX, 1)  # other arenas cannot hold large pieces
+    libc.mallopt(_M_ARENA_MAX, 1)  # other arenas cannot hold large blocks
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     libc.mallopt(_M_TOP_PAD, 2**28)
-    # Reserve the start of the heap, ask for large pages there, and give it to malloc: what is not
-    # touched takes no memory.
+    # Reserve the start of the heap, ask for large pages there, and return it to malloc. Pages that
+    # are never touched take no memory.
     libc.malloc.restype = ctypes.c_void_p
     heap = libc.malloc(ctypes.c_size_t(_HEAP))
     if heap is not None:
@@ -45,7 +44,7 @@ def keep_freed_memory() -> None:
 
 
 def keep_compiled_programs(directory: pathlib.Path) -> None:
-    """Keep what JAX compiles in this directory, unless the user has chosen one for JAX already."""
+    """Caches compiled programs in this directory, unless JAX was given another one already."""
     if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009, unknown to mypy
         jax.config.update("jax_compilation_cache_dir", str(directory))
 

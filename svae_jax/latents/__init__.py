@@ -23,7 +23,7 @@ Two errata of the paper: its Eq. 7 (covariance Ω⊗Ψ of vec Z) holds for the r
 column-stacking one it defines; the subscript `i*j` in its Eq. 4, 6 and 9 means the pair (i, j).
 """
 
-from svae_jax.latents.packing import Params
+from svae_jax.latents.base import Params
 from svae_jax.latents.posterior import Posterior, make, names, sample_prior
 
 __all__ = ["Params", "Posterior", "make", "names", "sample_prior"]

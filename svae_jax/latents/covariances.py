@@ -1,11 +1,7 @@
 """How the covariance of a posterior is built: independent entries, or Ω⊗Ψ, diagonal or full.
 
-Each kind offers the same primitives, per map, and with them `posterior` writes sampling, density
-and KL once for all. With S the square root of the covariance of the hw entries of a map,
-
-- `colour` takes white noise E to S·E, and `whiten` is its inverse;
-- `log_det` is log|SSᵀ| and `trace` is tr SSᵀ;
-- `stddev` is the root of the diagonal of SSᵀ.
+Each kind offers the primitives of `base.Covariance` per map, and `posterior` writes sampling,
+density and KL once for all kinds. S is a square root of the covariance of a map's hw entries.
 
 For a matrix-variate normal, S E = A E Bᵀ with Ω = AAᵀ over the rows and Ψ = BBᵀ over the columns:
 the covariance is Ω⊗Ψ over the *row-major* flattening of a map. (An erratum: the paper states Eq. 7
@@ -22,7 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from svae_jax.latents.packing import Params, Shapes
+from svae_jax.latents.base import Params, Shapes
 
 
 @dataclass(frozen=True)
@@ -182,9 +178,6 @@ class KroneckerFull(KroneckerDiagonal):
             _unit_lower(params["row_lower"], self.height),
             _unit_lower(params["col_lower"], self.width),
         )
-
-
-Covariance = Independent | KroneckerDiagonal | KroneckerFull
 
 
 def _entry_log_variance(params: Params) -> Float[Array, "*batch h w n"]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from svae_jax.latents.packing import Params, Shapes
+from svae_jax.latents.base import Params, Shapes
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,3 @@ class LowRankMean:
         nu = jax.random.normal(key, self.shapes["nu"])
         unit_nu = nu / jnp.sqrt(jnp.mean(nu**2, axis=0))
         return {"mu": jnp.zeros(self.shapes["mu"]), "nu": unit_nu}
-
-
-Mean = FreeMean | LowRankMean

@@ -1,16 +1,17 @@
 """The posterior: a mean and a covariance joined, and the table of those that have a name."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from svae_jax.latents import packing
-from svae_jax.latents.covariances import Covariance, Independent, KroneckerDiagonal, KroneckerFull
-from svae_jax.latents.means import FreeMean, LowRankMean, Mean
-from svae_jax.latents.packing import Params, Shapes
+from svae_jax.latents import base
+from svae_jax.latents.base import Covariance, Mean, Params, Shapes
+from svae_jax.latents.covariances import Independent, KroneckerDiagonal, KroneckerFull
+from svae_jax.latents.means import FreeMean, LowRankMean
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Posterior:
     @property
     def num_params(self) -> int:
         """How many numbers the encoder emits per example (§4.4 of the paper)."""
-        return packing.count(self.shapes)
+        return base.count(self.shapes)
 
     def unpack(self, flat: Float[Array, "*batch numbers"]) -> Params:
         """Name what the encoder emitted.
@@ -71,7 +72,7 @@ class Posterior:
             raise ValueError(
                 f"flat must end in num_params = {self.num_params} numbers, got shape {flat.shape}"
             )
-        return packing.unpack(self.shapes, flat)
+        return base.unpack(self.shapes, flat)
 
     def initial_bias(self, key: PRNGKeyArray) -> Float[Array, " num_params"]:
         """The bias ``[num_params]`` with which an encoder's last layer should start.
@@ -82,7 +83,7 @@ class Posterior:
         prior_covariance = {
             name: jnp.zeros(shape) for name, shape in self.covariance_model.shapes.items()
         }
-        return packing.pack(self.shapes, self.mean_model.initial(key) | prior_covariance)
+        return base.pack(self.shapes, self.mean_model.initial(key) | prior_covariance)
 
     def mean(self, params: Params) -> Float[Array, "*batch h w n"]:
         """The mean M, ``[*batch, h, w, n]``."""
@@ -165,14 +166,14 @@ class Posterior:
         return -0.5 * jnp.sum(squared_noise + log_det + constant, axis=-1)
 
 
-# name -> (is the mean of low rank?, the covariance)
-_TABLE: dict[str, tuple[bool, type[Covariance]]] = {
-    "vector": (False, Independent),
-    "naive": (False, Independent),
-    "mvn": (False, KroneckerDiagonal),
-    "lowrank": (True, KroneckerDiagonal),
-    "mvn_full": (False, KroneckerFull),
-    "lowrank_full": (True, KroneckerFull),
+# name -> how the mean and the covariance are built; a new posterior is one more row
+_TABLE: dict[str, tuple[Callable[..., Mean], Callable[..., Covariance]]] = {
+    "vector": (FreeMean, Independent),
+    "naive": (FreeMean, Independent),
+    "mvn": (FreeMean, KroneckerDiagonal),
+    "lowrank": (LowRankMean, KroneckerDiagonal),
+    "mvn_full": (FreeMean, KroneckerFull),
+    "lowrank_full": (LowRankMean, KroneckerFull),
 }
 
 
@@ -203,17 +204,17 @@ def make(name: str, *, height: int, width: int, maps: int, rank: int = 1) -> Pos
             f"height and width must be 1 for vector, got height={height}, width={width}; its "
             "length is maps"
         )
-    is_low_rank, covariance_kind = _TABLE[name]
+    make_mean, make_covariance = _TABLE[name]
+    is_low_rank = make_mean is LowRankMean
     if is_low_rank and rank > min(height, width):
         raise ValueError(
             f"rank must be between 1 and min(height, width) = {min(height, width)}, got rank={rank}"
         )
     if not is_low_rank and rank != 1:
         raise ValueError(f"rank must be 1 for {name}, whose mean is free, got rank={rank}")
-    mean: Mean = (
-        LowRankMean(height, width, maps, rank) if is_low_rank else FreeMean(height, width, maps)
-    )
-    return Posterior(name, mean, covariance_kind(height, width, maps))
+    size = (height, width, maps)
+    mean = make_mean(*size, rank) if is_low_rank else make_mean(*size)
+    return Posterior(name, mean, make_covariance(*size))
 
 
 def sample_prior(
@@ -239,7 +240,7 @@ def _noise_like(
 
 
 def _check_positive(**sizes: object) -> None:
-    """Refuse what is no positive integer, a boolean included."""
+    """Raises ValueError unless every size is a positive integer; booleans are refused too."""
     for argument, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ValueError(f"{argument} must be a positive integer, got {argument}={size!r}")

@@ -7,7 +7,7 @@ With strides s, a convolution C_k of kernel k and its adjoint are, along each ax
 
 A transposed convolution is such an adjoint: `conv_transpose(x, w)` = C_kᵀ(x), where k is w reversed
 in space, with its channels exchanged. Since <g, C_k(x)> is linear in g, in k and in x, three maps
-are all there is, forward and backward:
+cover the forward and the backward pass:
 
     forward         gradient in the input    gradient in the kernel, for the cotangent g
     C_k(x)          C_kᵀ(g)                  ∂/∂k <g, C_k(x)>
@@ -94,7 +94,7 @@ def conv_transpose(
     return _adjoint(x, jnp.swapaxes(jnp.flip(kernel, (0, 1)), 2, 3), strides, lows, sizes)
 
 
-# C_k and its adjoint: of strides, the axes' `low`, and the sizes of what they make.
+# C_k and its adjoint take strides, the `low` of each axis, and the sizes of their results.
 
 
 def _plain_conv(x, kernel, strides: Pair, lows: Pair, sizes: Pair):
@@ -113,9 +113,9 @@ _conv = jax.custom_vjp(_plain_conv, nondiff_argnums=(2, 3, 4))
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _adjoint(y, kernel, strides: Pair, lows: Pair, sizes: Pair):
     native = functools.partial(_dilated, strides=strides, lows=lows, sizes=sizes)
-    # Where a quarter of the rows that `_by_phase` multiplies are zeros, the sum of `_by_rows` pays.
+    # `_by_rows` is faster once a quarter of the rows that `_by_phase` multiplies are zeros.
     overhangs = 3 * -(-sizes[0] // strides[0]) >= 4 * y.shape[1]
-    if max(strides) == 1 and not overhangs:  # with one phase, `_by_phase` is the native one
+    if max(strides) == 1 and not overhangs:  # with one phase, `_by_phase` equals the native form
         return native(y, kernel)
     faster = _by_rows if overhangs else _by_phase
     on_cpu = functools.partial(faster, strides=strides, lows=lows, sizes=sizes)
@@ -123,7 +123,7 @@ def _adjoint(y, kernel, strides: Pair, lows: Pair, sizes: Pair):
 
 
 def _keep(function, x, kernel, *static):
-    """The function's value, and what its gradients need."""
+    """The function's value, and the residuals of its gradients."""
     return function(x, kernel, *static), (x, kernel)
 
 
@@ -144,7 +144,7 @@ _adjoint.defvjp(functools.partial(_keep, _adjoint), _adjoint_backward)
 
 
 def _kernel_gradient(x, kernel, y, strides, lows):
-    """∂/∂k <y, C_k(x)>, in which k itself does not occur: autodiff does it well."""
+    """∂/∂k <y, C_k(x)>, by autodiff; k itself does not occur in it."""
 
     def of_kernel(kernel):
         return _plain_conv(x, kernel, strides, lows, y.shape[1:3])
@@ -176,7 +176,7 @@ def _by_phase(y, kernel, strides, lows, sizes):
     (rows, row_start), (cols, col_start) = (
         _taps(*axis) for axis in zip(kernel.shape[:2], strides, lows, strict=True)
     )
-    padded = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))  # where a phase has no tap: zero
+    padded = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))  # zero where a phase has no tap
     phases = jnp.transpose(padded[rows][:, :, cols], (1, 3, 5, 0, 2, 4))  # j i d p q c
     blocks = [-(-size // stride) for size, stride in zip(sizes, strides, strict=True)]
     pads = [
@@ -216,7 +216,7 @@ def _by_rows(y, kernel, strides, lows, sizes):
     rows = rows.reshape(*rows.shape[:3], len(padded), strides[1], kernel.shape[2])  # b q r t p c
 
     def moved(t: int, offset: int):
-        """Row q + offset of what row t of the kernel makes, for each q below `height`."""
+        """Row q + offset of the product with row t of the kernel, for each q below `height`."""
         zero = jnp.zeros((), rows.dtype)
         pads = ((0, 0, 0), (-offset, height - y.shape[1] + offset, 0), *3 * [(0, 0, 0)])
         return lax.pad(rows[:, :, :, t], zero, pads)
@@ -247,7 +247,7 @@ def _taps(kernel: int, stride: int, low: int) -> tuple[np.ndarray, int]:
 
 
 def _low(size: int, kernel: int, stride: int, padding: Padding) -> int:
-    """Zeros in front of an axis; of the odd zero, SAME puts it behind."""
+    """Zeros in front of an axis; an odd one goes behind, as SAME has it."""
     if padding == "VALID":
         return 0
     return max((-(-size // stride) - 1) * stride + kernel - size, 0) // 2

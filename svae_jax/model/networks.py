@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
+from svae_jax import latents
 from svae_jax.model import convolutions
 from svae_jax.model.convolutions import Padding
 
@@ -25,7 +26,7 @@ from svae_jax.model.convolutions import Padding
 def elu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x where it is positive, exp(x) − 1 elsewhere.
 
-    The derivative is taken from the result, y + 1 below zero, so that nothing else need be kept.
+    The derivative is computed from the result, y + 1 below zero, so that only y is kept.
     """
     return jnp.where(x > 0, x, jnp.expm1(jnp.minimum(x, 0)))
 
@@ -71,7 +72,7 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """What all layers of a network share.
+    """Norm, activation and dtype of all layers of a network.
 
     Raises:
         ValueError: for an unknown norm, activation or dtype; the message lists the known ones.
@@ -96,10 +97,10 @@ def parse(stack: str, image_channels: int | None = None) -> tuple[Layer, ...]:
 
     Args:
         stack: words such as `5x5/32/s2/valid`; stride 1 and SAME padding where none is given.
-        image_channels: what `image` stands for; None where the word has no place.
+        image_channels: what `image` stands for; None in an encoder, where the word is refused.
 
     Raises:
-        ValueError: for no layer at all, or a word that is no layer.
+        ValueError: an empty stack, or a word that is not a layer.
     """
     if not stack.split():
         raise ValueError("a stack needs at least one layer, such as '5x5/32/s2'")
@@ -127,7 +128,7 @@ def _parse_word(word: str, image_channels: int | None) -> Layer:
 
 
 def check_latent_size(height: int, width: int) -> None:
-    """Refuse maps that a decoder's first two layers do not take to 8 × 8.
+    """Checks that a decoder's first two layers take maps of this size to 8 × 8.
 
     Raises:
         ValueError: naming the side, and listing the sizes that there are.
@@ -146,7 +147,7 @@ def decoder_layers(
     image_size: int,
     image_channels: int,
 ) -> tuple[Layer, ...]:
-    """Fit a decoder's stack to maps of height × width.
+    """Fits a decoder's stack to maps of height × width.
 
     The first two layers are 3x3 and take the maps to 8 × 8; their strides and padding follow from
     height and width, so that the weights do not depend on them. The others lead from there to the
@@ -242,30 +243,28 @@ class Encoder(nn.Module):
 
     Attributes:
         layers: the convolutions.
-        num_outputs: the numbers an image.
+        posterior: how many numbers the last, dense layer emits, and its initial bias.
         style: norm, activation and dtype.
-        bias_init: of the last, dense layer. Its kernel starts a tenth as large as is usual, so that
-            all posteriors start near what the bias says. With kernels of the usual size a low-rank
-            mean starts as noise times noise, and the decoder has to unlearn it.
     """
 
     layers: tuple[Layer, ...]
-    num_outputs: int
+    posterior: latents.Posterior
     style: Style
-    bias_init: Callable = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> Float[Array, "b p"]:
-        """Emit `num_outputs` numbers an image, in float32."""
+        """Emits `posterior.num_params` numbers an image, in float32."""
         x = images
         for layer in self.layers:
             x = Block(layer, self.style, transposed=False)(x, train)
         x = x.reshape(x.shape[0], -1)
         dense = nn.Dense(
-            self.num_outputs,
+            self.posterior.num_params,
             dtype=jnp.float32,  # in bfloat16, means would be rounded to 8 bits
+            # A tenth of the usual size, so that every posterior starts near its initial bias. At
+            # the usual size a low-rank mean starts as noise times noise.
             kernel_init=nn.initializers.variance_scaling(0.1**2, "fan_in", "truncated_normal"),
-            bias_init=self.bias_init,
+            bias_init=lambda key, shape, dtype: self.posterior.initial_bias(key).astype(dtype),
         )
         return dense(x)
 
@@ -282,7 +281,7 @@ class Decoder(nn.Module):
         x = z
         for layer in self.layers[:-1]:
             x = Block(layer, self.style, transposed=True)(x, train)
-        # In float32: rounded to bfloat16, the pixels' error would count in the likelihood.
+        # In float32: rounding to bfloat16 would count as error in the likelihood.
         x = Convolution(self.layers[-1], "float32", transposed=True, use_bias=True)(x)
         return jnp.tanh(x)
 
@@ -296,7 +295,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b _h _w d"]:
-        """Apply; `train` takes batch norm's statistics from the batch and tracks them."""
+        """Applies the block; with `train`, batch norm uses and tracks the batch's statistics."""
         norm, dtype = self.style.norm, self.style.dtype
         x = Convolution(self.layer, dtype, self.transposed, use_bias=norm == "none")(x)
         if norm == "batch":

@@ -12,11 +12,11 @@ from svae_jax.model import networks
 
 
 class Outputs(NamedTuple):
-    """What the model says of a batch of images.
+    """The model's outputs for a batch of images.
 
     Attributes:
         means: f(z), the means of the pixels, in [-1, 1].
-        params: the posteriors' named arrays.
+        params: the arrays of the posteriors, by name.
         z: one sample of each posterior.
     """
 
@@ -30,27 +30,18 @@ class SpatialVAE(nn.Module):
 
     Attributes:
         posterior: the family of q(z|x).
-        encoder_layers: convolutions from the image to the last feature map.
-        decoder_layers: transposed convolutions from the latent maps to the image.
-        style: norm, activation and dtype of both.
+        encoder: any module that maps (images [b, h, w, c], train) to [b, posterior.num_params].
+        decoder: any module that maps (z [b, h, w, n], train) to images in [-1, 1].
         learns_sigma: whether the likelihood's log σ is a parameter, `log_sigma`, starting at 0.
     """
 
     posterior: latents.Posterior
-    encoder_layers: tuple[networks.Layer, ...]
-    decoder_layers: tuple[networks.Layer, ...]
-    style: networks.Style
+    encoder: nn.Module
+    decoder: nn.Module
     learns_sigma: bool = False
 
     def setup(self):
-        """Create the two networks."""
-        self.encoder = networks.Encoder(
-            self.encoder_layers,
-            self.posterior.num_params,
-            self.style,
-            bias_init=lambda key, shape, dtype: self.posterior.initial_bias(key).astype(dtype),
-        )
-        self.decoder = networks.Decoder(self.decoder_layers, self.style)
+        """Creates log σ where it is learned."""
         if self.learns_sigma:
             self.log_sigma = self.param("log_sigma", nn.initializers.zeros_init(), ())
 
@@ -92,7 +83,7 @@ def make(
     parity_maps: int = 0,
     learns_sigma: bool = False,
 ) -> SpatialVAE:
-    """Put a model together from the texts of its two stacks (see `networks`).
+    """Builds a model from the texts of its two stacks (see `networks`).
 
     Args:
         posterior: the family of q(z|x).
@@ -130,7 +121,12 @@ def make(
             )
     except ValueError as error:
         raise ValueError(f"decoder: {error}") from None
-    return SpatialVAE(posterior, encoder_layers, decoder_layers, style, learns_sigma)
+    return SpatialVAE(
+        posterior,
+        networks.Encoder(encoder_layers, posterior, style),
+        networks.Decoder(decoder_layers, style),
+        learns_sigma,
+    )
 
 
 def init(model: SpatialVAE, key: PRNGKeyArray, image_size: int, image_channels: int) -> dict:

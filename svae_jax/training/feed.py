@@ -1,7 +1,7 @@
-"""Training steps, fed from images on the device or streamed from the host.
+"""Feeds images to training steps, from an array on the device or streamed from the host.
 
-Which images a step sees is a pure function of the seed and the step (`step.epoch_permutation`), in
-both ways the same.
+Both give a step the same images: they are a pure function of the seed and the step
+(`step.epoch_permutation`).
 """
 
 import collections
@@ -24,25 +24,25 @@ from svae_jax.training.step import TrainState
 
 Images = UInt8[np.ndarray, "n h w c"]
 
-# (state, metrics, the step the state is at, steps to make at most) -> (state, metrics, steps made).
+# (state, metrics, step of the state, most steps to make) -> (state, metrics, steps made).
 # The state is donated.
 Feed = Callable[[TrainState, TrainMetrics, int, int], tuple[TrainState, TrainMetrics, int]]
 
-_PREFETCH = 2  # batches under way to the device
+_PREFETCH = 2  # batches on their way to the device
 
-# Where XLA runs the kernel gradient of a convolution 50 times slower inside a loop.
+# Platforms on which XLA runs a convolution's kernel gradient 50 times slower inside a loop.
 _LOOPLESS = ("cpu",)
 
 
 def make(recipe: Recipe, images: Images, mesh: Mesh, resident_share: float) -> Feed:
-    """The function that trains on these images, which are resident where they fit the share."""
+    """The feed for these images: resident if they fit `resident_share` of a device's memory."""
     if images.nbytes <= resident_share * _device_memory(mesh):
         return _resident(recipe, images, mesh)
     return _streamed(recipe, images, mesh)
 
 
 def _device_memory(mesh: Mesh) -> int:
-    """Bytes of memory of one device: of its own, or its share of the host's."""
+    """Memory of one device in bytes; on CPU, its share of the host's memory."""
     devices = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
     stats = devices[0].memory_stats() or {}
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -70,7 +70,7 @@ def _platform(mesh: Mesh) -> str:
 
 
 def _permutation(recipe: Recipe, mesh: Mesh, num_images: int) -> Callable[[int], Int[Array, " n"]]:
-    """The order of an epoch, computed once an epoch."""
+    """A function that gives an epoch's order, computed once an epoch."""
     compute = jax.jit(
         lambda epoch: step.epoch_permutation(recipe.seed, epoch, num_images),
         out_shardings=sharding.replicated(mesh),
@@ -87,7 +87,7 @@ def _resident(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
     def one(carry, images, order):
         state, metrics = carry
         indices = step.batch_indices(order, state.step, recipe.batch_size)
-        # Each device gathers its own part of the batch.
+        # Each device gathers only its own part of the batch.
         indices = jax.lax.with_sharding_constraint(indices, sharding.split_batch(mesh))
         return _update(recipe, state, metrics, images[indices])
 
@@ -121,7 +121,7 @@ def _streamed(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
         start = position * recipe.batch_size
         chosen = host_order(epoch)[start : start + recipe.batch_size]
         batch = sharding.put_rows(images, chosen, mesh)
-        cache.release(images)  # lest a whole epoch's images gather in memory
+        cache.release(images)  # otherwise a whole epoch's images would stay in memory
         return batch
 
     def batch(at: int) -> UInt8[Array, "b h w c"]:

@@ -17,7 +17,7 @@ from svae_jax import data
 from svae_jax.devices import runtime, sharding
 from svae_jax.errors import UserError
 from svae_jax.evaluation import bounds, pictures
-from svae_jax.model import networks
+from svae_jax.model import SpatialVAE, networks
 from svae_jax.recipe import Recipe
 from svae_jax.run import interrupt, workdir
 from svae_jax.run.checkpoint import Checkpointer
@@ -48,12 +48,15 @@ class LoopState(NamedTuple):
     totals: TrainMetrics
 
 
-def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str, Any]:
+def train(
+    config: ml_collections.ConfigDict, directory: str | Path, model: SpatialVAE | None = None
+) -> dict[str, Any]:
     """Train a model, or resume a run that an earlier call began.
 
     Args:
         config: see `config.base`.
         directory: the workdir; created if missing.
+        model: trained instead of the one that the configuration's `latent` and `model` describe.
 
     Returns:
         The content of `result.json`: step, held-out metrics, images per second of training,
@@ -63,7 +66,7 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
         UserError: a mistake that the user can correct; nothing already saved is lost.
         interrupt.Stopped: after SIGTERM or Ctrl-C, once the run has saved.
     """
-    job = _prepare(config, Path(directory).absolute())
+    job = _prepare(config, Path(directory).absolute(), model)
     is_first = jax.process_index() == 0
     with workdir.locked(job.directory) if is_first else contextlib.nullcontext():
         before = workdir.read_json(job.directory / "result.json") or {}
@@ -98,7 +101,7 @@ def run(job: Job, is_first: bool = True) -> dict[str, Any]:
             return _loop(job, loop_state, checkpoints, writer, progress, request)
 
 
-def _prepare(config: ml_collections.ConfigDict, directory: Path) -> Job:
+def _prepare(config: ml_collections.ConfigDict, directory: Path, model: SpatialVAE | None) -> Job:
     """Validate the configuration, the workdir and the data, before anything compiles."""
     mesh = sharding.make_mesh()
     configs.check(config, num_devices=mesh.size)
@@ -113,7 +116,7 @@ def _prepare(config: ml_collections.ConfigDict, directory: Path) -> Job:
     num_steps = configs.num_steps(config, len(train_images))
     if earlier is not None:
         configs.check_duration(config, configs.from_dict(earlier), len(train_images))
-    recipe = configs.recipe(config, num_steps)
+    recipe = configs.recipe(config, num_steps, model)
     return Job(config, directory, mesh, recipe, train_images, eval_images, num_steps)
 
 
@@ -207,11 +210,7 @@ def _check_health(state: step.TrainState, checkpoints: Checkpointer) -> None:
     if failure := step.failure(state):
         checkpoints.wait()
         latest = checkpoints.latest_step()
-        raise UserError(
-            f"{failure}; the last good checkpoint is "
-            f"{'none' if latest is None else f'of step {latest}'}. Lower optimizer.learning_rate, "
-            "set optimizer.clip_norm, or allow optimizer.max_bad_steps"
-        )
+        raise UserError(f"{failure}. Last good checkpoint: {latest and f'step {latest}'}")
 
 
 def _stops(job: Job, begin: int) -> Iterator[int]:

@@ -14,13 +14,13 @@ from svae_jax.recipe import Recipe, stream
 
 
 class Health(NamedTuple):
-    """How training fares; a step that is not finite changes no parameter.
+    """Counts non-finite steps; such a step changes no parameter.
 
     Attributes:
-        bad_in_a_row: bad steps since the last good one.
-        failed_at: the number of steps before the one with which these were too many, and from
-            which on nothing changes any more; -1 while all is well.
-        failed_term: what was not finite then, as an index into `TERMS`.
+        bad_in_a_row: non-finite steps since the last finite one.
+        failed_at: the step whose failure exceeded `max_bad_steps`, counted from 0; from then on
+            nothing changes any more. -1 if training has not failed.
+        failed_term: the first non-finite quantity of that step, as an index into `TERMS`.
     """
 
     bad_in_a_row: Int[Array, ""]
@@ -32,15 +32,15 @@ TERMS = ("reconstruction", "kl", "loss", "gradient", "batch statistics")
 
 
 class TrainState(NamedTuple):
-    """What training changes.
+    """Everything that training changes.
 
     Attributes:
-        step: number of steps made.
+        step: number of updates so far.
         params: the model's parameters, float32.
         batch_stats: batch norm's running statistics; empty without batch norm.
         opt_state: the optimizer's state.
-        ema: moving averages of `params` and `batch_stats` under these names; None where off.
-        health: whether steps were finite.
+        ema: moving averages of `params` and `batch_stats`, under these names; None if off.
+        health: counts of non-finite steps.
     """
 
     step: Int[Array, ""]
@@ -52,7 +52,7 @@ class TrainState(NamedTuple):
 
 
 def init_state(recipe: Recipe) -> TrainState:
-    """The state before the first update, from the recipe's seed."""
+    """The state before the first update; its randomness comes from the recipe's seed."""
     variables = init_model(recipe.model, stream(recipe.seed, "init"), *recipe.image_shape[1:])
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -66,7 +66,7 @@ def init_state(recipe: Recipe) -> TrainState:
 
 
 def evaluated_variables(state: TrainState) -> PyTree:
-    """The variables to evaluate and sample with: the moving averages where there are any."""
+    """The variables for evaluation and sampling: the moving averages if they are on."""
     if state.ema is not None:
         return state.ema
     return {"params": state.params, "batch_stats": state.batch_stats}
@@ -75,14 +75,14 @@ def evaluated_variables(state: TrainState) -> PyTree:
 def train_step(
     recipe: Recipe, state: TrainState, pixels: UInt8[Array, "b h w c"]
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update from one batch.
+    """One update on one batch.
 
-    A step whose loss, gradient or batch statistics are not finite is left out: it counts, and
-    changes nothing else but the state's health.
+    A step whose loss, gradient or batch statistics are not finite is skipped: it increases the step
+    and updates the health, and changes nothing else.
 
     Returns:
-        The new state, and arrays [1] by name: those of `objectives.TrainingLoss`, `skipped` (1
-        where the step was left out) and the `mask` that leaves it out of averages.
+        The new state, and arrays [1] by name: those of `objectives.TrainingLoss`, `skipped` (1 if
+        the step was skipped, else 0) and `mask` (1 - skipped), which leaves it out of averages.
     """
     images = pixel_ops.to_float(pixels)
     key = jax.random.fold_in(stream(recipe.seed, "latent"), state.step)
@@ -107,9 +107,9 @@ def train_step(
         return losses.loss, (losses, updated.get("batch_stats", {}))
 
     gradients, (losses, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
-    # Judged before the update: then XLA leaves a bad step out within the update's own pass over
-    # the parameters. Squares that sum to a finite number also keep Adam's moments finite, and with
-    # them its updates, which are a few learning rates long at most.
+    # Decided before the update, so that XLA skips a bad step within the update's own pass over the
+    # parameters. A finite sum of squares also keeps Adam's moments finite, and with them its
+    # updates, which are at most a few learning rates long.
     norms = (optax.tree.norm(gradients), optax.tree.norm(batch_stats))
     terms = (losses.reconstruction, losses.kl, losses.loss, *norms)
     health, good = _judge(recipe, state, jnp.isfinite(jnp.stack(terms)))
@@ -132,7 +132,7 @@ def train_step(
 def _judge(
     recipe: Recipe, state: TrainState, finite: Bool[Array, " terms"]
 ) -> tuple[Health, Bool[Array, ""]]:
-    """The new health, and whether the step may be taken."""
+    """The new health, and whether the step is applied."""
     before = state.health
     bad_in_a_row = jnp.where(jnp.all(finite), 0, before.bad_in_a_row + 1)
     fails = (before.failed_at < 0) & (bad_in_a_row > recipe.max_bad_steps)
@@ -145,28 +145,31 @@ def _judge(
 
 
 def failure(state: TrainState) -> str | None:
-    """What ended training, if it has come to that."""
+    """The sentence that says why training failed; None if it has not."""
     health = jax.device_get(state.health)
     if health.failed_at < 0:
         return None
-    return f"the {TERMS[health.failed_term]} was not finite in step {health.failed_at + 1}"
+    return (
+        f"the {TERMS[health.failed_term]} was not finite in step {health.failed_at + 1}; lower "
+        "optimizer.learning_rate, set optimizer.clip_norm, or allow optimizer.max_bad_steps"
+    )
 
 
 def _moving_average(decay: float, step: Int[Array, ""], average: PyTree, new: PyTree) -> PyTree:
-    # A young average forgets faster, lest it carry the random initialisation along.
+    # The decay grows from 0.1, so that the average forgets the random initialisation.
     weight = 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return optax.incremental_update(new, average, weight)
 
 
 def epoch_permutation(seed: int, epoch: Int[Array, ""] | int, num_images: int) -> Int[Array, " n"]:
-    """The order in which an epoch visits the images: a pure function of seed and epoch."""
+    """The order in which an epoch visits the images: a pure function of the seed and the epoch."""
     return jax.random.permutation(jax.random.fold_in(stream(seed, "data"), epoch), num_images)
 
 
 def batch_indices(
     permutation: Int[Array, " n"], step: Int[Array, ""], batch_size: int
 ) -> Int[Array, " b"]:
-    """The images of an update, from its epoch's order; the epoch's remainder is dropped."""
+    """Indices of an update's images in its epoch's order; an epoch's remainder is dropped."""
     steps_per_epoch = permutation.shape[0] // batch_size
     start = step % steps_per_epoch * batch_size
     return jax.lax.dynamic_slice(permutation, (start,), (batch_size,))

@@ -51,7 +51,9 @@ def linear_gaussian():
     pixels = np.asarray(pixel_ops.to_uint8(jnp.asarray(x))).reshape(-1, 2, 2, 3)
     density = scipy.stats.multivariate_normal(b, w @ w.T + NOISE**2 * np.eye(NUM_PIXELS))
     posterior = latents.make("naive", height=1, width=1, maps=NUM_LATENTS)
-    model = LinearGaussian(posterior, (), (), networks.Style())
+    style = networks.Style()  # the two networks are not used
+    unused = networks.Encoder((), posterior, style), networks.Decoder((), style)
+    model = LinearGaussian(posterior, *unused)
     variables = {"params": {"w": jnp.asarray(w), "b": jnp.asarray(b), "sigma": jnp.asarray(NOISE)}}
     variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), variables)
     recipe = recipe_lib.Recipe(

@@ -119,7 +119,7 @@ def test_a_rival_that_computes_something_else_is_refused():
 
 
 def test_pytorch_refuses_what_it_is_not_written_for():
-    pytorch = pytest.importorskip("experiments.pytorch", exc_type=ImportError)
+    pytorch = pytest.importorskip("experiments.benchmark.pytorch", exc_type=ImportError)
     with pytest.raises(UserError, match=r"latent.name='mvn_full'"):
         pytorch.check(tiny("mvn_full"))
     config = tiny()
@@ -137,7 +137,7 @@ def test_pytorch_refuses_what_it_is_not_written_for():
 def tiny_file(tmp_path):
     """`tiny` as a file that --config takes."""
     path = tmp_path / "tiny.py"
-    path.write_text("from tests.test_experiments import tiny as get_config\n")
+    path.write_text("from tests.experiments.test_benchmark import tiny as get_config\n")
     return path
 
 

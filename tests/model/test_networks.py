@@ -99,7 +99,7 @@ def test_paper_settings(config, emitted, front):
         counts.append(networks.num_params(state.params["decoder"]))
     assert max(counts) <= 1.01 * min(counts)
     vector = configs.model(config.get_config("vector"))
-    assert vector.decoder_layers[0] == Layer(3, front, (1, 1), ("VALID", "VALID"))
+    assert vector.decoder.layers[0] == Layer(3, front, (1, 1), ("VALID", "VALID"))
 
 
 @pytest.mark.parametrize("norm", networks.NORMS)
@@ -133,7 +133,9 @@ def test_vector_decoder_refuses_where_no_width_fits():
 @pytest.mark.parametrize("dtype", networks.DTYPES)
 def test_parameters_statistics_and_outputs_are_float32(norm, dtype):
     style = Style(norm=norm, dtype=dtype)
-    encoder = networks.Encoder(networks.parse("3x3/6/s2 3x3/8"), 10, style)
+    layers = networks.parse("3x3/6/s2 3x3/8")
+    posterior = latents.make("vector", height=1, width=1, maps=5)
+    encoder = networks.Encoder(layers, posterior, style)
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
     variables = encoder.init(jax.random.key(1), images, False)
     numbers, updated = encoder.apply(variables, images, True, mutable=["batch_stats"])
@@ -147,14 +149,16 @@ def test_parameters_statistics_and_outputs_are_float32(norm, dtype):
     # The computation itself is rounded to bfloat16, or it is not.
     exact = numbers if dtype == "float32" else None
     if exact is None:
-        full = networks.Encoder(networks.parse("3x3/6/s2 3x3/8"), 10, Style(norm=norm))
+        full = networks.Encoder(layers, posterior, Style(norm=norm))
         exact, _ = full.apply(variables, images, True, mutable=["batch_stats"])
         assert not np.array_equal(exact, numbers)
     np.testing.assert_allclose(numbers, exact, atol=0.1)
 
 
 def test_batch_norm_tracks_in_training_and_uses_what_it_tracked():
-    encoder = networks.Encoder(networks.parse("3x3/6"), 4, Style())
+    encoder = networks.Encoder(
+        networks.parse("3x3/6"), latents.make("vector", height=1, width=1, maps=2), Style()
+    )
     images = 3 + jax.random.normal(jax.random.key(0), (16, 8, 8, 3))
     variables = encoder.init(jax.random.key(1), images, False)
     for _ in range(100):

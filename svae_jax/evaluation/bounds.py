@@ -28,7 +28,7 @@ def held_out(
     eval_images: Pixels,
     mesh: Mesh,
 ) -> dict[str, float]:
-    """Fix σ on training images, then `evaluate` on held-out ones."""
+    """Fixes σ on training images, then evaluates on held-out ones."""
     sigma = fixed_sigma(recipe, variables, train_images, mesh)
     return evaluate(recipe, variables, eval_images, sigma, mesh)
 
@@ -46,10 +46,10 @@ def fixed_sigma(recipe: Recipe, variables: PyTree, train_images: Pixels, mesh: M
         return recipe.objective.fixed_sigma
 
     def evaluate_batch(key: PRNGKeyArray, batch: Array) -> dict[str, Array]:
-        return steps.eval_step(recipe.model, variables, key, batch, 1.0)._asdict()
+        return steps.eval_step(recipe.model, variables, key, batch, 1.0)
 
     key, images = stream(recipe.seed, "sigma"), train_images[:NUM_SIGMA_IMAGES]
-    means = _means(metrics.EvalMetrics, evaluate_batch, recipe, key, images, mesh)
+    means = _means(evaluate_batch, recipe, key, images, mesh)
     mean_squared_error = means["squared_error"] / math.prod(recipe.image_shape)
     return float(objective.optimal_sigma(jnp.asarray(mean_squared_error)))
 
@@ -57,7 +57,7 @@ def fixed_sigma(recipe: Recipe, variables: PyTree, train_images: Pixels, mesh: M
 def evaluate(
     recipe: Recipe, variables: PyTree, images: Pixels, sigma: float, mesh: Mesh
 ) -> dict[str, float]:
-    """Evaluate on all images with one sample of z each.
+    """Evaluates all images with one sample of z each.
 
     Args:
         recipe: what was trained.
@@ -68,21 +68,17 @@ def evaluate(
 
     Returns:
         `elbo`, `reconstruction` and `kl` in nats an image (β = 1, no free bits), `bits_per_dim` of
-        the 8-bit images, and `sigma`.
+        the 8-bit images, `sigma`, and whatever else `steps.eval_step` returns.
     """
 
     def evaluate_batch(key: PRNGKeyArray, batch: Array) -> dict[str, Array]:
-        return steps.eval_step(recipe.model, variables, key, batch, sigma)._asdict()
+        return steps.eval_step(recipe.model, variables, key, batch, sigma)
 
     key = stream(recipe.seed, "eval")
-    means = _means(metrics.EvalMetrics, evaluate_batch, recipe, key, images, mesh)
-    return {
-        "elbo": means["elbo"],
-        "bits_per_dim": _bits_per_dim(recipe, means["elbo_discretized"]),
-        "reconstruction": means["reconstruction"],
-        "kl": means["kl"],
-        "sigma": sigma,
-    }
+    means = _means(evaluate_batch, recipe, key, images, mesh)
+    del means["squared_error"]  # only for `fixed_sigma`
+    bits_per_dim = _bits_per_dim(recipe, means.pop("elbo_discretized"))
+    return {"elbo": means.pop("elbo"), "bits_per_dim": bits_per_dim, **means, "sigma": sigma}
 
 
 def importance_weighted(
@@ -118,7 +114,7 @@ def importance_weighted(
         return {"density": density, "discretized": discretized}
 
     key = stream(recipe.seed, "eval")
-    means = _means(metrics.BoundMetrics, evaluate_batch, recipe, key, images, mesh)
+    means = _means(evaluate_batch, recipe, key, images, mesh)
     return {
         "elbo_iw": means["density"],
         "bits_per_dim_iw": _bits_per_dim(recipe, means["discretized"]),
@@ -130,7 +126,6 @@ def _bits_per_dim(recipe: Recipe, nats: float) -> float:
 
 
 def _means(
-    kind: type[clu.metrics.Collection],
     evaluate_batch: Callable[[PRNGKeyArray, Array], Mapping[str, Array]],
     recipe: Recipe,
     key: PRNGKeyArray,
@@ -138,14 +133,16 @@ def _means(
     mesh: Mesh,
 ) -> dict[str, float]:
     """The means over all images: summed in batches, on the device, and divided once."""
-    totals = kind.empty()
+    totals: clu.metrics.Collection | None = None
     size = recipe.batch_size
     for i in range(-(-len(images) // size)):
         # The last batch is filled up with its own images again, which the mask leaves out.
         rows = np.arange(i * size, (i + 1) * size)
         mask = sharding.put(rows < len(images), sharding.split_batch(mesh))
         batch = sharding.put_rows(images, np.minimum(rows, len(images) - 1), mesh)
-        totals = _add(totals, mask, dict(evaluate_batch(jax.random.fold_in(key, i), batch)))
+        values = dict(evaluate_batch(jax.random.fold_in(key, i), batch))
+        totals = _add(totals or metrics.averages(*sorted(values)).empty(), mask, values)
+    assert totals is not None  # a split holds at least one image
     return {name: float(value) for name, value in totals.compute().items()}
 
 

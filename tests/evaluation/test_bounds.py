@@ -154,7 +154,7 @@ def test_every_image_counts_once_whatever_fills_the_last_batch(tiny_config, coun
         rows = np.minimum(np.arange(i, i + 12), count - 1)
         key = jax.random.fold_in(recipe_lib.stream(0, "eval"), i // 12)
         batch = steps.eval_step(recipe.model, variables, key, jnp.asarray(pixels[rows]), 0.5)
-        elbos.extend(np.asarray(batch.elbo_discretized)[: count - i])
+        elbos.extend(np.asarray(batch["elbo_discretized"])[: count - i])
     assert len(elbos) == count
     expected = -np.mean(elbos) / (192 * math.log(2))
     assert actual["bits_per_dim"] == pytest.approx(expected, rel=1e-5)

@@ -6,7 +6,7 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from svae_jax.evaluation.metrics import EvalMetrics
+from svae_jax.evaluation.metrics import averages
 
 
 def _eval_outputs(values):
@@ -20,12 +20,14 @@ def _eval_outputs(values):
 
 
 def test_eval_metrics_leave_the_padding_out():
+    collection = averages(*_eval_outputs(jnp.zeros(1)))
+
     @jax.jit
     def update(total, values, mask):
-        new = EvalMetrics.single_from_model_output(**_eval_outputs(values), mask=mask)
+        new = collection.single_from_model_output(**_eval_outputs(values), mask=mask)
         return total.merge(new)
 
-    total = EvalMetrics.empty()
+    total = collection.empty()
     total = update(total, jnp.array([1.0, 2.0, 3.0]), jnp.array([True, True, True]))
     total = update(total, jnp.array([4.0, jnp.nan, -jnp.inf]), jnp.array([True, False, False]))
     expected = {"elbo": 2.5, "elbo_discretized": 1.5, "reconstruction": 4.5, "kl": 2.0}
@@ -36,17 +38,18 @@ def test_eval_metrics_leave_the_padding_out():
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from svae_jax.evaluation.metrics import EvalMetrics
+from svae_jax.evaluation.metrics import averages
 mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
 put = lambda x: jax.device_put(x, NamedSharding(mesh, P("data")))
 replicated = NamedSharding(mesh, P())
+names = ("elbo", "kl")
+collection = averages(*names)
 @jax.jit
 def update(values, mask):
-    names = ("elbo", "elbo_discretized", "reconstruction", "kl", "squared_error")
     outputs = dict.fromkeys(names, values)
-    return EvalMetrics.single_from_model_output(**outputs, mask=mask)
+    return collection.single_from_model_output(**outputs, mask=mask)
 merge = jax.jit(lambda a, b: a.merge(b), donate_argnums=0, out_shardings=replicated)
-total = jax.device_put(EvalMetrics.empty(), replicated)
+total = jax.device_put(collection.empty(), replicated)
 values, mask = np.arange(8.0, dtype=np.float32), np.arange(8) < 5
 for _ in range(2):
     total = merge(total, update(put(values), put(mask)))

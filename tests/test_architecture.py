@@ -17,7 +17,7 @@ ROWS = [
     {"evaluation"},
     {"recipe"},
     {"model", "data", "run"},
-    {"latents", "devices"},
+    {"latents", "devices", "files"},
     {"errors"},
 ]
 # What computes touches no files, and runs where nothing but JAX and Flax is installed.
@@ -36,7 +36,7 @@ HOMES = {
     "tensorboard": {"run/writer"},
     "clu": {"evaluation/bounds", "evaluation/metrics", "training/metrics", "run/writer"},
     "PIL": {"data", "run/writer"},
-    "filelock": {"run/workdir"},
+    "filelock": {"files"},
 }
 
 

@@ -9,7 +9,6 @@ import hashlib
 import io
 import mmap
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from svae_jax.errors import UserError
+from svae_jax import files
 
 _DIGEST_BYTES = 32
 _HASHED_AT_A_TIME = 2**24
@@ -53,8 +52,8 @@ def open_or_build(
     with contextlib.suppress(_DamagedError):
         if (array := _read(path, shape)) is not None:
             return array
-    with lock(path) as alone:
-        _remove_leftovers(path, alone)
+    with lock(path):
+        _remove_leftovers(path.parent)
         try:
             if (array := _read(path, shape)) is not None:
                 return array  # another process has built it in the meantime
@@ -83,44 +82,29 @@ def release(array: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[bool]:
-    """Waits until no other process holds the lock of `path`; a killed process holds none.
-
-    Yields:
-        False where the file system has no locks: then nothing is known about other processes.
+def lock(path: Path) -> Iterator[None]:
+    """Waits until no other process holds the lock of `path`, and holds it.
 
     Raises:
         UserError: the directory of `path` cannot be written.
     """
-    import fcntl  # absent on Windows, where reading a finished cache still works
-
-    with _told(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.with_name(path.name + ".lock").open("ab")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = True
-        except BlockingIOError:
-            logging.info("waiting for another process to finish %s", path)
-            fcntl.flock(file, fcntl.LOCK_EX)
-            alone = True
-        except OSError:
-            alone = False
-        yield alone
+    with contextlib.ExitStack() as stack:
+        with _errors_for_user(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.lock(path.with_name(f"{path.name}.lock"), wait=True))
+        yield
 
 
-def _remove_leftovers(path: Path, alone: bool) -> None:
-    """Removes what killed processes left half written: no living one writes for a whole day."""
-    for leftover in path.parent.glob("*.tmp"):
+def _remove_leftovers(directory: Path) -> None:
+    """Removes what killed processes left half written: no living one pauses for a whole day."""
+    for leftover in directory.glob("*.tmp"):
         with contextlib.suppress(OSError):  # another process may be faster
-            own = alone and leftover.name.startswith(path.name)
-            if own or time.time() - leftover.stat().st_mtime > 86_400:
+            if time.time() - leftover.stat().st_mtime > 86_400:
                 leftover.unlink()
 
 
 def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    with _told(path):
+    with _errors_for_user(path):
         if not path.exists():
             return None
         if path.stat().st_size <= _DIGEST_BYTES:
@@ -146,66 +130,39 @@ def _write(path: Path, shape: tuple[int, ...], batches: Callable[[], Iterable[np
     np.lib.format.write_array_header_1_0(
         header, {"descr": "|u1", "fortran_order": False, "shape": shape}
     )
-    hasher = _hash(path)
-    hasher.update(header.getvalue())
     needed = int(np.prod(shape)) + len(header.getvalue()) + _DIGEST_BYTES
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with _told(path, needed):
-            if needed > shutil.disk_usage(path.parent).free:  # rather now than after an hour
-                raise OSError("there is too little room")
-            file = temporary.open("xb")
-        with file:
-            with _told(path, needed):
-                file.write(header.getvalue())
-            rows = 0
-            for batch in batches():  # its errors are the source's, not the cache's
-                content = np.ascontiguousarray(batch, np.uint8)
-                rows += len(content)
-                hasher.update(content.data)
-                with _told(path, needed):
-                    file.write(content.data)
-            if rows != shape[0]:
-                raise ValueError(f"{rows} of {shape[0]} rows were given for {path}")
-            with _told(path, needed):
-                file.write(hasher.digest())
-                file.flush()
-                os.fsync(file.fileno())
-        with _told(path, needed):
-            temporary.replace(path)
-            _sync_directory(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    hasher, rows = _hash(path), 0
+    with contextlib.ExitStack() as stack:
+        with _errors_for_user(path, needed):
+            free = shutil.disk_usage(path.parent).free
+            if needed > free:  # told now, not after an hour of decoding
+                raise OSError(f"only {free / 1e6:,.1f} MB are free")
+            file = stack.enter_context(files.replacing(path))
+
+        def write(content: memoryview) -> None:
+            hasher.update(content)
+            with _errors_for_user(path, needed):
+                file.write(content)
+
+        write(header.getbuffer())
+        for batch in batches():  # outside `_errors_for_user`: its errors are not the cache's
+            rows += len(batch)
+            write(np.ascontiguousarray(batch, np.uint8).data)
+        if rows != shape[0]:
+            raise ValueError(f"{rows} of {shape[0]} rows were given for {path}")
+        with _errors_for_user(path, needed):
+            file.write(hasher.digest())
+            stack.close()
 
 
 def _hash(path: Path) -> "hashlib._Hash":
-    """The name goes in, so that a file renamed to another key is not taken for that one."""
+    """A SHA-256 that includes the file's name, so that a renamed file is not taken for another."""
     return hashlib.sha256(path.name.encode())
 
 
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _told(path: Path, needed: int = 0) -> Iterator[None]:
-    """Turns what the operating system says about the cache into what the user can do."""
-    try:
-        yield
-    except OSError as err:
-        raise UserError(
-            f"dataset.cache_dir={str(path.parent)!r}: {err.strerror or err}"
-            f"{_room(path.parent, needed)}; make it writable with room enough, or set "
-            f"dataset.cache_dir to another directory"
-        ) from err
-
-
-def _room(directory: Path, needed: int) -> str:
-    if not needed:
-        return ""
-    free = shutil.disk_usage(directory).free
-    return f" ({needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free)"
+def _errors_for_user(path: Path, needed: int = 0) -> contextlib.AbstractContextManager[None]:
+    room = f" with room for {needed / 1e6:,.1f} MB" if needed else ""
+    return files.os_errors_for_user(
+        f"dataset.cache_dir={str(path.parent)!r}",
+        f"make it writable{room}, or set dataset.cache_dir to another directory",
+    )

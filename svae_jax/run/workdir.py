@@ -8,60 +8,60 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import filelock
-
+from svae_jax import files
 from svae_jax.errors import UserError
 
 
 def create(workdir: Path) -> None:
-    """Make the directory where it is missing, and see that it can be written.
+    """Creates the directory if it is missing, and checks that it can be written.
 
     Raises:
-        UserError: where it cannot.
+        UserError: it cannot.
     """
-    try:
+    with _cannot_be_written(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / ".writable"
         probe.touch()
         probe.unlink(missing_ok=True)  # two runs may begin at once
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
 
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Keep other runs out; the operating system lets go of the lock of a killed process.
+    """Keeps other runs out of the directory; the lock of a killed process is free.
 
     Raises:
-        UserError: at once, where another run holds it, naming that run's process and machine; and
-            where the directory cannot be written.
+        UserError: another run holds the lock (the message names its process and machine), or the
+            directory cannot be written.
     """
     owner = workdir / ".lock.owner"
     with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(filelock.FileLock(workdir / ".lock", timeout=0))
-            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-        except filelock.Timeout:
+        with _cannot_be_written(workdir):
+            free = stack.enter_context(files.lock(workdir / ".lock", wait=False))
+            if free:
+                owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        if not free:
             by = owner.read_text() if owner.exists() else "another process"
             raise UserError(
                 f"--workdir={workdir} is in use by {by}; wait for it, or choose another --workdir"
-            ) from None
-        except OSError as error:  # a full disk
-            raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+            )
         yield
 
 
+def _cannot_be_written(workdir: Path) -> contextlib.AbstractContextManager[None]:
+    return files.os_errors_for_user(f"--workdir={workdir} cannot be written")
+
+
 def has_begun(workdir: Path) -> bool:
-    """Whether a run has left metrics or checkpoints here, which another one must not mix with."""
+    """Returns whether the directory holds metrics or checkpoints of a run."""
     metrics, checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
     return metrics.exists() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file; None where there is no such file.
+    """Returns the JSON object in a file, or None if there is no such file.
 
     Raises:
-        UserError: for a file that cannot be read or holds no JSON object.
+        UserError: the file cannot be read or holds no JSON object.
     """
     try:
         content = json.loads(path.read_text())
@@ -75,17 +75,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace a file, atomically and durably, by the JSON of `content`.
+    """Replaces a file, atomically and durably, by the JSON of `content`.
 
     Raises:
-        UserError: where it cannot be written; the old file, if any, is then still there.
+        UserError: the file cannot be written; the old one, if any, is still there.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(json.dumps(content, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    with files.os_errors_for_user(f"{path} cannot be written"), files.replacing(path) as file:
+        file.write(f"{json.dumps(content, indent=2)}\n".encode())

@@ -19,6 +19,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
+from svae_jax import files
 from svae_jax.devices.lazy_tensorflow import tensorflow
 from svae_jax.errors import UserError
 
@@ -134,12 +135,11 @@ class Writer(contextlib.AbstractContextManager):
 
         for name, image in images.items():
             path = self._workdir / name / f"{step:06d}.png"
-            temporary = path.with_suffix(".png.tmp")
+            picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
             with _as_user_error(path):
                 path.parent.mkdir(exist_ok=True)
-                picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-                picture.save(temporary, format="png")
-                temporary.replace(path)
+                with files.replacing(path) as file:
+                    picture.save(file, format="png")
         self._summarise("write_images", step, images)
 
     def _summarise(self, method: str, *args: Any) -> None:
@@ -239,13 +239,12 @@ def _summary_writer(workdir: pathlib.Path) -> Any:
 
 @contextlib.contextmanager
 def _as_user_error(path: pathlib.Path) -> Iterator[None]:
-    """Turns what the operating system refuses, told by Python or TensorFlow, into one line."""
-    try:
-        yield
-    except Exception as error:
-        # TensorFlow's own kind of error cannot be named without importing TensorFlow.
-        if not isinstance(error, OSError) and not type(error).__module__.startswith("tensorflow"):
+    """Re-raises errors of the operating system, from Python or TensorFlow, as UserError."""
+    with files.os_errors_for_user(f"workdir: cannot write {path}"):
+        try:
+            yield
+        except Exception as error:
+            # TensorFlow's error types cannot be named without importing TensorFlow.
+            if type(error).__module__.startswith("tensorflow"):
+                raise OSError(str(error)) from error
             raise
-        reason = getattr(error, "strerror", None) or str(error).rpartition("}} ")[2].splitlines()[0]
-        where = getattr(error, "filename", None) or path
-        raise UserError(f"workdir: cannot write {where}: {reason}") from error

@@ -411,7 +411,7 @@ def test_full_disk(colour, places, monkeypatch):
     from svae_jax.data import cache
 
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
-    with pytest.raises(UserError, match=r"dataset\.cache_dir=.*MB are needed") as error:
+    with pytest.raises(UserError, match=r"dataset\.cache_dir=.*room for .* MB") as error:
         load_colour(places)
     assert places["cache_dir"] in str(error.value)
     assert not cached(places)

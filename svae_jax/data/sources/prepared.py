@@ -45,10 +45,10 @@ class Prepared:
         self.feature = _image_feature(name, builder.info.features, channels)
         if not _is_prepared(builder):
             # One process prepares, the others wait and then find it.
-            with cache.lock(cache_dir / builder.name) as alone:
+            with cache.lock(cache_dir / builder.name):
                 builder = open_builder()
                 if not _is_prepared(builder):
-                    _prepare(name, builder, cache_dir, alone)
+                    _prepare(name, builder, cache_dir)
         self.builder = builder
         self.title = builder.info.full_name
         self.crop = _CROPS.get(builder.name)
@@ -198,7 +198,7 @@ def _image_feature(name: str, features: Any, channels: int) -> str:
     return key
 
 
-def _prepare(name: str, builder: Any, cache_dir: Path, alone: bool) -> None:
+def _prepare(name: str, builder: Any, cache_dir: Path) -> None:
     """Downloads and prepares; TFDS writes beside the data set and renames it when it is whole."""
     tensorflow()
     tfds = _tfds()
@@ -206,7 +206,7 @@ def _prepare(name: str, builder: Any, cache_dir: Path, alone: bool) -> None:
 
     downloader.MAX_RETRIES = 3  # its 10 let a user who is offline wait for 200 seconds
     embedded = name == "shapes"
-    if embedded and alone:
+    if embedded:
         for leftover in Path(builder.data_dir).parent.glob("incomplete.*"):
             shutil.rmtree(leftover, ignore_errors=True)
     if embedded or not sys.stderr.isatty():

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import logging
 
+from svae_jax import files
 from svae_jax.devices import runtime
 from svae_jax.errors import UserError
 from svae_jax.run.checkpoint import arrays, storage
@@ -178,11 +179,9 @@ class Checkpointer:
             copies += 1
             goal = folder / f"{step}-{copies}"
         logging.warning("checkpoint %s is damaged (%s): moved to %s", source, error, goal)
-        try:
+        with files.os_errors_for_user(f"cannot move {source} to {goal}"):
             folder.mkdir(exist_ok=True)
             source.rename(goal)
-        except OSError as cause:
-            raise UserError(f"cannot move {source} to {goal}: {storage.reason(cause)}") from cause
 
     def _write(self, step: int, state: PyTree, meta: dict[str, Any]) -> None:
         """Hashes and writes one step and deletes old ones, in the background."""
@@ -200,7 +199,7 @@ class Checkpointer:
         except Exception as error:
             storage.sweep(self._directory)  # what was written so far may be what fills the disk
             raise UserError(
-                f"cannot save {path}: {storage.reason(error)}; "
+                f"cannot save {path}: {files.reason(error)}; "
                 f"steps still there: {sorted(storage.steps(self._directory))}; "
                 "mend that and run the same command again"
             ) from error
@@ -279,9 +278,9 @@ def _read_meta(folder: pathlib.Path, step: int) -> dict[str, Any]:
         meta = json.loads(path.read_text(encoding="utf-8"))
         seal = meta.pop("seal")
     except PermissionError as error:
-        raise UserError(f"cannot read {path}: {storage.reason(error)}") from error
+        raise UserError(f"cannot read {path}: {files.reason(error)}") from error
     except Exception as error:  # whatever it is: these are not the bytes that were written
-        raise _DamagedError(f"meta/metadata: {storage.reason(error)}") from error
+        raise _DamagedError(f"meta/metadata: {files.reason(error)}") from error
     if seal != arrays.digest(meta):
         raise _DamagedError("meta/metadata does not match its SHA-256")
     if meta["format"] != _FORMAT:
@@ -307,7 +306,7 @@ def _read_state(path: pathlib.Path, saved: dict[str, Any]) -> PyTree:
                 raise UserError(f"cannot read {file}: permission denied") from error
         text = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
         raise _DamagedError(
-            f"state{'/_METADATA' if text else ''}: {storage.reason(error)}"
+            f"state{'/_METADATA' if text else ''}: {files.reason(error)}"
         ) from error
     for name in sorted(saved.keys() | found.keys()):
         if saved.get(name) != found.get(name):

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from svae_jax.errors import UserError
+from svae_jax import files
 from svae_jax.run.checkpoint.arrays import PyTree
 
 _DELETED = ".deleted"
@@ -129,12 +129,10 @@ def steps(folder: pathlib.Path) -> list[int]:
     Raises:
       UserError: the directory may not be read.
     """
-    try:
+    with files.os_errors_for_user(f"cannot read {folder}"):
         if not folder.is_dir():
             return []
         names = [path.name for path in folder.iterdir() if path.is_dir()]
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {reason(error)}") from error
     return [int(name) for name in names if name.isdecimal() and str(int(name)) == name]
 
 
@@ -170,13 +168,3 @@ def flush(path: pathlib.Path) -> None:
 def is_first_process() -> bool:
     """Whether this is the process that moves, flushes and deletes files for all of them."""
     return jax.process_index() == 0
-
-
-def reason(error: BaseException) -> str:
-    """An error in one line, without the internals that tensorstore appends in brackets."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    text = text.partition(" [tensorstore_spec=")[0].partition(" [source locations=")[0]
-    text = " ".join(text.split())
-    # What happened stands at the beginning, and why at the end, of a long one.
-    text = text if len(text) <= 500 else f"{text[:200]} … {text[-300:]}"
-    return text or type(error).__name__

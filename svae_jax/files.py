@@ -1,0 +1,120 @@
+"""Files: errors in one line, locks between processes, and writes that are whole or absent."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from absl import logging
+
+from svae_jax.errors import UserError
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)  # what a file system without locks answers
+
+
+def reason(error: BaseException) -> str:
+    """Returns an error's message as one line, without the internals of the library it comes from.
+
+    TensorFlow puts its own in front of `}} `, tensorstore appends them in brackets.
+    """
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = text.rpartition("}} ")[2]
+    text = text.partition(" [tensorstore_spec=")[0].partition(" [source locations=")[0]
+    text = " ".join(text.split())
+    # A long message begins with what happened and ends with the cause.
+    text = text if len(text) <= 500 else f"{text[:200]} … {text[-300:]}"
+    return text or type(error).__name__
+
+
+@contextlib.contextmanager
+def os_errors_for_user(subject: str, cure: str = "") -> Iterator[None]:
+    """Re-raises OSError as a UserError that says what to do.
+
+    Args:
+        subject: what failed, such as "--workdir=runs/a cannot be written".
+        cure: what the user can do about it.
+
+    Raises:
+        UserError: "<subject>: <reason>; <cure>".
+    """
+    try:
+        yield
+    except OSError as error:
+        file = str(error.filename or "")
+        where = f" ({file})" if file not in subject else ""
+        raise UserError(f"{subject}: {reason(error)}{where}{cure and f'; {cure}'}") from error
+
+
+@contextlib.contextmanager
+def lock(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Holds the lock file `path`, so that no other process does; a killed process holds none.
+
+    Args:
+        path: the lock file, which stays.
+        wait: wait for another process that holds the lock.
+
+    Yields:
+        Whether the lock is held: False if `wait` is False and another process holds it.
+
+    Raises:
+        OSError: the lock file cannot be made.
+    """
+    import filelock
+
+    path.touch()  # filelock takes a path that cannot be written for one that is held
+    held: filelock.BaseFileLock = filelock.FileLock(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            try:
+                stack.enter_context(held.acquire(timeout=0))
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                held = filelock.SoftFileLock(f"{path}.soft")  # a file that exists while it is held
+                stack.enter_context(held.acquire(timeout=0))
+        except filelock.Timeout:
+            if not wait:
+                yield False
+                return
+            logging.info("waiting for another process that holds %s", path)
+            stack.enter_context(held.acquire())
+        yield True
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file that takes the place of `path` once the block ends without an error.
+
+    The file is flushed to disk and then renamed, so `path` is the old file or the new one, whole.
+    One process at a time may replace a path.
+
+    Raises:
+        OSError: it cannot be written; nothing is left of the new file.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        file = temporary.open("wb")
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        finally:
+            with contextlib.suppress(OSError):  # the error that ended the block says more
+                file.close()
+        temporary.replace(path)
+        _sync_directory(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    """Makes a rename last; not every file system and operating system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

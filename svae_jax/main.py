@@ -1,4 +1,4 @@
-"""Train a spatial variational auto-encoder.
+"""Trains a spatial variational auto-encoder.
 
     python -m svae_jax.main --config=configs/shapes.py:lowrank --workdir=runs/shapes
 
@@ -11,8 +11,8 @@ compared with). Every field of the configuration can be given on the command lin
 
 The fields and their defaults are listed in svae_jax/config.py. The workdir receives config.json,
 metrics.jsonl, TensorBoard events, samples/ and reconstructions/ (PNG), checkpoints/ and, at the
-end, result.json. The same command goes on where a run was interrupted, and returns at once where
-it is finished.
+end, result.json. The same command resumes an interrupted run, and returns at once if the run is
+finished.
 """
 
 import difflib

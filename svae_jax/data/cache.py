@@ -1,7 +1,7 @@
-"""Arrays on disk that are whole or absent: built once, hashed, then mapped into memory.
+"""Arrays on disk: built once, verified by a hash, and mapped into memory.
 
-A file is a plain `.npy` followed by 32 bytes: the SHA-256 of the file's name and of all that comes
-before. `np.load` reads it as it is, and so does any other reader of `.npy` files.
+A file is a plain `.npy` followed by 32 bytes, the SHA-256 of the file's name and of the bytes
+before. `np.load` and other readers of `.npy` files ignore these 32 bytes.
 """
 
 import contextlib
@@ -24,24 +24,23 @@ _HASHED_AT_A_TIME = 2**24
 
 
 class _DamagedError(Exception):
-    """A file that is there and is not what was written."""
+    """A file exists and differs from what was written."""
 
 
 def home() -> Path:
-    """The package's directory among the user's caches."""
+    """Returns the package's directory in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "svae_jax"
 
 
 def open_or_build(
     path: Path, shape: tuple[int, ...], batches: Callable[[], Iterable[np.ndarray]]
 ) -> np.ndarray:
-    """Maps the uint8 array at `path` into memory, and builds it first where it is not intact.
+    """Maps the uint8 array at `path` into memory; builds the file first if it is not intact.
 
     Args:
-        path: The file. Its name must tell apart whatever could be asked for.
-        shape: The array's shape.
-        batches: Called only to build; yields consecutive parts of the array, cut along its first
-            axis.
+        path: the file; its name must identify the array.
+        shape: the array's shape.
+        batches: called only to build; yields consecutive parts of the array along its first axis.
 
     Returns:
         A read-only array of `shape`.
@@ -66,11 +65,11 @@ def open_or_build(
 
 
 def release(array: np.ndarray) -> None:
-    """Takes the pages of a mapped array out of this process's memory; reading brings them back.
+    """Drops the pages of a mapped array from this process's memory; reading loads them again.
 
-    The system would do so when memory grows short; until then, all that was read once counts as
-    this process's. It does nothing for an array that is not mapped or may be written, whose changes
-    would be lost, and where there is no madvise.
+    The system would drop them only when memory runs short, and count them as this process's until
+    then. This does nothing for an array that is not mapped, for a writable one, whose changes would
+    be lost, and without madvise.
     """
     owner: object = array
     while isinstance(owner, np.ndarray):
@@ -96,7 +95,7 @@ def lock(path: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(directory: Path) -> None:
-    """Removes what killed processes left half written: no living one pauses for a whole day."""
+    """Removes unfinished files that no process has written to for a day."""
     for leftover in directory.glob("*.tmp"):
         with contextlib.suppress(OSError):  # another process may be faster
             if time.time() - leftover.stat().st_mtime > 86_400:

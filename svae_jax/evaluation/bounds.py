@@ -15,7 +15,7 @@ from svae_jax.evaluation import metrics, steps
 from svae_jax.model import objective
 from svae_jax.recipe import Recipe, stream
 
-# σ of `optimal` and `released_code` is the root mean squared error on so many training images.
+# Training images whose root mean squared error is σ for `optimal` and `released_code`.
 NUM_SIGMA_IMAGES = 2000
 
 Pixels = UInt8[np.ndarray, "n h w c"]

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, UInt8
 
 from svae_jax.model import pixels as pixel_ops
 
-_PAPER = 255  # what shows between the tiles: white, as on the page such a picture ends up on
+_PAPER = 255  # white between the tiles
 
 Pixels = UInt8[np.ndarray, "height width c"]
 Batch = UInt8[Array | np.ndarray, "*b h w c"] | Float[Array | np.ndarray, "*b h w c"]
@@ -23,10 +23,10 @@ def grid(images: Batch, columns: int | None = None, padding: int = 2, min_tile: 
     Args:
       images: `[*b, h, w, c]`, at least one; batch axes are flattened.
       columns: images a row; by default near the square root of their number, and a divisor of it
-        where there is one, so that no row is left short.
+        if there is one, so that every row is full.
       padding: width in pixels of the gaps and of the border.
-      min_tile: small images are enlarged by the smallest whole factor that makes their longer
-        side at least this many pixels. 1 leaves them as they are.
+      min_tile: enlarges small images by the smallest whole factor that makes their longer side at
+        least this many pixels; 1 never enlarges.
 
     Returns:
       uint8 `[height, width, c]`, on the host.
@@ -50,7 +50,7 @@ def pairs(
 ) -> Pixels:
     """Lays originals out with the reconstruction of each right below it.
 
-    The gap under a pair is four times the one within it, so that it is plain what belongs together.
+    The gap under a pair is four times the gap within it, which shows what belongs together.
 
     Args:
       originals: `[*b, h, w, c]`, at least one.
@@ -94,7 +94,7 @@ def _tiles(images: Batch, min_tile: int) -> UInt8[np.ndarray, "n height width c"
 
 
 def _near_square(n: int, aspect: float = 1.0) -> int:
-    """Columns for n tiles `aspect` times as high as wide: a divisor of n if one is near enough."""
+    """Columns for n tiles, `aspect` times as high as wide: a divisor of n if one is near."""
     ideal = math.sqrt(n * aspect)
     divisors = [k for k in range(math.ceil(ideal), n + 1) if n % k == 0 and k <= 2 * ideal]
     return divisors[0] if divisors else math.ceil(ideal)

@@ -15,7 +15,7 @@ Pixels = UInt8[np.ndarray, "n h w c"]
 def draw(
     recipe: Recipe, variables: PyTree, eval_images: Pixels
 ) -> dict[str, UInt8[np.ndarray, "_h _w c"]]:
-    """Grids of `samples` from the prior, always of the same z, and of `reconstructions`."""
+    """Draws grids of `samples` from the prior, with the same z each time, and `reconstructions`."""
     originals = np.asarray(eval_images[:_NUM_RECONSTRUCTIONS])
     prior_key, key = (stream(recipe.seed, name) for name in ("prior", "eval"))
     samples = steps.generate(recipe.model, variables, prior_key, _NUM_SAMPLES)

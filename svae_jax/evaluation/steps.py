@@ -85,7 +85,7 @@ def importance_weighted_step(
 def generate(
     model: SpatialVAE, variables: PyTree, key: PRNGKeyArray, count: int
 ) -> Float[Array, "{count} h w c"]:
-    """Draw images from the model: the means of the pixels for latents drawn from the prior."""
+    """Draws images from the model: the means of the pixels for latents drawn from the prior."""
     return _apply(model, variables, model.sample_prior(key, count), method="decode")
 
 
@@ -93,5 +93,5 @@ def generate(
 def reconstruct(
     model: SpatialVAE, variables: PyTree, key: PRNGKeyArray, pixels: UInt8[Array, "b h w c"]
 ) -> Float[Array, "b h w c"]:
-    """Encode, draw one sample of each posterior, and decode."""
+    """Encodes, draws one sample of each posterior, and decodes."""
     return _apply(model, variables, key, pixel_ops.to_float(pixels)).means

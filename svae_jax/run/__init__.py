@@ -1,1 +1,1 @@
-"""What every long job needs: checkpoints, a workdir, progress, signals and the files it writes."""
+"""What every long job needs: checkpoints, a workdir, progress, signals and written metrics."""

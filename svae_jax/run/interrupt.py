@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it may finish its step and save first."""
+"""SIGTERM and Ctrl-C: the run finishes its step, saves and stops."""
 
 import contextlib
 import signal
@@ -12,30 +12,30 @@ class Stopped(Exception):
     """The run was asked to stop, and has saved.
 
     Attributes:
-        exit_code: 128 plus the signal's number, as shells have it: 143 or 130, never 0, lest half a
-            run be taken for a whole one.
+        exit_code: 128 plus the signal's number, as in a shell: 143 or 130. It is never 0, so that
+            a script does not take the run for a finished one.
     """
 
     def __init__(self, signal_number: int, step: int):
         name = signal.Signals(signal_number).name
-        super().__init__(f"stopped by {name}: saved at step {step}; the same command goes on there")
+        super().__init__(f"stopped by {name}: saved at step {step}; the same command continues")
         self.exit_code = 128 + signal_number
 
 
 class Request:
-    """Which signal has asked to stop, if any."""
+    """The signal that asked the run to stop, or None."""
 
     signal_number: int | None = None
 
 
 @contextlib.contextmanager
 def listening(*, enabled: bool = True) -> Iterator[Request]:
-    """Notes the first SIGTERM or Ctrl-C for the loop to see; a second one ends at once.
+    """Notes the first SIGTERM or Ctrl-C for the loop; a second one ends the process at once.
 
-    Outside the main thread, where Python allows no handlers, nothing is noted.
+    Outside the main thread Python allows no signal handlers, so nothing is noted there.
 
     Args:
-        enabled: False leaves signals to what they do anyway, which is to end the process.
+        enabled: False leaves the signal handlers unchanged.
     """
     request = Request()
     if not enabled or threading.current_thread() is not threading.main_thread():

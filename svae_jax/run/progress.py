@@ -1,4 +1,4 @@
-"""What a run tells the terminal: a progress bar, or plain lines where there is no terminal."""
+"""Progress on the terminal: a bar, or plain lines if stderr is not a terminal."""
 
 import contextlib
 import io
@@ -14,18 +14,18 @@ _SHOWN = ("loss", "kl")  # of a training step; all of an evaluation
 
 
 class Progress:
-    """Reports training to stderr, which leaves stdout to results.
+    """Reports training on stderr; stdout is for results.
 
-    On a terminal: a bar, with evaluations as lines above it. Elsewhere, each log is a line:
+    On a terminal it shows a bar, with evaluations as lines above it. Elsewhere each log is a line:
 
         step 300/1500  loss 1234.5  kl 56.7  1,234 images/s  ETA 0:42
         step 300  eval: elbo 1069.1  bits/dim 4.321
 
-    **Images per second** are those of the steps between two logs over the time between them, less
-    the time inside `paused()`. The clock starts at `start`, to be called when the first step is
-    done, which leaves its compilation out; without that call it starts at the first log, which
-    then has no rate. The ETA takes the mean speed since the clock started, pauses included, so it
-    foresees the evaluations to come; steps done before a resume do not enter it.
+    **Images per second** are the images between two logs over the time between them, without the
+    time inside `paused()`. Call `start` when the first step is done, so that its compilation does
+    not count; without that call the clock starts at the first log, which then has no rate. The ETA
+    uses the mean speed since the clock started, pauses included, so it allows for the evaluations
+    to come. Steps from before a resume do not enter it.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class Progress:
         """Shows the bar, on a terminal.
 
         Args:
-          num_steps: where training ends, counted from step 0.
+          num_steps: the last step, counted from 0.
           batch_size: images a step, over all devices and processes.
-          step: where training begins; above 0 on resume.
-          enabled: False keeps silent and still measures: of many processes, one reports.
+          step: the first step; above 0 on resume.
+          enabled: False prints nothing and still measures: of many processes, one reports.
           stream: where to write; stderr by default.
         """
         self._num_steps = num_steps
@@ -64,19 +64,19 @@ class Progress:
             )
 
     def start(self, step: int) -> None:
-        """Starts the clock: `step` is done, on the device too, and everything is compiled."""
+        """Starts the clock: `step` is done on the device, and everything is compiled."""
         now = time.monotonic()
         self._begin = self._mark = (step, now)
         self._paused_s = 0.0
 
     def advance(self, step: int) -> None:
-        """Moves the bar to `step`; cheap enough for every step, and nothing without a bar."""
+        """Moves the bar to `step`, if there is a bar; cheap enough to call at every step."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Keeps what is not training (evaluation, saving) out of the images per second."""
+        """Excludes evaluation and saving from the images per second."""
         begin = time.monotonic()
         try:
             yield
@@ -88,11 +88,11 @@ class Progress:
 
         Args:
           step: steps done.
-          values: scalars by name, with or without a prefix as in `train/`; loss and kl are shown.
-            They are fetched before the clock is read, so `step` is done on the device too.
+          values: scalars by name, with or without a prefix such as `train/`; loss and kl are
+            shown. They are fetched before the clock is read, so the device has finished `step`.
 
         Returns:
-          Images per second since the last log, or None where nothing has been measured yet.
+          Images per second since the last log, or None if nothing has been measured yet.
         """
         shown = {_label(name): float(value) for name, value in values.items()}
         rate, eta = self._measure(step)
@@ -110,7 +110,7 @@ class Progress:
         return rate
 
     def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
-        """Reports held-out numbers, by name with or without a prefix as in `eval/`: all of them."""
+        """Reports all held-out numbers; names may have a prefix such as `eval/`."""
         parts = [f"{_label(name)} {_number(value)}" for name, value in values.items()]
         self.print(f"step {step}  eval: " + "  ".join(parts))
 
@@ -122,7 +122,7 @@ class Progress:
             print(line, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Closes the bar."""
         if self._bar is not None:
             self._bar.close()
 
@@ -135,7 +135,7 @@ class Progress:
         self.close()
 
     def _measure(self, step: int) -> tuple[float | None, float | None]:
-        """Images per second since the last mark, which moves here, and the seconds to go."""
+        """Returns images per second since the last mark and seconds left; moves the mark."""
         now = time.monotonic()
         if self._mark is None or self._begin is None:
             self.start(step)
@@ -148,7 +148,7 @@ class Progress:
 
 
 def _per_second(count: int, seconds: float) -> float | None:
-    """None where nothing has been measured."""
+    """Returns None if nothing has been measured."""
     return count / seconds if count > 0 and seconds > 0 else None
 
 
@@ -157,7 +157,7 @@ def _label(name: str) -> str:
 
 
 def _number(value: Any) -> str:
-    """Four digits or so: 1234.5, 56.7, 4.321, 0.0123."""
+    """Formats with about four digits: 1234.5, 56.7, 4.321, 0.0123."""
     number = float(value)
     if not math.isfinite(number) or number == 0:
         return f"{number:g}"
@@ -167,7 +167,7 @@ def _number(value: Any) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """As 0:42, 12:05 or 3:04:05."""
+    """Formats as 0:42, 12:05 or 3:04:05."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

@@ -26,16 +26,16 @@ from svae_jax.errors import UserError
 PICTURES = ("samples", "reconstructions")  # subdirectories of the workdir
 _JSON_LINES = "metrics.jsonl"
 _EVENT_FILES = "events.out.tfevents.*"
-_MOST_PENDING = 256  # writes; a disk that cannot keep up then slows the run, and memory is bounded
+_MOST_PENDING = 256  # writes; beyond these a slow disk slows the run, so memory is bounded
 
 
 class Writer(contextlib.AbstractContextManager):
-    """Writes one run's metrics and pictures, in a thread of its own.
+    """Writes one run's metrics and pictures, in its own thread.
 
-    Calls return at once; every file is flushed after each write. One that fails is the last, and
-    a later call or `close` raises it, as UserError with the path; so call `flush` before what must
-    not outlive the metrics, such as a checkpoint. Leaving its `with` block closes it, and hides no
-    exception that the block is left with.
+    Calls return at once; every file is flushed after each write. After a failed write nothing more
+    is written, and a later call or `close` raises its UserError, which names the path. Call `flush`
+    before writing what must not be newer than the metrics, such as a checkpoint. Leaving the `with`
+    block closes the writer and hides no exception of the block.
 
     `metrics.jsonl` holds one strict JSON object for each `write_scalars`: `step` and the scalars,
     with null for a number that is not finite. Training and evaluation at one step are thus two
@@ -43,11 +43,11 @@ class Writer(contextlib.AbstractContextManager):
     """
 
     def __init__(self, workdir: str | os.PathLike[str], *, enabled: bool = True):
-        """Creates the workdir where it is missing.
+        """Creates the workdir if it is missing.
 
         Args:
           workdir: the run's directory.
-          enabled: False makes every method do nothing: of many processes, one writes.
+          enabled: False makes every method a no-op: of many processes, one writes.
 
         Raises:
           UserError: the workdir cannot be created.
@@ -64,10 +64,10 @@ class Writer(contextlib.AbstractContextManager):
                 self._workdir.mkdir(parents=True, exist_ok=True)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Adds a row to `metrics.jsonl`, and each scalar to TensorBoard, under names as `train/kl`.
+        """Adds a row to `metrics.jsonl` and each scalar to TensorBoard; names are as `train/kl`.
 
-        Scalars are numbers or arrays of one element. The thread waits for those that are still
-        being computed, so none may be donated afterwards.
+        Scalars are numbers or arrays of one element. Do not donate the arrays: the thread reads
+        them once they are computed.
         """
         self._submit(self._scalars, step, dict(scalars))
 
@@ -78,15 +78,15 @@ class Writer(contextlib.AbstractContextManager):
         self._submit(self._images, step, dict(images))
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Shows the configuration in TensorBoard's HParams tab; for a run at step 0, once."""
+        """Shows the configuration in TensorBoard's HParams tab; call it once, at step 0."""
         self._submit(self._summarise, "write_hparams", dict(config))
 
     def flush(self) -> None:
-        """Waits until everything is written; raises UserError where something was not."""
+        """Waits until everything is written; raises UserError if a write failed."""
         self._collect(most_pending=0)
 
     def close(self) -> None:
-        """Waits, closes the files, and raises UserError where something was not written."""
+        """Waits and closes the files; raises UserError if a write failed."""
         try:
             self.flush()
             if self._summaries is not None:
@@ -106,11 +106,11 @@ class Writer(contextlib.AbstractContextManager):
             self._pending.append(self._thread.submit(self._run, write, *args))
 
     def _collect(self, most_pending: int) -> None:
-        """Raises the errors of writes that are done, and waits while too many are not."""
+        """Raises errors of finished writes; waits while more than `most_pending` are pending."""
         while self._pending and (len(self._pending) > most_pending or self._pending[0].done()):
             self._pending.popleft().result()
 
-    # From here on in the writer's thread. TensorBoard comes last: its first write is slow.
+    # All below runs in the writer's thread. TensorBoard comes last: its first write is slow.
 
     def _run(self, write: Callable[..., None], *args: Any) -> None:
         if self._error is not None:
@@ -146,19 +146,19 @@ class Writer(contextlib.AbstractContextManager):
         with _as_user_error(self._workdir):
             if self._summaries is None:
                 self._summaries = _summary_writer(self._workdir)
-            getattr(self._summaries, method)(*args)  # flushes, so that a killed run keeps it
+            getattr(self._summaries, method)(*args)  # it flushes, so a killed run loses nothing
 
 
 def truncate(workdir: str | os.PathLike[str], step: int) -> None:
-    """Removes from a workdir what a killed run wrote past `step`, so that the run can go on there.
+    """Removes from a workdir what a killed run wrote after `step`, so that the run can resume.
 
-    Rows of `metrics.jsonl`, TensorBoard events and PNGs of later steps go, and a torn last row or
-    event; those of `step` itself stay. Within a file steps only rise, so what goes is its tail:
-    files are cut in place, which is atomic and works on a full disk.
+    This removes later rows of `metrics.jsonl`, TensorBoard events and PNGs, and a torn last row or
+    event; those of `step` itself stay. Steps only increase within a file, so its tail is cut off in
+    place, which is atomic and works on a full disk.
 
     Args:
       workdir: the run's directory; no `Writer` may be open on it. It may be missing.
-      step: the step the run resumes from; -1 where it starts anew and nothing is to stay.
+      step: the step that the run resumes from; -1 removes everything, for a new start.
 
     Raises:
       UserError: a file cannot be read or changed.
@@ -176,7 +176,7 @@ def truncate(workdir: str | os.PathLike[str], step: int) -> None:
 
 
 def _cut(path: pathlib.Path, steps: Callable[[Any], Iterator[tuple[int, int]]], last: int) -> None:
-    """Cuts a file before its first record past step `last`, or the first that cannot be read."""
+    """Cuts a file before its first record after step `last`, or the first unreadable one."""
     end = 0
     with path.open("rb") as file:
         for step, record_end in steps(file):
@@ -192,11 +192,11 @@ def _cut(path: pathlib.Path, steps: Callable[[Any], Iterator[tuple[int, int]]], 
 def _row_steps(file: Any) -> Iterator[tuple[int, int]]:
     """Yields (step, end in bytes) of each whole line of a JSON Lines file.
 
-    A damaged line among whole ones is left where it is, for whoever can mend it.
+    A damaged line between whole ones stays, with a warning.
     """
     for number, line in enumerate(file, start=1):
         if not line.endswith(b"\n"):
-            return  # torn, so the last
+            return  # torn, so it is the last
         try:
             step = int(json.loads(line)["step"])
         except (ValueError, KeyError, TypeError):
@@ -208,8 +208,8 @@ def _row_steps(file: Any) -> Iterator[tuple[int, int]]:
 def _event_steps(file: Any) -> Iterator[tuple[int, int]]:
     """Yields (step, end in bytes) of each whole record of a TensorBoard event file.
 
-    A record is a length (uint64), its checksum (uint32), that many bytes, and their checksum. Read
-    here, not by TensorFlow, since its import would hold up every resumed run for seconds.
+    A record is a length (uint64), its checksum (uint32), that many bytes, and their checksum. This
+    does not use TensorFlow, whose import would delay every resumed run by seconds.
     """
     from google.protobuf import message
     from tensorboard.compat.proto import event_pb2
@@ -230,8 +230,8 @@ def _event_steps(file: Any) -> Iterator[tuple[int, int]]:
 
 
 def _summary_writer(workdir: pathlib.Path) -> Any:
-    """Makes clu's TensorBoard writer, with TensorFlow kept quiet and off the GPU."""
-    tensorflow()  # kept quiet, before clu imports it
+    """Creates clu's TensorBoard writer, with TensorFlow silent and off the GPU."""
+    tensorflow()  # silences it before clu imports it
     from clu import metric_writers
 
     return metric_writers.SummaryWriter(os.fspath(workdir))

@@ -1,13 +1,13 @@
-"""Checkpoints that are verified: what is restored is what was saved, or nothing is.
+"""Verified checkpoints: a restored state is exactly the saved one, or an error.
 
-Each step is one Orbax checkpoint `directory/<step>` of two items: `state`, the arrays, and `meta`,
-a JSON object of the configuration, the versions of the libraries, the metrics and a SHA-256 over
-every array, sealed by a SHA-256 over itself. Orbax alone restores a flipped bit silently and casts
-a wrong dtype silently.
+Each step is one Orbax checkpoint `directory/<step>` with two items: `state`, the arrays, and
+`meta`, a JSON object with the configuration, the versions of the libraries, the metrics and a
+SHA-256 of every array, sealed by a SHA-256 of itself. Orbax alone silently restores a flipped bit
+and silently casts a wrong dtype.
 
-The state is saved as NumPy arrays, copied to the host once. So the next train step may reuse the
-device's buffers at once, hashing and writing happen in a background thread, and a checkpoint does
-not depend on the devices it was saved from.
+The state is copied to the host once and saved as NumPy arrays. The next training step may therefore
+reuse the device's buffers at once, a background thread hashes and writes, and a checkpoint does not
+depend on the devices it was saved from.
 """
 
 from svae_jax.run.checkpoint.arrays import fingerprint

@@ -1,4 +1,4 @@
-"""Which steps to keep, which to restore, and whether a step is what was saved."""
+"""Decides which steps to keep and restore, and verifies them."""
 
 import concurrent.futures
 import json
@@ -32,18 +32,18 @@ class Loaded(NamedTuple):
 
 
 class _DamagedError(Exception):
-    """A step does not hold what was saved; the message names the file or array."""
+    """A step differs from what was saved; the message names the file or array."""
 
 
 class Checkpointer:
     """Saves the states of a run in the background, and restores the newest intact one.
 
-    Kept are the newest `keep` steps and the best by the metric `eval/elbo`. Only one Checkpointer
-    at a time may write to a directory. Use it as a context manager, or call `close`: an error of
-    the last save is known only then.
+    It keeps the newest `keep` steps and the best by the metric `eval/elbo`. Only one Checkpointer
+    at a time may write to a directory. Use it as a context manager or call `close`, which raises an
+    error of the last save.
 
     Args:
-      directory: where the steps stand; made by the first save.
+      directory: holds the steps; the first save creates it.
       keep: how many of the newest steps to keep, at least 1.
 
     Raises:
@@ -59,11 +59,11 @@ class Checkpointer:
         self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
     def __enter__(self) -> "Checkpointer":
-        """Nothing but the object itself."""
+        """Returns itself."""
         return self
 
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
-        """Closes; an error of the last save does not hide an exception on its way out."""
+        """Closes; an error of the last save does not hide an exception of the block."""
         try:
             self.close()
         except UserError as error:
@@ -72,7 +72,7 @@ class Checkpointer:
             logging.error("%s", error)
 
     def latest_step(self) -> int | None:
-        """The newest step that was saved completely, not yet verified; None where there is none."""
+        """Returns the newest complete step, unverified, or None if there is none."""
         return max(storage.steps(self._directory), default=None)
 
     def save(
@@ -88,22 +88,22 @@ class Checkpointer:
         Waits for the previous save first. When this returns, the state's buffers may be donated.
 
         Args:
-          step: newer than every step there is.
-          state: a pytree of arrays; in a run of several processes, the same in each.
-          config: the whole configuration; anything JSON holds.
-          metrics: numbers by name; with `eval/elbo` among them the step may become the best.
+          step: newer than every saved step.
+          state: a pytree of arrays, the same in each process.
+          config: the whole configuration, as JSON values.
+          metrics: numbers by name; with `eval/elbo` the step can become the best.
 
         Raises:
-          UserError: the previous save failed (this one was not begun; saving may go on), or the
-            step is not newer than all others.
-          TypeError: the configuration is nothing that JSON holds, or a metric is no number.
+          UserError: the previous save failed (this one was not begun, and a later one may be), or
+            the step is not newer than all others.
+          TypeError: the configuration does not fit JSON, or a metric is not a number.
         """
         self.wait()
         step, latest = int(step), self.latest_step()
         if latest is not None and step <= latest:
             raise UserError(
                 f"cannot save step {step}: {self._directory / str(latest)} is there already; "
-                "go on from it, or use another workdir"
+                "continue from it, or use another workdir"
             )
         meta = {
             "format": _FORMAT,
@@ -118,7 +118,7 @@ class Checkpointer:
         """Waits until nothing is being written.
 
         Raises:
-          UserError: the save failed; the message tells which steps are still there.
+          UserError: the save failed; the message lists the steps that are still there.
         """
         if self._pending is not None:
             concurrent.futures.wait([self._pending])  # an interrupt here forgets nothing
@@ -129,7 +129,7 @@ class Checkpointer:
         """Waits until nothing is being written, and ends the background thread.
 
         Raises:
-          UserError: the save failed; the message tells which steps are still there.
+          UserError: the save failed; the message lists the steps that are still there.
         """
         try:
             self.wait()
@@ -139,20 +139,20 @@ class Checkpointer:
     def restore(
         self, target: PyTree, *, config: dict[str, Any] | None = None
     ) -> tuple[int, PyTree] | None:
-        """The newest intact step and its state, placed as the target's shardings say.
+        """Returns the newest intact step and its state, with the target's shardings.
 
-        A damaged step is moved to `quarantine/` with a warning, and the one before it is taken.
+        A damaged step is moved to `quarantine/` with a warning, and the one before it is tried.
 
         Args:
-          target: arrays or `jax.ShapeDtypeStruct`s, in the structure of the state that was saved.
-          config: the fields that must be as they were saved, nested or by dotted names.
+          target: arrays or `jax.ShapeDtypeStruct`s, in the structure of the saved state.
+          config: the fields that must equal the saved ones, nested or by dotted names.
 
         Returns:
-          None where no step was ever saved.
+          None if no step was ever saved.
 
         Raises:
-          UserError: the checkpoint is of another configuration or of other arrays than the target
-            (it is left alone), it may not be read, or steps are there and all are damaged.
+          UserError: the checkpoint has another configuration or other arrays than the target (it
+            stays unchanged), it cannot be read, or all steps are damaged.
         """
         self.wait()
         for step in sorted(storage.steps(self._directory), reverse=True):
@@ -161,7 +161,7 @@ class Checkpointer:
             except _DamagedError as error:
                 self._quarantine(step, error)
         quarantine = self._directory / "quarantine"
-        # Also at the next try, when none but those in quarantine is left: never a silent step 0.
+        # The next call must fail too, although only the quarantine is left: no silent step 0.
         if quarantine.is_dir() and any(quarantine.iterdir()):
             raise UserError(
                 f"no intact checkpoint in {self._directory}: all are damaged and in {quarantine}; "
@@ -170,7 +170,7 @@ class Checkpointer:
         return None
 
     def _quarantine(self, step: int, error: _DamagedError) -> None:
-        """Moves a damaged step out of the way, for whoever wants to look."""
+        """Moves a damaged step to `quarantine/`."""
         if not storage.is_first_process():
             return
         source, folder = self._directory / str(step), self._directory / "quarantine"
@@ -197,7 +197,7 @@ class Checkpointer:
                 storage.flush(path)
                 self._delete_old()
         except Exception as error:
-            storage.sweep(self._directory)  # what was written so far may be what fills the disk
+            storage.sweep(self._directory)  # the unfinished save may be what fills the disk
             raise UserError(
                 f"cannot save {path}: {files.reason(error)}; "
                 f"steps still there: {sorted(storage.steps(self._directory))}; "
@@ -211,16 +211,16 @@ class Checkpointer:
 
 
 def load(directory: Directory, target: PyTree | None = None, *, best: bool = False) -> Loaded:
-    """Reads the newest (or best) intact step and changes nothing, even beside a run that writes.
+    """Reads the newest (or best) intact step; changes nothing, and may run beside a writing run.
 
     Args:
-      directory: where the steps stand.
-      target: arrays or `jax.ShapeDtypeStruct`s, in the structure of the state that was saved; None
-        for NumPy arrays in nested dictionaries and lists.
-      best: the one with the highest `eval/elbo`; the newest where none has it.
+      directory: holds the steps.
+      target: arrays or `jax.ShapeDtypeStruct`s, in the structure of the saved state; None returns
+        NumPy arrays in nested dictionaries and lists.
+      best: take the step with the highest `eval/elbo`, or the newest if none has one.
 
     Raises:
-      UserError: there is no step, none is intact, it may not be read or does not fit the target.
+      UserError: there is no intact step, it cannot be read, or it does not fit the target.
     """
     folder = pathlib.Path(directory).absolute()
     tried: set[int] = set()
@@ -244,11 +244,11 @@ def load(directory: Directory, target: PyTree | None = None, *, best: bool = Fal
 def _load_step(
     folder: pathlib.Path, step: int, target: PyTree | None, config: dict[str, Any] | None
 ) -> Loaded:
-    """One verified step; a user's mistake is found before any array is read.
+    """Reads and verifies one step; checks configuration and shapes before it reads an array.
 
     Raises:
-      UserError: the step is of another configuration or of other arrays, or may not be read.
-      _DamagedError: the step is not what was saved.
+      UserError: the step has another configuration or other arrays, or cannot be read.
+      _DamagedError: the step differs from what was saved.
     """
     meta, path = _read_meta(folder, step), folder / str(step)
     if config is not None:
@@ -279,7 +279,7 @@ def _read_meta(folder: pathlib.Path, step: int) -> dict[str, Any]:
         seal = meta.pop("seal")
     except PermissionError as error:
         raise UserError(f"cannot read {path}: {files.reason(error)}") from error
-    except Exception as error:  # whatever it is: these are not the bytes that were written
+    except Exception as error:  # any error means that the bytes differ from those written
         raise _DamagedError(f"meta/metadata: {files.reason(error)}") from error
     if seal != arrays.digest(meta):
         raise _DamagedError("meta/metadata does not match its SHA-256")
@@ -294,7 +294,7 @@ def _read_meta(folder: pathlib.Path, step: int) -> dict[str, Any]:
 
 
 def _read_state(path: pathlib.Path, saved: dict[str, Any]) -> PyTree:
-    """The arrays of a step in nested dictionaries and lists, each as it was hashed."""
+    """Reads the arrays of a step in nested dictionaries and lists, and verifies each hash."""
     try:
         state = storage.read(path / "state")
         found = {name: arrays.describe(leaf) for name, leaf in arrays.leaves(state).items()}
@@ -315,7 +315,7 @@ def _read_state(path: pathlib.Path, saved: dict[str, Any]) -> PyTree:
 
 
 def _score(folder: pathlib.Path, step: int) -> float:
-    """A step's `eval/elbo`; minus infinity where it has none."""
+    """Returns a step's `eval/elbo`, or minus infinity if it has none."""
     try:
         score = _read_meta(folder, step)["metrics"][_SCORE]
     except (UserError, _DamagedError, KeyError):

@@ -1,4 +1,4 @@
-"""The files of a step, written and read through Orbax, and which steps are complete."""
+"""Writes and reads the files of a step through Orbax, and lists the complete steps."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ _DELETED = ".deleted"
 
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
-    """Drops what Orbax and its tasks log: what matters comes as an exception too, in one line."""
+    """Silences Orbax's logging: its errors also arrive as exceptions, which become one line."""
 
     def is_ours(record: Any) -> bool:
         return record.name != "asyncio" and f"{os.sep}orbax{os.sep}" not in record.pathname
@@ -36,27 +36,27 @@ def _quiet_orbax() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Orbax's threads run on after the first error, still write, and tell of their own errors.
+        # After the first error Orbax's threads still run, write and log their own errors.
         for thread in threading.enumerate():
             if type(thread).__module__.startswith("orbax"):
                 thread.join(timeout=60)
-        # The frames hold tasks that failed too; asyncio tells of each once it goes. Let it be now.
+        # The frames hold other failed tasks, and asyncio logs each when it is freed: free them now.
         link: BaseException | None = error
         while link is not None:
             traceback.clear_frames(link.__traceback__)
             link = link.__cause__ or link.__context__
         gc.collect()
-        raise  # with the filter left in place: some thread may not have started yet
+        raise  # the filter stays: some threads may not have started yet
     for logger in loggers:
         logger.removeFilter(is_ours)
 
 
 @_quiet_orbax()
 def save(path: pathlib.Path, state: PyTree, meta: dict[str, Any]) -> None:
-    """Writes a step to a temporary directory and renames it, all of it in this thread.
+    """Writes a step to a temporary directory and renames it, in this thread.
 
-    A manager lives for one save only (opening it takes 3 ms): one that is kept would refuse older
-    steps silently after a quarantine, and forget old steps after a failed save.
+    Each save opens a new manager, which takes 3 ms. A manager that is kept would silently refuse
+    older steps after a quarantine, and forget old steps after a failed save.
     """
     processes = set(range(jax.process_count())) if jax.process_count() > 1 else None
     options = ocp.CheckpointManagerOptions(
@@ -64,8 +64,8 @@ def save(path: pathlib.Path, state: PyTree, meta: dict[str, Any]) -> None:
         enable_async_checkpointing=False,
         lightweight_initialize=True,
         save_root_metadata=False,
-        # Named processes meet at the coordinator's barriers. By default Orbax uses collectives,
-        # which must not run in a background thread beside those of the train step.
+        # With its processes named, Orbax synchronises through the coordinator. By default it uses
+        # collectives, which must not run in a background thread beside the training step's.
         multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=processes),
     )
     handlers = {"state": _array_handler(), "meta": ocp.JsonCheckpointHandler()}
@@ -77,28 +77,28 @@ def save(path: pathlib.Path, state: PyTree, meta: dict[str, Any]) -> None:
 
 @_quiet_orbax()
 def read(path: pathlib.Path) -> PyTree:
-    """NumPy arrays in nested dictionaries and lists, as they are on disk, not yet verified."""
+    """Reads the arrays, unverified, as NumPy arrays in nested dictionaries and lists."""
     return ocp.Checkpointer(_array_handler()).restore(path)
 
 
 def _array_handler() -> ocp.PyTreeCheckpointHandler:
-    """New for each use: nothing cached before a step was replaced may be read again."""
+    """Creates a new handler for each use: a cached one could return a replaced step's arrays."""
     types = ocp.type_handlers.create_type_handler_registry(
         (np.ndarray, _NumpyHandler(deepcopy_host_arrays=False)),
         (
             jax.Array,
             ocp.type_handlers.ArrayHandler(),
-        ),  # unused, but Orbax warns where it is missing
+        ),  # unused, but Orbax warns if it is missing
     )
-    # Compression would take several times as long as all the rest, for 8% of the size.
+    # Compression would take several times as long as everything else and save 8%.
     return ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=types)
 
 
 class _NumpyHandler(ocp.type_handlers.NumpyHandler):
-    """Lets every read or write end before the first error is raised.
+    """Waits for every read or write before it raises the first error.
 
-    Orbax leaves the others running. A write among them may make files again that were just removed
-    with the failed save, and whatever ends later prints a traceback, as its event loop is closed.
+    Orbax leaves the others running. They could write files again after the failed save was removed,
+    and they print tracebacks because their event loop is closed.
     """
 
     async def deserialize(self, infos: Any, args: Any = None) -> list[np.ndarray]:
@@ -107,7 +107,7 @@ class _NumpyHandler(ocp.type_handlers.NumpyHandler):
         return [array for (array,) in await _all(alone)]
 
     async def _background_serialize(self, values: Any, infos: Any, args: Any = None) -> None:
-        # Not public: where Orbax has another name for it, just that protection is lost.
+        # A private method: if Orbax renames it, only this protection is lost.
         write = super()._background_serialize
         await _all([write([v], [i], [a]) for v, i, a in zip(values, infos, args, strict=True)])
 
@@ -124,10 +124,10 @@ async def _all(coroutines: list[Any]) -> list[Any]:
 
 
 def steps(folder: pathlib.Path) -> list[int]:
-    """The steps on offer: Orbax writes to `<step>.orbax-checkpoint-tmp` and renames it at the end.
+    """Lists the complete steps: Orbax renames `<step>.orbax-checkpoint-tmp` at the end of a save.
 
     Raises:
-      UserError: the directory may not be read.
+      UserError: the directory cannot be read.
     """
     with files.os_errors_for_user(f"cannot read {folder}"):
         if not folder.is_dir():
@@ -137,7 +137,7 @@ def steps(folder: pathlib.Path) -> list[int]:
 
 
 def sweep(folder: pathlib.Path) -> None:
-    """Removes what unfinished saves and deletions have left, as far as it can."""
+    """Removes what unfinished saves and deletions left, where it can."""
     if is_first_process():
         for pattern in (f"*{ocp.path.step.TMP_DIR_SUFFIX}*", f"*{_DELETED}"):
             for path in folder.glob(pattern):
@@ -145,15 +145,15 @@ def sweep(folder: pathlib.Path) -> None:
 
 
 def delete(folder: pathlib.Path, steps: Iterable[int]) -> None:
-    """Deletes steps, and what else `sweep` finds."""
+    """Deletes steps, then sweeps."""
     for step in steps:
-        # Renamed first: a step half deleted must never be on offer.
+        # Renamed first, so that a half-deleted step is never listed.
         (folder / str(step)).rename(folder / f"{step}{_DELETED}")
     sweep(folder)
 
 
 def flush(path: pathlib.Path) -> None:
-    """Has the disk hold a step before older ones are deleted; a late disk error shows here too."""
+    """Flushes a step to disk, so that older ones can be deleted; raises late disk errors."""
     for file in (*path.rglob("*"), path, path.parent):
         descriptor = os.open(file, os.O_RDONLY)
         try:
@@ -166,5 +166,5 @@ def flush(path: pathlib.Path) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that moves, flushes and deletes files for all of them."""
+    """Returns whether this is the process that moves, flushes and deletes files for all."""
     return jax.process_index() == 0

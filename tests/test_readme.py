@@ -1,29 +1,105 @@
 """What the README shows is what works."""
 
+import json
 import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
 
+import svae_jax
 from svae_jax import latents
+from svae_jax.evaluation import bounds, steps
+from svae_jax.latents import posterior as posteriors
+from svae_jax.training import loop
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *(ROOT / room / "README.md" for room in ("configs", "svae_jax"))]
+
+
+def _example(word):
+    """The Python block of the README that holds `word`."""
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (block,) = (block for block in blocks if word in block)
+    return block
+
+
+def _run(word):
+    names: dict = {"__name__": "example"}
+    exec(_example(word), names)  # our own README
+    return names
 
 
 def test_the_library_example_runs_and_says_the_right_shapes():
-    block = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
-    names: dict = {}
-    exec(block, names)  # our own README
+    names = _run("sample_prior(jax.random.key(2)")
     assert names["z"].shape == (16, 3, 3, 128)
     assert names["kl"].shape == names["log_q"].shape == (16,)
     assert isinstance(names["prior"], jax.Array)
 
 
 def test_the_table_of_models_is_that_of_the_code():
-    table = README.split("## Models")[1].split("The name stands")[0]
+    table = README.split("## Models")[1].split("The name follows")[0]
     assert tuple(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == latents.names()
 
 
-def test_pictures_and_files_that_are_shown_exist():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (Path(__file__).parents[1] / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pictures_and_files_that_are_shown_exist(page):
+    targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    for target in targets:
+        assert (page.parent / target).exists(), target
+
+
+@pytest.fixture
+def isotropic(monkeypatch):
+    """The README's posterior, as a row of the table."""
+    row = (posteriors.FreeMean, _run("class Isotropic")["Isotropic"])
+    monkeypatch.setitem(posteriors._TABLE, "isotropic", row)
+    return latents.make("isotropic", height=2, width=3, maps=2)
+
+
+def test_a_posterior_of_ones_own_is_a_gaussian(isotropic, x64):
+    params = isotropic.unpack(jax.random.normal(jax.random.key(0), (isotropic.num_params,)))
+    variance = jnp.exp(params["log_variance"][0, 0])
+    for i in range(isotropic.maps):
+        mean = np.asarray(isotropic.mean(params))[..., i].ravel()
+        covariance = float(variance[i]) * np.eye(6)
+        _, log_det = np.linalg.slogdet(covariance)
+        expected = 0.5 * (np.trace(covariance) + mean @ mean - 6 - log_det)
+        np.testing.assert_allclose(isotropic.kl_per_map(params)[i], expected, rtol=1e-12)
+    stddev = isotropic.stddev(params)
+    np.testing.assert_allclose(stddev, jnp.broadcast_to(jnp.sqrt(variance), stddev.shape))
+
+
+def test_a_posterior_of_ones_own_trains_by_its_name(isotropic, tiny_config, tmp_path):
+    tiny_config.latent.name = "isotropic"
+    tiny_config.num_steps = 2
+    assert loop.train(tiny_config, tmp_path / "run")["step"] == 2
+    assert svae_jax.load(tmp_path / "run").model.posterior.name == "isotropic"
+
+
+def test_a_network_of_ones_own_trains_and_loads(tiny_config, tmp_path):
+    names = _run("class Encoder")
+    tiny_config.num_steps = 2
+    assert names["train"](tiny_config, tmp_path / "run")["step"] == 2
+    posterior = latents.make("mvn", height=3, width=3, maps=16)
+    model = names["SpatialVAE"](posterior, names["Encoder"](posterior), names["Decoder"](8))
+    trained = svae_jax.load(tmp_path / "run", model=model)
+    z = trained.model.sample_prior(jax.random.key(0), 2)
+    assert trained.model.apply(trained.variables, z, method="decode").shape == (2, 8, 8, 3)
+
+
+def test_a_metric_of_ones_own_is_reported(tiny_config, tmp_path, monkeypatch):
+    source = Path(steps.__file__).read_text()
+    before = source.index('        "elbo": reconstruction - kl,')
+    changed = source[:before] + _example("absolute_error") + source[before:]
+    names: dict = {"__name__": "changed"}
+    exec(changed, names)  # our own README, within our own module
+    monkeypatch.setattr(bounds.steps, "eval_step", names["eval_step"])
+    tiny_config.num_steps = 2
+    metrics = loop.train(tiny_config, tmp_path / "run")["metrics"]
+    assert 0 < metrics["eval/absolute_error"] < 2 * 8 * 8 * 3
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert any("eval/absolute_error" in json.loads(row) for row in rows)

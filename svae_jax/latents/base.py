@@ -77,7 +77,7 @@ def count(shapes: Shapes) -> int:
 
 
 def unpack(shapes: Shapes, flat: Float[Array, "*batch numbers"]) -> Params:
-    """Cut a flat vector into named arrays, in the order of `shapes`.
+    """Cuts a flat vector into named arrays, in the order of `shapes`.
 
     Args:
         shapes: name -> shape for one example.
@@ -96,5 +96,5 @@ def unpack(shapes: Shapes, flat: Float[Array, "*batch numbers"]) -> Params:
 
 
 def pack(shapes: Shapes, params: Params) -> Float[Array, " numbers"]:
-    """Join the arrays of one example into a flat vector: the inverse of `unpack`, unbatched."""
+    """Joins the arrays of one example into a flat vector: the inverse of `unpack`, unbatched."""
     return jnp.concatenate([params[name].ravel() for name in shapes])

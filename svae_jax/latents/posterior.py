@@ -57,7 +57,7 @@ class Posterior:
         return base.count(self.shapes)
 
     def unpack(self, flat: Float[Array, "*batch numbers"]) -> Params:
-        """Name what the encoder emitted.
+        """Names the numbers that the encoder emitted.
 
         Args:
             flat: ``[*batch, num_params]``.
@@ -94,7 +94,7 @@ class Posterior:
         return self.covariance_model.stddev(params)
 
     def sample(self, key: PRNGKeyArray, params: Params) -> Float[Array, "*batch h w n"]:
-        """Draw z = M + A E Bᵀ, differentiable in `params` (Eq. 2, 4, 6, 9).
+        """Draws z = M + A E Bᵀ, differentiable in `params` (Eq. 2, 4, 6, 9).
 
         Returns:
             One sample per example, ``[*batch, h, w, n]``.
@@ -105,7 +105,7 @@ class Posterior:
     def sample_and_log_prob(
         self, key: PRNGKeyArray, params: Params
     ) -> tuple[Float[Array, "*batch h w n"], Float[Array, "*batch"]]:
-        """Draw z as `sample` does, and give log q(z|x) with it.
+        """Draws z as `sample` does, and returns log q(z|x) with it.
 
         The density comes from the noise, not from z − M: it stays exact in float32 where the
         standard deviation is below the rounding of the mean.
@@ -220,7 +220,7 @@ def make(name: str, *, height: int, width: int, maps: int, rank: int = 1) -> Pos
 def sample_prior(
     key: PRNGKeyArray, batch: tuple[int, ...], *, height: int, width: int, maps: int
 ) -> Float[Array, "*batch h w n"]:
-    """Draw latent maps from the prior N(0, I).
+    """Draws latent maps from the prior N(0, I).
 
     Returns:
         ``[*batch, height, width, maps]``, of JAX's default float.

@@ -49,7 +49,7 @@ class Objective:
     scaling: str = "elbo"
 
     def __post_init__(self):
-        """Check every field."""
+        """Checks every field."""
         if self.sigma not in ("optimal", "learned") and not _is_positive_number(self.sigma):
             raise ValueError(
                 f"sigma must be 'optimal', 'learned' or a number above 0, got {self.sigma!r}"

@@ -56,7 +56,7 @@ class SpatialVAE(nn.Module):
     def __call__(
         self, key: PRNGKeyArray, images: Float[Array, "b h w c"], train: bool = False
     ) -> Outputs:
-        """Encode, draw one sample of each posterior, decode."""
+        """Encodes, draws one sample of each posterior, and decodes."""
         params = self.encode(images, train)
         z = self.posterior.sample(key, params)
         return Outputs(self.decode(z, train), params, z)
@@ -67,7 +67,7 @@ class SpatialVAE(nn.Module):
         return self.posterior.height * self.posterior.width * self.posterior.maps
 
     def sample_prior(self, key: PRNGKeyArray, count: int) -> Float[Array, "{count} h w n"]:
-        """Draw latents of `count` images from the prior."""
+        """Draws latents of `count` images from the prior."""
         p = self.posterior
         return latents.sample_prior(key, (count,), height=p.height, width=p.width, maps=p.maps)
 
@@ -130,7 +130,7 @@ def make(
 
 
 def init(model: SpatialVAE, key: PRNGKeyArray, image_size: int, image_channels: int) -> dict:
-    """Draw the model's variables: `params` and, with batch norm, `batch_stats`."""
+    """Draws the model's variables: `params` and, with batch norm, `batch_stats`."""
     images = jnp.zeros((1, image_size, image_size, image_channels))
     variables = model.init(key, jax.random.key(0), images, train=False)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}

@@ -51,7 +51,7 @@ class LoopState(NamedTuple):
 def train(
     config: ml_collections.ConfigDict, directory: str | Path, model: SpatialVAE | None = None
 ) -> dict[str, Any]:
-    """Train a model, or resume a run that an earlier call began.
+    """Trains a model, or resumes a run that an earlier call began.
 
     Args:
         config: see `config.base`.
@@ -82,7 +82,7 @@ def train(
 
 
 def run(job: Job, is_first: bool = True) -> dict[str, Any]:
-    """Train a job to its end, from its newest checkpoint if there is one; one process writes."""
+    """Trains a job to its end, from its newest checkpoint if there is one; one process writes."""
     config = job.config
     with Checkpointer(job.directory / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
         loop_state = _restore_or_init(job, checkpoints)
@@ -102,7 +102,7 @@ def run(job: Job, is_first: bool = True) -> dict[str, Any]:
 
 
 def _prepare(config: ml_collections.ConfigDict, directory: Path, model: SpatialVAE | None) -> Job:
-    """Validate the configuration, the workdir and the data, before anything compiles."""
+    """Validates the configuration, the workdir and the data, before anything compiles."""
     mesh = sharding.make_mesh()
     configs.check(config, num_devices=mesh.size)
     workdir.create(directory)
@@ -143,7 +143,7 @@ def _loop(
     progress: Progress,
     request: interrupt.Request,
 ) -> dict[str, Any]:
-    """Train to the last step; log, evaluate, sample and save along the way."""
+    """Trains to the last step; logs, evaluates, samples and saves along the way."""
     config = job.config
     train_steps = feed.make(job.recipe, job.train_images, job.mesh, config.dataset.resident_share)
     no_totals = jax.jit(TrainMetrics.empty, out_shardings=sharding.replicated(job.mesh))
@@ -206,7 +206,7 @@ def _loop(
 
 
 def _check_health(state: step.TrainState, checkpoints: Checkpointer) -> None:
-    """Stop the run after more than `max_bad_steps` non-finite steps in a row."""
+    """Stops the run after more than `max_bad_steps` non-finite steps in a row."""
     if failure := step.failure(state):
         checkpoints.wait()
         latest = checkpoints.latest_step()

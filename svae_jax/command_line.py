@@ -1,61 +1,88 @@
-"""What the commands share: a user's mistake is one line, and exit codes say how a command ended."""
+"""What all commands share: mistakes as one line, and exit codes that say how a command ended."""
 
 import difflib
+import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from svae_jax.errors import UserError
 from svae_jax.run import interrupt
 
+Main = Callable[[Sequence[str]], None]
+Fields = Callable[[], Collection[str]]  # the dotted names that `--config.NAME=VALUE` can set
 
-def run(main: Callable[[Sequence[str]], None], fields: Callable[[], Collection[str]]) -> None:
+
+def training_fields() -> Collection[str]:
+    """Returns the fields of a training configuration."""
+    from svae_jax import config
+
+    return config.flatten(config.base().to_dict())
+
+
+def run(main: Main, fields: Fields = training_fields) -> None:
     """Parses the flags and runs a command.
 
     Exit codes: 2 after a user's mistake, which is one line on stderr; 143 and 130 after SIGTERM and
     Ctrl-C.
 
     Args:
-        main: the command; it is given what is left of the arguments, the program's name first.
-        fields: gives the dotted names of all fields that `--config.FIELD=VALUE` can set.
+        main: the command; its argument is the program's name alone.
+        fields: the fields of the command's configuration.
     """
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
 
-    def guarded(argv: Sequence[str]) -> None:
-        try:
-            if len(argv) > 1:
-                raise UserError(
-                    f"unexpected argument {argv[1]!r}: options begin with --; see --help"
-                )
-            main(argv)
-        except UserError as error:
-            _exit(str(error))
-        except KeyboardInterrupt:  # before the first step: nothing was to be saved
-            print("interrupted; the same command goes on", file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
-        except interrupt.Stopped as stopped:
-            print(stopped, file=sys.stderr)
-            sys.exit(stopped.exit_code)
+    def parse_flags(argv: Sequence[str]) -> Sequence[str]:
+        _guard(lambda: parse(flags.FLAGS, argv, fields))
+        return argv[:1]
 
-    app.run(guarded, flags_parser=lambda argv: _parse_flags(argv, fields))
+    def prepare_and_run(argv: Sequence[str]) -> None:
+        # Imported late, so that --help and a mistyped flag answer at once.
+        from svae_jax.data import cache
+        from svae_jax.devices import runtime
+
+        runtime.keep_freed_memory()
+        runtime.keep_compiled_programs(cache.home() / "compiled")
+        main(argv)
+
+    app.run(lambda argv: _guard(lambda: prepare_and_run(argv)), flags_parser=parse_flags)
 
 
-def _parse_flags(argv: list[str], fields: Callable[[], Collection[str]]) -> list[str]:
-    """Parses the flags, and tells a mistake in them in one line."""
+def parse(values: flags.FlagValues, argv: Sequence[str], fields: Fields = training_fields) -> None:
+    """Parses a command line into `values`.
+
+    Raises:
+        UserError: an unknown flag or field, a value of the wrong type, a configuration file that
+            does not exist or fails, or an argument that is not a flag.
+    """
     try:
-        return flags.FLAGS(argv)
+        rest = values(argv)
     except flags.Error as error:
         # A config file's own error is the last line of a traceback.
         line = str(error).strip().splitlines()[-1]
-        _exit(line.rpartition("UserError: ")[2])
+        raise UserError(line.rpartition("UserError: ")[2]) from None
     except AttributeError:  # an override of a field that does not exist
-        _exit(_unknown_field(argv, fields()))
+        raise UserError(_unknown_field(argv, fields())) from None
     except OSError as error:  # an override of a configuration that does not exist
-        _exit(f"--config: {str(error).splitlines()[-1].strip()}")
+        raise UserError(f"--config: {str(error).splitlines()[-1].strip()}") from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}: options begin with --; see --help")
+
+
+def check_config_file(values: flags.FlagValues) -> None:
+    """Checks that the file of the flag `config` exists.
+
+    Raises:
+        UserError: it does not.
+    """
+    path = config_flags.get_config_filename(values["config"]).partition(":")[0]
+    if not os.path.isfile(path):
+        raise UserError(f"--config={path}: there is no such file")
 
 
 def _unknown_field(argv: Sequence[str], known: Collection[str]) -> str:
@@ -66,6 +93,18 @@ def _unknown_field(argv: Sequence[str], known: Collection[str]) -> str:
     return f"--config.{unknown}: there is no such field; did you mean {' or '.join(nearest)}?"
 
 
-def _exit(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+def _guard(action: Callable[[], None]) -> None:
+    """Runs an action; ends the process if it fails by the user's mistake or is stopped."""
+    try:
+        action()
+    except UserError as error:
+        _exit(f"error: {error}", 2)
+    except KeyboardInterrupt:  # before the first step, when there is nothing to save
+        _exit("interrupted; the same command continues", 128 + signal.SIGINT)
+    except interrupt.Stopped as stopped:
+        _exit(str(stopped), stopped.exit_code)
+
+
+def _exit(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(code)

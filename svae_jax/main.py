@@ -16,7 +16,6 @@ finished.
 """
 
 import json
-import os
 from collections.abc import Sequence
 
 from absl import flags
@@ -41,17 +40,9 @@ flags.mark_flag_as_required("config")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Train, and print the result."""
+    """Trains, and prints the result."""
     del argv
-    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
-    if not os.path.isfile(path):
-        raise UserError(f"--config={path}: there is no such file")
-    # Imported late, so that --help and a mistyped flag answer at once.
-    from svae_jax.data import cache
-    from svae_jax.devices import runtime
-
-    runtime.keep_freed_memory()
-    runtime.keep_compiled_programs(cache.home() / "compiled")
+    command_line.check_config_file(flags.FLAGS)
     import jax
 
     from svae_jax.training import loop
@@ -78,16 +69,5 @@ def _join(distributed: str | None) -> None:
         jax.distributed.initialize(address, *numbers)
 
 
-def _fields() -> list[str]:
-    from svae_jax import config
-
-    return list(config.flatten(config.base().to_dict()))
-
-
-def run() -> None:
-    """The command line: a user's mistake is one line and exit code 2."""
-    command_line.run(main, _fields)
-
-
 if __name__ == "__main__":
-    run()
+    command_line.run(main)

@@ -27,7 +27,11 @@ def arguments(config, workdir, **changed):
 
 def start(*args, before="", **environment):
     """Starts it; `before` is Python code that runs first in its process."""
-    begin = ["-c", f"{before}\nfrom svae_jax import main; main.run()"] if before else []
+    begin = (
+        ["-c", f"{before}\nfrom svae_jax import command_line, main; command_line.run(main.main)"]
+        if before
+        else []
+    )
     return subprocess.Popen(
         [sys.executable, *(begin or ["-m", "svae_jax.main"]), *args],
         cwd=ROOT,

@@ -32,7 +32,7 @@ PURE_STDLIB = {"collections", "dataclasses", "functools", "math", "re", "typing"
 HOMES = {
     "orbax": {"run/checkpoint"},
     "tensorflow_datasets": {"data/splits", "data/sources"},
-    "ml_collections": {"config", "analysis", "main", "training/loop"},
+    "ml_collections": {"config", "analysis", "command_line", "main", "training/loop"},
     "tensorflow": {"devices/lazy_tensorflow"},
     "tensorboard": {"run/writer"},
     "clu": {"evaluation/bounds", "evaluation/metrics", "training/metrics", "run/writer"},

@@ -37,7 +37,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(start_run, tmp_path):
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == code
         last = stderr.splitlines()[-1]
-        now = int(re.search(r"saved at step (\d+); the same command goes on there", last)[1])
+        now = int(re.search(r"saved at step (\d+); the same command continues", last)[1])
         assert signal.Signals(number).name in last
         assert checkpoint.load(tmp_path / "run" / "checkpoints").step == now > saved
         assert not (tmp_path / "run" / "result.json").exists()

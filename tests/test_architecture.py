@@ -36,7 +36,7 @@ HOMES = {
     "tensorflow": {"devices/lazy_tensorflow"},
     "tensorboard": {"run/writer"},
     "clu": {"evaluation/bounds", "evaluation/metrics", "training/metrics", "run/writer"},
-    "PIL": {"data", "run/writer"},
+    "PIL": {"data", "run/image_files"},
     "filelock": {"files"},
 }
 

@@ -22,6 +22,7 @@ from jaxtyping import UInt8
 from svae_jax import files
 from svae_jax.devices.lazy_tensorflow import tensorflow
 from svae_jax.errors import UserError
+from svae_jax.run import image_files
 
 PICTURES = ("samples", "reconstructions")  # subdirectories of the workdir
 _JSON_LINES = "metrics.jsonl"
@@ -131,15 +132,11 @@ class Writer(contextlib.AbstractContextManager):
         self._summarise("write_scalars", step, scalars)
 
     def _images(self, step: int, images: dict[str, np.ndarray]) -> None:
-        from PIL import Image
-
         for name, image in images.items():
             path = self._workdir / name / f"{step:06d}.png"
-            picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
             with _as_user_error(path):
                 path.parent.mkdir(exist_ok=True)
-                with files.replacing(path) as file:
-                    picture.save(file, format="png")
+                image_files.save_picture(path, image)
         self._summarise("write_images", step, images)
 
     def _summarise(self, method: str, *args: Any) -> None:

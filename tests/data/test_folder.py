@@ -1,4 +1,8 @@
-"""Folders of pictures as a data set: what is read, in which order, and what is refused."""
+"""Folders of images as a data set: which are read, in which order, and which are refused."""
+
+import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -6,6 +10,7 @@ from PIL import Image
 
 from svae_jax import data
 from svae_jax.errors import UserError
+from tests.data.pictures import KINDS, Kind, draw, encode, luma, on_white
 
 RNG = np.random.default_rng(0)
 
@@ -42,17 +47,28 @@ def load(root, tmp_path):
 
 @pytest.fixture
 def refused(load, tmp_path):
-    """Checks that an image is refused, by its name, and that nothing is left in the cache."""
+    """Checks that files are refused by their names, and that nothing is left in the cache."""
 
-    def refused(match, name="odd.png", **options):
-        with pytest.raises(UserError, match=match) as error:
+    def refused(*reasons, of=None, named=None, **options):
+        count = len(reasons)
+        with pytest.raises(UserError, match=f": {count} of {of or count} images") as error:
             load(**options)
-        assert name in str(error.value)
-        assert "\n" not in str(error.value)
+        message = str(error.value)
+        assert message.startswith("dataset.name='folder', dataset.data_dir=")
+        assert message.endswith("; repair or remove them")
+        assert "\n" not in message
+        for reason in reasons[:named]:
+            assert reason in message
+        for reason in reasons[named:] if named else ():
+            assert reason not in message
         left = [file for file in (tmp_path / "cache").glob("*") if file.suffix != ".lock"]
         assert not left
 
     return refused
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_files_are_found_at_any_depth_in_the_order_of_their_paths(root, load):
@@ -108,58 +124,53 @@ def test_centre_crop_and_antialiased_resize(root, load, size):
     np.testing.assert_allclose(load()[0], expected, atol=2)
 
 
-def test_grey(root, load, refused):
-    grey = save(noise(8, 8), root / "odd.png")
-    np.testing.assert_array_equal(load(channels=1), [grey[..., None]])
+# What is converted
 
 
-def test_grey_and_colour_are_not_mixed(root, refused):
-    save(noise(8, 8), root / "odd.png")
-    refused(r"dataset\.channels=3: .*odd\.png has 1; set dataset\.channels=1")
-    save(noise(8, 8, 3), root / "odd.png")
-    refused(r"dataset\.channels=1: .*odd\.png has 3; set dataset\.channels=3", channels=1)
-
-
-def test_palette_and_opaque_alpha_are_colour(root, load):
-    colours = noise(8, 8, 3) // 64 * 64
+@pytest.mark.parametrize("channels", [1, 3])
+def test_files_of_every_kind_in_one_folder(root, load, channels, caplog):
     root.mkdir()
-    Image.fromarray(colours).quantize(256).save(root / "a.png")
-    opaque = np.concatenate([colours, np.full((8, 8, 1), 255, np.uint8)], -1)
-    save(opaque, root / "b.png")
-    np.testing.assert_array_equal(load(), [colours, colours])
+    rng, expected, clear = np.random.default_rng(1), [], 0
+    for number, kind in enumerate(KINDS):
+        file, colours, alphas = draw(rng, kind)
+        (root / f"{number:02d}.png").write_bytes(file)
+        shown = on_white(colours, alphas)
+        expected.append(luma(shown) if channels == 1 else shown)
+        clear += (alphas < 255).any()
+    np.testing.assert_allclose(load(channels=channels), expected, rtol=0, atol=1.001)
+    grey = sum(kind.is_grey for kind in KINDS)
+    counts = {
+        "grey to RGB": grey if channels == 3 else 0,
+        "colour to grey": len(KINDS) - grey if channels == 1 else 0,
+        "transparent onto white": clear,
+        "from 16 to 8 bits": sum(kind.bits == 16 for kind in KINDS),
+    }
+    (line,) = warnings(caplog)
+    where, _, told = line.partition(": converted ")
+    assert where == f"folder {root} all"
+    assert set(told.split(", ")) == {f"{count} {step}" for step, count in counts.items() if count}
+    caplog.clear()
+    load(channels=channels)  # from the cache
+    assert not warnings(caplog)
 
 
-def test_transparent_pixels_are_refused(root, refused):
-    rgba = noise(8, 8, 4)
-    save(rgba, root / "odd.png")
-    refused("transparent pixels")
+def test_nothing_is_said_of_files_that_fit(root, load, caplog):
+    grey = save(noise(8, 8), root / "grey" / "a.png")
+    colour = save(noise(8, 8, 3), root / "colour" / "b.png")
+    opaque = np.concatenate([colour, np.full((8, 8, 1), 255, np.uint8)], -1)
+    save(opaque, root / "colour" / "c.png")
+    np.testing.assert_array_equal(load("grey", channels=1), [grey[..., None]])
+    np.testing.assert_array_equal(load("colour"), [colour, colour])
+    assert not warnings(caplog)
 
 
-def test_transparent_colour_of_a_palette_is_refused(root, refused):
-    root.mkdir()
-    Image.fromarray(noise(8, 8, 3)).quantize(4).save(root / "odd.png", transparency=0)
-    refused("transparent pixels")
-
-
-def test_sixteen_bits_are_refused(root, refused):
-    save(noise(8, 8).astype(np.uint16) * 257, root / "odd.png")
-    refused("more than 8 bits", channels=1)
-
-
-def test_sixteen_bits_of_colour_are_refused(root, refused):
-    import struct
-    import zlib
-
-    def chunk(kind, content):
-        crc = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + crc
-
-    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
-    rows = zlib.compress((b"\0" + bytes(range(48))) * 8)
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-    root.mkdir()
-    (root / "odd.png").write_bytes(png)
-    refused("more than 8 bits")
+def test_the_content_decides_the_format(root, load):
+    image = save(noise(8, 8, 3), root / "a.jpg", format="png")
+    grey = np.full((8, 8, 3), 99, np.uint8)
+    save(grey, root / "b.PNG", format="jpeg", quality=100)
+    loaded = load()
+    np.testing.assert_array_equal(loaded[0], image)
+    np.testing.assert_allclose(loaded[1], grey, atol=1)
 
 
 def test_photographs_are_turned_upright(root, load):
@@ -168,6 +179,9 @@ def test_photographs_are_turned_upright(root, load):
     exif[0x0112] = 6  # the camera was turned: to be shown turned clockwise
     save(image, root / "a.png", exif=exif)
     np.testing.assert_array_equal(load()[0], np.rot90(image, -1))
+
+
+# What is refused
 
 
 def test_no_damaged_png_goes_unnoticed(root, load):
@@ -192,23 +206,56 @@ def test_files_cut_short_are_refused(root, refused, name, keep):
     save(noise(8, 8, 3), root / "good.png")
     save(noise(40, 40, 3), root / name)
     (root / name).write_bytes((root / name).read_bytes()[:keep])
-    refused("cannot be decoded", name=name)
+    refused(f"{name} (", of=2)
 
 
-@pytest.mark.parametrize("kind", ["text", "gif"])
-def test_other_files_of_that_name_are_refused(root, refused, kind):
-    root.mkdir()
-    if kind == "text":
-        (root / "odd.png").write_text("no image at all")
-    else:
-        Image.fromarray(noise(8, 8)).save(root / "odd.png", format="gif")
-    refused("cannot be decoded")
+def huge():
+    """A PNG that claims 3.6 billion pixels."""
+    file = bytearray(encode(noise(1, 1, 3), Kind("RGB", 8)))
+    file[16:24] = struct.pack(">II", 60_000, 60_000)
+    file[29:33] = struct.pack(">I", zlib.crc32(file[12:29]))
+    return bytes(file)
 
 
-def test_files_that_are_gone_are_named(root, refused):
-    root.mkdir()
-    (root / "odd.png").symlink_to(root / "nowhere.png")
-    refused("cannot be read")
+def test_all_files_that_cannot_be_decoded_are_in_one_message(root, load, refused, caplog):
+    images = [save(noise(8, 8, 3), root / f"good{number}.png") for number in range(3)]
+    save(noise(8, 8), root / "grey.png")
+    (root / "a_empty.png").touch()
+    (root / "b_text.jpg").write_text("no image at all")
+    Image.fromarray(noise(8, 8)).save(root / "c_gif.png", format="gif")
+    save(noise(40, 40, 3), root / "d_short.jpg")
+    os.truncate(root / "d_short.jpg", 800)
+    (root / "e_huge.png").write_bytes(huge())
+    (root / "f_gone.png").symlink_to(root / "nowhere.png")
+    (root / "g_directory.jpg").mkdir()  # and is no file, so it is left out
+    refused(
+        "a_empty.png (neither PNG nor JPEG)",
+        "b_text.jpg (neither PNG nor JPEG)",
+        "c_gif.png (neither PNG nor JPEG)",
+        "d_short.jpg (image file is truncated",
+        "e_huge.png (Image size (3600000000 pixels) exceeds limit",
+        "f_gone.png (No such file or directory)",
+        of=10,
+    )
+    assert not warnings(caplog)
+    for bad in root.glob("[a-f]_*"):
+        bad.unlink()
+    np.testing.assert_array_equal(load()[:3], images)
+
+
+def test_a_message_names_ten_files(root, refused):
+    save(noise(8, 8, 3), root / "good.png")
+    for number in range(13):
+        (root / f"{number:02d}.png").touch()
+    files = [f"{number:02d}.png" for number in range(13)]
+    refused(*files, of=14, named=10)
+
+
+def test_only_files_of_the_split_count(root, load):
+    image = save(noise(8, 8, 3), root / "good" / "a.png")
+    (root / "bad").mkdir()
+    (root / "bad" / "a.png").touch()
+    np.testing.assert_array_equal(load("good"), [image])
 
 
 def test_changed_files_are_read_again(root, load):

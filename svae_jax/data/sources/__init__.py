@@ -1,30 +1,28 @@
-"""Where images come from: a folder, a data set of TFDS, or the set that comes with the package."""
+"""Data sets by name: a row of `SOURCES`, or a data set of TFDS.
 
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+To add a data set, write a class with the interface `base.Source`, and add its row to `SOURCES`.
+"""
 
-from PIL import Image
+from collections.abc import Callable
+from pathlib import Path
 
-Range = tuple[str, int, int]  # the images of a split from start to stop
-Reader = Callable[[], Image.Image]  # decodes one image; may be called on any thread
+from svae_jax.data.sources.base import Source
+from svae_jax.data.sources.folder import Folder
+from svae_jax.data.sources.tfds import TFDS, Shapes
+
+# Called with `dataset.data_dir` and the directory of the cache.
+SOURCES: dict[str, Callable[[str, Path], Source]] = {
+    "shapes": Shapes,
+    "folder": Folder,
+}
 
 
-@runtime_checkable
-class Source(Protocol):
-    """A data set, opened. All of it may raise UserError.
+def open_source(name: str, data_dir: str, cache_dir: Path) -> Source:
+    """Opens a data set by its name.
 
-    Attributes:
-        title: Its name and version, or the folder.
-        splits: The number of images in each file of each split.
-        crop: The side of the central square to keep; None: as large as fits.
+    Raises:
+        UserError: it does not exist, cannot be read or cannot be downloaded.
     """
-
-    title: str
-    splits: dict[str, list[int]]
-    crop: int | None
-
-    def stamps(self, ranges: list[Range]) -> Any:
-        """What differs when the files differ, as far as that shows without reading them (JSON)."""
-
-    def images(self, ranges: list[Range], channels: int) -> Iterator[Reader]:
-        """What decodes each image, in order, to mode `L` (1 channel) or `RGB` (3)."""
+    if name in SOURCES:
+        return SOURCES[name](data_dir, cache_dir)
+    return TFDS(name, data_dir, cache_dir)

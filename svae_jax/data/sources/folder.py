@@ -1,4 +1,4 @@
-"""A data set made of the user's own PNG and JPEG files."""
+"""A directory of PNG and JPEG files as a data set."""
 
 import functools
 import io
@@ -7,32 +7,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from svae_jax.data.sources import Range, Reader
+from svae_jax.data.sources.base import Range, Reader
 from svae_jax.errors import UserError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
-_GREY = ("1", "L", "LA")
-_COLOUR = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 class Folder:
-    """PNG and JPEG files at any depth under a directory; hidden ones are left out.
+    """PNG and JPEG files at any depth under a directory, in the order of their paths.
 
-    Attributes:
-        title: What it is called in messages and in the cache's key.
-        splits: The number of images in each split, as a list of one: `all`, and one split for each
-            subdirectory.
-        crop: None: nothing is cut off but what makes an image square.
+    Hidden files and directories are left out. The splits are `all` and one for each subdirectory.
 
     Raises:
-        UserError: there is no such directory, or no image under it.
+        UserError: `data_dir` is not a directory, cannot be listed or holds no image.
     """
 
     crop: int | None = None
 
-    def __init__(self, data_dir: str):
+    def __init__(self, data_dir: str, cache_dir: Path):
+        del cache_dir  # the files are read where they are
         self.root = Path(data_dir).expanduser()
         if not data_dir or not self.root.is_dir():
             raise UserError(
@@ -47,23 +42,26 @@ class Folder:
             top, _, rest = path.partition("/")
             if rest and top != "all":
                 self.files.setdefault(top, []).append(path)
-        self.splits = {split: [len(paths)] for split, paths in self.files.items()}
+        self.splits = {split: len(paths) for split, paths in self.files.items()}
 
     def stamps(self, ranges: list[Range]) -> Any:
-        """Path, size and time of change of each file that is asked for."""
-        try:
-            stats = [(path, (self.root / path).stat()) for path in self._paths(ranges)]
-        except OSError as err:
-            raise _unreadable(err) from err
-        return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+        """Returns path, size and modification time of each file."""
+        return [self._stamp(path) for path in self._paths(ranges)]
 
-    def images(self, ranges: list[Range], channels: int) -> Iterator[Reader]:
-        """What decodes each image, in the order of the sorted paths."""
+    def images(self, ranges: list[Range]) -> Iterator[tuple[str, Reader]]:
+        """Yields the path and the reader of each file; the content decides PNG or JPEG."""
         for path in self._paths(ranges):
-            yield functools.partial(open_image, self.root / path, channels)
+            yield path, functools.partial(_open, self.root / path)
 
     def _paths(self, ranges: list[Range]) -> list[str]:
         return [path for split, start, stop in ranges for path in self.files[split][start:stop]]
+
+    def _stamp(self, path: str) -> list[str | int]:
+        try:
+            stat = (self.root / path).stat()
+        except OSError:  # reading it fails too, and is then reported with all other failures
+            return [path]
+        return [path, stat.st_size, stat.st_mtime_ns]
 
     def _walk(self) -> Iterator[str]:
         for directory, subdirectories, names in os.walk(self.root, onerror=_refuse):
@@ -73,50 +71,9 @@ class Folder:
                     yield (Path(directory) / name).relative_to(self.root).as_posix()
 
 
-def open_image(path: Path, channels: int) -> Image.Image:
-    """Decodes a file to 8-bit grey (one channel) or RGB (three), turned upright.
-
-    Raises:
-        UserError: it cannot be read or is damaged, has another number of channels, more than 8 bits
-            in each, or transparent pixels; each would mean to guess what the picture is.
-    """
-    try:
-        data = path.read_bytes()
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data), formats=("PNG", "JPEG")))
-        image.load()
-    except Exception as err:  # a decoder that meets damaged bytes raises whatever it meets
-        raise UserError(
-            f"dataset.data_dir: {path} cannot be decoded ({' '.join(str(err).split())}); repair or "
-            "remove it"
-        ) from err
-    sixteen_bits = data.startswith(b"\x89PNG") and data[24] == 16  # Pillow cuts them off unasked
-    if sixteen_bits or image.mode not in _GREY + _COLOUR:
-        raise UserError(
-            f"dataset.data_dir: {path} has more than 8 bits a channel (mode {image.mode}); save it "
-            "with 8"
-        )
-    if _transparent(image):
-        raise UserError(
-            f"dataset.data_dir: {path} has transparent pixels; flatten it onto a ground first"
-        )
-    held = 1 if image.mode in _GREY else 3
-    if held != channels:
-        raise UserError(
-            f"dataset.channels={channels}: {path} has {held}; set dataset.channels={held}, or "
-            "convert the files to one kind"
-        )
-    return image.convert("L" if channels == 1 else "RGB")
+def _open(path: Path) -> Image.Image:
+    return Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "JPEG"))
 
 
 def _refuse(err: OSError) -> None:
-    raise _unreadable(err) from err
-
-
-def _unreadable(err: OSError) -> UserError:
-    return UserError(f"dataset.data_dir: {err.filename} cannot be read ({err.strerror})")
-
-
-def _transparent(image: Image.Image) -> bool:
-    if image.mode not in ("LA", "PA", "RGBA") and "transparency" not in image.info:
-        return False
-    return image.convert("RGBA").getchannel("A").getextrema()[0] != 255
+    raise UserError(f"dataset.data_dir: {err.filename} cannot be read ({err.strerror})") from err

@@ -1,7 +1,6 @@
-"""The embedded data set: a few coloured shapes on a shaded ground, drawn by a formula.
+"""The embedded data set: a few coloured shapes on a shaded ground, drawn without a download.
 
-It needs no download, and it is a fair probe of spatial latents: several objects in several places,
-each with a known place, size, angle, colour and depth.
+It probes spatial latents: each object has a known place, size, angle, colour and depth.
 """
 
 import colorsys
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 from jaxtyping import Float, UInt8
 from PIL import Image
 
@@ -29,14 +27,10 @@ _EDGES = {"square": 4, "triangle": 3}
 
 
 def scene(split: str, index: int) -> tuple[UInt8[np.ndarray, "32 32 3"], dict[str, Any]]:
-    """Draws image `index` of `split`: always the same one, whatever was drawn before.
-
-    Args:
-        split: `"train"` or `"test"`; the two share no seed.
-        index: The image's number, from 0.
+    """Draws image `index`, from 0, of `split`; the same arguments give the same image.
 
     Returns:
-        The picture `[32, 32, 3]` and the factors that made it, as `SpatialShapes` describes them.
+        The image `[32, 32, 3]` and its factors, as `SpatialShapes` describes them.
     """
     rng = np.random.default_rng((list(SPLITS).index(split), index))
     count = 1 + int(rng.random() * MAX_SHAPES)
@@ -61,16 +55,13 @@ def scene(split: str, index: int) -> tuple[UInt8[np.ndarray, "32 32 3"], dict[st
 
 
 def coverage(kind: str, centre: np.ndarray, radius: float, angle: float) -> Coverage:
-    """The share of each pixel that a shape covers, from the distance to each of its edges.
+    """Returns the share of each pixel, `[32, 32]`, that a shape covers, by distance to its edges.
 
     Args:
         kind: One of `KINDS`.
         centre: Centroid `[2]`, as (x, y) in pixels from the upper left corner.
         radius: Radius, in pixels, of the disc of the same area.
         angle: Clockwise rotation in radians.
-
-    Returns:
-        Numbers from 0 to 1, `[32, 32]`.
     """
     x, y = _X - centre[0], _Y - centre[1]
     if kind == "disc":
@@ -83,7 +74,7 @@ def coverage(kind: str, centre: np.ndarray, radius: float, angle: float) -> Cove
 
 
 def _colours(rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[Colour]]:
-    """A ground `[2, 3]` of two muted shades and one vivid colour a shape, all well apart."""
+    """Draws a ground `[2, 3]` of two muted shades and a vivid colour for each shape."""
     hue, saturation, dark, rise = rng.random(4)
     dark, rise = 0.1 + 0.5 * dark, 0.15 + 0.25 * rise
     shades = (dark, dark + rise) if rng.random() < 0.5 else (dark + rise, dark)
@@ -98,17 +89,17 @@ def _colours(rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[Col
 
 
 def _layout(rng: np.random.Generator, count: int) -> tuple[list[dict[str, Any]], list[Coverage]]:
-    """Shapes from the furthest to the nearest, redrawn until none hides too much of another."""
+    """Draws shapes, the furthest first, until each is visible by at least `MIN_VISIBLE`."""
     while True:
         shapes = [_shape(rng) for _ in range(count)]
         coverages = [
             coverage(KINDS[s["kind"]], s["centre"], s["radius"], s["angle"]) for s in shapes
         ]
-        open_sky = np.ones((SIZE, SIZE))
+        uncovered = np.ones((SIZE, SIZE))
         visible = []
         for mask in reversed(coverages):
-            visible.append((mask * open_sky).sum() / mask.sum())
-            open_sky = open_sky * (1 - mask)
+            visible.append((mask * uncovered).sum() / mask.sum())
+            uncovered = uncovered * (1 - mask)
         if min(visible) >= MIN_VISIBLE:
             return shapes, coverages
 
@@ -122,7 +113,7 @@ def _shape(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def _shade(ground: np.ndarray, angle: float) -> Float[np.ndarray, "32 32 3"]:
-    """A linear gradient from one corner or side of the frame to the opposite one."""
+    """Returns a linear gradient from one side or corner of the image to the opposite one."""
     direction = np.array([np.cos(angle), np.sin(angle)])
     along = (_X - SIZE / 2) * direction[0] + (_Y - SIZE / 2) * direction[1]
     share = 0.5 + along / (SIZE * np.abs(direction).sum())
@@ -138,15 +129,14 @@ def _pad(rows: list[Any], filler: Any, dtype: Any) -> np.ndarray:
 
 
 class SpatialShapes(tfds.core.GeneratorBasedBuilder):
-    """One to three anti-aliased shapes on a shaded ground, with the factors that made them.
+    """One to three anti-aliased shapes on a shaded ground, and their factors.
 
     Lengths are pixels from the upper left corner, x to the right and y down; angles are radians,
-    clockwise. Shapes stand in depth order, the furthest first, and only the first `count` of the
-    three places are filled.
+    clockwise. Shapes are in depth order, the furthest first; rows from `count` on are padding.
 
-    - `count`: shapes in the picture, 1 to 3.
-    - `kind` `[3]`: 0 disc, 1 square, 2 triangle; -1 where there is none.
-    - `centre` `[3, 2]`: the centroid's (x, y), at least one `radius` from the frame.
+    - `count`: number of shapes, 1 to 3.
+    - `kind` `[3]`: 0 disc, 1 square, 2 triangle; -1 is padding.
+    - `centre` `[3, 2]`: the centroid's (x, y), at least one `radius` from the border.
     - `radius` `[3]`: of the disc of the same area, 3.5 to 7.5.
     - `angle` `[3]`: of the normal of one edge against x: 0 for a disc, below π/2 for a square,
       below 2π/3 for a triangle.
@@ -179,11 +169,10 @@ class SpatialShapes(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        del dl_manager  # there is nothing to download
         return {split: self._generate_examples(split) for split in SPLITS}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index in tqdm.trange(SPLITS[split], desc=f"drawing shapes {split}", disable=None):
+        for index in range(SPLITS[split]):
             image, factors = scene(split, index)
-            # Encoded by Pillow: TFDS would have TensorFlow encode an array, three times slower.
+            # As Pillow images: arrays would be encoded by TensorFlow, three times slower.
             yield index, {"image": Image.fromarray(image), **factors}

@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "svae_jax"
 # Rooms from the top down: a module imports only from its own room and from rows below.
 ROWS = [
     {"main"},
-    {"training", "analysis"},
+    {"training", "analysis", "command_line"},
     {"config"},
     {"evaluation"},
     {"recipe"},
@@ -31,7 +31,7 @@ PURE_STDLIB = {"collections", "dataclasses", "functools", "math", "re", "typing"
 HOMES = {
     "orbax": {"run/checkpoint"},
     "tensorflow_datasets": {"data/splits", "data/sources"},
-    "ml_collections": {"config", "analysis", "main", "training/loop"},
+    "ml_collections": {"config", "analysis", "command_line", "main", "training/loop"},
     "tensorflow": {"devices/lazy_tensorflow"},
     "tensorboard": {"run/writer"},
     "clu": {"evaluation/bounds", "evaluation/metrics", "training/metrics", "run/writer"},

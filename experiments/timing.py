@@ -9,7 +9,6 @@ Yuan, Ji 2017; one Tesla K40C), and the ratios to the original VAE, `vector`. Th
 turn. Without a data_dir the images are noise: the time does not depend on what they show.
 """
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -32,7 +31,7 @@ UPDATES, GENERATED = 1600, 10_000
 
 def main(argv: Sequence[str]) -> None:
     """Times the four models, and prints the table."""
-    values = options.parse(argv, __doc__, "configs/celeba.py:lowrank")
+    values = options.parse(argv, __doc__)
     variants = {name: options.variant(values, name) for name in PAPER}
     for config in variants.values():
         configs.check(config, num_devices=jax.device_count())

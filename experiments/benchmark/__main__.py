@@ -30,7 +30,7 @@ from collections.abc import Sequence
 import jax
 import ml_collections
 
-from experiments.benchmark import baselines, equivalence, options, processes, report, workloads
+from experiments.benchmark import baselines, options, processes, report, workloads
 from experiments.benchmark.stopwatch import Record, in_turn, ratio, say, throughput
 from svae_jax import config as configs
 from svae_jax.errors import UserError
@@ -46,7 +46,6 @@ def main(argv: Sequence[str]) -> None:
     values = options.parse(
         argv,
         __doc__,
-        "configs/celeba.py:lowrank",
         parts=("training,generation", _PARTS),
         against=("plain,pytorch", tuple(baselines.NAMES)),
     )
@@ -57,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
         against.remove("pytorch")
     results = report.begin(config)
     if not {*_COMPARED}.isdisjoint(values.parts):
-        results["differences"] = equivalence.check(config, against)
+        results["differences"] = baselines.check_same(config, against)
     for part in values.parts:
         say(f"{part}:")
         if part in _COMPARED:

@@ -103,11 +103,11 @@ def _mapped_training(config_json: str, path: str, count: int, share: float) -> C
 def _megabytes() -> Record:
     """Columns for the memory of this process."""
     status = Path("/proc/self/status")
-    kilobytes = dict(
-        re.findall(r"(\w+):\s+(\d+) kB", status.read_text() if status.exists() else "")
-    )
-    names = {"resident set": "VmHWM", "anonymous": "RssAnon"}
-    found = {f"{n}, MB": int(kilobytes[f]) * 1.024e-3 for n, f in names.items() if f in kilobytes}
+    lines = status.read_text() if status.exists() else ""
+    found = {}
+    for column, field in (("resident set, MB", "VmHWM"), ("anonymous, MB", "RssAnon")):
+        if kilobytes := re.search(rf"{field}:\s+(\d+) kB", lines):
+            found[column] = int(kilobytes[1]) * 1.024e-3
     device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return found | ({} if device is None else {"device, MB": device / 1e6})
 
@@ -137,12 +137,11 @@ def whole_run(config: ml_collections.ConfigDict, seconds: float) -> list[Record]
         run = _log_times(config, directory, "run")
         after = in_turn(alone, seconds / 2)["steps alone"]
     _, begin, *_, end = run
+    rate = (end - begin) * size / (run[end] - run[begin])
     rows = {
         "seconds to the first step, nothing compiled before": cold[1],
         "seconds to the first step, all compiled before": run[1],
-        f"images/s of the run, {end - begin} updates": (end - begin)
-        * size
-        / (run[end] - run[begin]),
+        f"images/s of the run, {end - begin} updates": rate,
         "images/s of training steps alone, before": throughput(before, size)["images/s"],
         "images/s of training steps alone, after": throughput(after, size)["images/s"],
     }

@@ -21,6 +21,7 @@ from svae_jax import latents
 from svae_jax.model import SpatialVAE, convolutions, networks
 from svae_jax.model.objective import MIN_SIGMA
 from svae_jax.recipe import Recipe
+from svae_jax.training.step import TrainState
 
 Images = UInt8[np.ndarray, "n h w c"]
 
@@ -70,19 +71,18 @@ class Network(nn.Module):
                 x = block(x)
         return self.last(x.float()).tanh().permute(0, 2, 3, 1)
 
-    def losses(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def losses(self, pixels: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
         """Loss, reconstruction and KL of uint8 images, in nats an image."""
         images = (pixels.float() - 127.5) / 127.5
         mean, log_variance, kl = posterior(self.posterior, self.encode(images))
         noise = torch.randn_like(mean) if noise is None else noise
         means = self.decode(mean + (0.5 * log_variance).exp() * noise)
-        num_dims = images[0].numel()
+        num_dims, kl = images[0].numel(), kl.mean()
         error = (images - means).square().sum((1, 2, 3)).mean()
         variance = (error / num_dims).detach().clamp(min=MIN_SIGMA**2)
-        reconstruction = -0.5 * (
-            error / variance + num_dims * (variance.log() + math.log(2 * math.pi))
-        )
-        return kl.mean() - reconstruction, reconstruction, kl.mean()
+        constant = num_dims * (variance.log() + math.log(2 * math.pi))
+        reconstruction = -0.5 * (error / variance + constant)
+        return {"loss": kl - reconstruction, "reconstruction": reconstruction, "kl": kl}
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(_DEVICE, torch.bfloat16, enabled=self.low_precision)
@@ -106,10 +106,8 @@ def _transposed(layer: networks.Layer, features: int, bias: bool) -> nn.ConvTran
 def posterior(family: latents.Posterior, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The mean and log-variance of every entry, [b, h, w, n], and the KL, [b]."""
     sizes = [math.prod(shape) for shape in family.shapes.values()]
-    parts = {
-        name: part.unflatten(1, shape)
-        for (name, shape), part in zip(family.shapes.items(), flat.split(sizes, 1), strict=True)
-    }
+    split = zip(family.shapes.items(), flat.split(sizes, 1), strict=True)
+    parts = {name: part.unflatten(1, shape) for (name, shape), part in split}
     if "mean" in parts:
         mean = parts["mean"]
     else:
@@ -146,9 +144,9 @@ def translated(model: SpatialVAE, params: PyTree, stats: PyTree = None) -> dict[
     named["last.weight"] = np.asarray(last["kernel"]).transpose(2, 3, 0, 1)
     named["last.bias"] = last["bias"]
     kernel, columns = np.asarray(dense["kernel"]), mirrored_columns(model.posterior)
+    # From the order of positions and features, of which positions turn around.
     features = model.encoder.layers[-1].features
-    size = math.isqrt(len(kernel) // features)
-    kernel = np.flip(kernel.reshape(size, size, features, -1), (0, 1)).reshape(kernel.shape)
+    kernel = np.flip(kernel.reshape(-1, features, kernel.shape[1]), 0).reshape(kernel.shape)
     named["dense.weight"] = kernel[:, columns].T
     named["dense.bias"] = np.asarray(dense["bias"])[columns]
     return {name: np.array(value) for name, value in named.items()}
@@ -157,19 +155,18 @@ def translated(model: SpatialVAE, params: PyTree, stats: PyTree = None) -> dict[
 def mirrored_columns(posterior: latents.Posterior) -> np.ndarray:
     """Which of our posterior's numbers stands where, when the maps are mirrored."""
     columns, start = [], 0
-    for shape in posterior.shapes.values():
-        numbers = start + np.arange(math.prod(shape)).reshape(shape)
-        # All axes but the maps: the order of ranks in a low-rank mean does not matter.
-        columns.append(np.flip(numbers, range(len(shape) - 1)).ravel())
+    for *sides, maps in posterior.shapes.values():
+        numbers = np.arange(start, start + math.prod(sides) * maps).reshape(-1, maps)
+        columns.append(numbers[::-1].ravel())  # the order of ranks does not matter
         start += numbers.size
     return np.concatenate(columns)
 
 
-def make(recipe: Recipe, params: PyTree, stats: PyTree) -> Network:
+def make(recipe: Recipe, state: TrainState) -> Network:
     """The network, channels last, with a copy of our parameters and batch statistics."""
     torch.set_num_threads(os.cpu_count() or 1)
     network = Network(recipe.model, *recipe.image_shape[1:])
-    values = translated(recipe.model, *jax.device_get((params, stats)))
+    values = translated(recipe.model, *jax.device_get((state.params, state.batch_stats)))
     network.load_state_dict({name: torch.from_numpy(value) for name, value in values.items()})
     return network.to(_DEVICE, memory_format=torch.channels_last)
 
@@ -177,7 +174,7 @@ def make(recipe: Recipe, params: PyTree, stats: PyTree) -> Network:
 def numbers(
     network: Network, pixels: Images, noise: Float[np.ndarray, "b h w n"]
 ) -> dict[str, Any]:
-    """Losses of a batch and its noise, gradients, and the images decoded from the noise."""
+    """Losses and gradients of a batch and its noise, and the images decoded from the noise."""
 
     def mirrored(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.flip(array, (1, 2)).copy()).to(_DEVICE)
@@ -186,10 +183,10 @@ def numbers(
     with torch.inference_mode():
         images = np.flip(network.eval().decode(mirrored(noise)).cpu().numpy(), (1, 2))
     losses = network.train().losses(mirrored(pixels), mirrored(noise))
-    losses[0].backward()
-    named = dict(zip(("loss", "reconstruction", "kl"), (x.item() for x in losses), strict=True))
+    losses["loss"].backward()
     gradients = {name: p.grad.cpu().numpy() for name, p in network.named_parameters()}
-    return named | {"images": images, "gradients": gradients}
+    losses = {name: loss.item() for name, loss in losses.items()}
+    return losses | {"images": images, "gradients": gradients}
 
 
 def training(
@@ -205,7 +202,7 @@ def training(
     def run(num_steps: int) -> None:
         for _ in range(num_steps):
             chosen = torch.randint(len(images), (batch_size,), device=_DEVICE)
-            losses(on_device[chosen])[0].backward()
+            losses(on_device[chosen])["loss"].backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         _wait()

@@ -1,4 +1,4 @@
-"""Measures contenders in turn, so that a ratio does not depend on the state of the machine.
+"""Measures contenders in turn, so that ratios do not depend on the state of the machine.
 
 Each round calls every contender once. A machine that slows down or is busy for a while does so for
 all of them, and a ratio is the median of the rounds' ratios.
@@ -12,28 +12,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-# Does so many units of work (updates, or batches of images), and returns when they are done.
-Contender = Callable[[int], None]
-
-# Seconds for a unit of work, in each round.
-Seconds = Float[np.ndarray, " rounds"]
-
-# One row of a table: numbers and texts by the name of their column.
-Record = dict[str, Any]
+Contender = Callable[[int], None]  # does so many units of work, and returns when they are done
+Seconds = Float[np.ndarray, " rounds"]  # for a unit of work
+Record = dict[str, Any]  # a row of a table: values by column
 
 _MIN_ROUNDS = 5
 _ROUNDS = 10  # each call does as many units of work as give about so many rounds
 
 
 def in_turn(contenders: Mapping[str, Contender], seconds: float) -> dict[str, Seconds]:
-    """Times contenders in turn, after warming them up.
-
-    Args:
-        contenders: what is timed, by name.
-        seconds: time for measuring all of them; there are at least 5 rounds.
+    """Times contenders in turn for about so many seconds, after warming them up.
 
     Returns:
-        Seconds for a unit of work, `[rounds]`, by the contender's name.
+        Seconds for a unit of work in each round, by the contender's name.
     """
     say(f"  warming up {', '.join(contenders)}")
     share = seconds / (_ROUNDS * len(contenders))
@@ -45,7 +36,7 @@ def in_turn(contenders: Mapping[str, Contender], seconds: float) -> dict[str, Se
     while time.perf_counter() < end or len(times[order[0]]) < _MIN_ROUNDS:
         for name in order:
             times[name].append(_time(contenders[name], units[name]) / units[name])
-        order.reverse()  # so that nobody always follows the same one
+        order.reverse()  # so that no contender always follows the same other one
     return {name: np.asarray(values) for name, values in times.items()}
 
 
@@ -67,12 +58,8 @@ def _time(run: Contender, units: int) -> float:
 def throughput(seconds: Seconds, images: int) -> Record:
     """Columns for images a second, where a unit of work is so many images."""
     low, median, high = (float(x) for x in np.percentile(images / seconds, (25, 50, 75)))
-    return {
-        "images/s": median,
-        "lower quartile": low,
-        "upper quartile": high,
-        "rounds": len(seconds),
-    }
+    quartiles = {"lower quartile": low, "upper quartile": high}
+    return {"images/s": median, **quartiles, "rounds": len(seconds)}
 
 
 def ratio(numerator: Seconds, denominator: Seconds) -> float:

@@ -15,7 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from experiments.benchmark import options, report, workloads
+from experiments.benchmark import terminal, workloads
 from experiments.benchmark.stopwatch import Record, Seconds, in_turn, ratio, say
 from svae_jax import config as configs
 
@@ -31,11 +31,11 @@ UPDATES, GENERATED = 1600, 10_000
 
 def main(argv: Sequence[str]) -> None:
     """Times the four models, and prints the table."""
-    values = options.parse(argv, __doc__)
-    variants = {name: options.variant(values, name) for name in PAPER}
+    values = terminal.parse(argv, __doc__)
+    variants = {name: terminal.variant(values, name) for name in PAPER}
     for config in variants.values():
         configs.check(config, num_devices=jax.device_count())
-    results = report.begin(values.config)
+    results = terminal.begin(values.config)
     images = load_images(values.config)
     recipes = {name: workloads.recipe(c, len(images)) for name, c in variants.items()}
     say("training:")
@@ -50,8 +50,8 @@ def main(argv: Sequence[str]) -> None:
         | _columns("10,000 images", generated, name, GENERATED / workloads.GENERATED)
         for name in PAPER
     ]
-    print(f"\n{report.table(records)}")
-    report.save(values.json, results | {"models": records})
+    print(f"\n{terminal.table(records)}")
+    terminal.save(values.json, results | {"models": records})
 
 
 def load_images(config: ml_collections.ConfigDict) -> workloads.Images:
@@ -76,4 +76,4 @@ def _columns(what: str, times: dict[str, Seconds], name: str, units: float) -> R
 
 
 if __name__ == "__main__":
-    options.run(main)
+    terminal.run(main)

@@ -26,24 +26,29 @@ CUDA_VISIBLE_DEVICES=0.
 import contextlib
 import importlib.util
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 
 import jax
 import ml_collections
 
-from experiments.benchmark import baselines, options, processes, report, workloads
+from experiments.benchmark import baselines, processes, terminal, workloads
+from experiments.benchmark.baselines import OURS
 from experiments.benchmark.stopwatch import Record, in_turn, ratio, say, throughput
 from svae_jax import config as configs
 from svae_jax.errors import UserError
 
-_OURS = "svae_jax"
 _COMPARED = ("training", "generation")
-_SCALED = {"batch_size": "batch size", "maps": "N", "size": "d"}
+_SCALED = {
+    "batch_size": ["batch_size"],
+    "maps": ["latent.maps"],
+    "size": ["latent.height", "latent.width"],
+}
 _PARTS = (*_COMPARED, *_SCALED, "memory", "main")
 
 
 def main(argv: Sequence[str]) -> None:
     """Measures the parts asked for, and prints a table of each."""
-    values = options.parse(
+    values = terminal.parse(
         argv,
         __doc__,
         parts=("training,generation", _PARTS),
@@ -54,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     if "pytorch" in against and importlib.util.find_spec("torch") is None:
         say("PyTorch is not installed and is left out; pip install -e '.[bench]' installs it")
         against.remove("pytorch")
-    results = report.begin(config)
+    results = terminal.begin(config)
     if not {*_COMPARED}.isdisjoint(values.parts):
         results["differences"] = baselines.check_same(config, against)
     for part in values.parts:
@@ -66,76 +71,59 @@ def main(argv: Sequence[str]) -> None:
         else:
             measure = processes.memory if part == "memory" else processes.whole_run
             records = measure(config, values.seconds)
-        print(f"\n{part}\n\n{report.table(records)}", flush=True)
+        print(f"\n{part}\n\n{terminal.table(records)}", flush=True)
         results[part] = records
-        report.save(values.json, results)  # after each part: a later one may fail
+        terminal.save(values.json, results)  # after each part: a later one may fail
 
 
 def comparison(
     part: str, config: ml_collections.ConfigDict, against: Sequence[str], seconds: float
 ) -> list[Record]:
     """Training or generation: a row for this project, and one for each baseline."""
-    recipe = workloads.recipe(config)
-    if part == "training":
-        ours, images = workloads.training(recipe, workloads.noise(config)), config.batch_size
-    else:
-        ours, images = workloads.generation(recipe), workloads.GENERATED
-    contenders = {_OURS: ours}
+    contenders = {OURS: baselines.contender(OURS, part, config.to_json())}
     with contextlib.ExitStack() as stack:
-        for name in (name for group in against for name in baselines.NAMES[group]):
-            process = processes.OwnProcess(baselines.contender, part, name, config.to_json())
-            contenders[name] = stack.enter_context(process)
+        for name in (name for word in against for name in baselines.NAMES[word]):
+            process = processes.OwnProcess(baselines.contender, name, part, config.to_json())
+            run = stack.enter_context(process)
             say(f"  {name}: a first call")
             try:
-                contenders[name](1)
-            except UserError as error:  # torch.compile needs a C++ compiler, or Triton
+                run(1)
+                contenders[name] = run
+            except (UserError, BrokenProcessPool) as error:  # torch.compile needs a compiler
                 say(f"  {name} fails and is left out: {error}")
-                del contenders[name]
         times = in_turn(contenders, seconds)
+    images = config.batch_size if part == "training" else workloads.GENERATED
+    ratios = {name: ratio(taken, times[OURS]) for name, taken in times.items()}
     return [
-        {"implementation": name}
+        {"implementation": name, f"speed of {OURS} / this": ratios[name]}
         | throughput(taken, images)
-        | {f"speed of {_OURS} / this": ratio(taken, times[_OURS])}
         for name, taken in times.items()
     ]
 
 
 def scaling(part: str, config: ml_collections.ConfigDict, seconds: float) -> list[Record]:
     """Training and generation for several batch sizes, numbers of maps, or sizes of a map."""
-    fields, values = _varied(part, config)
-    images = workloads.noise(config)
-    recipes, batches = {}, {}
-    for value in sorted(set(values)):
-        changed = ml_collections.ConfigDict(config.to_dict())
-        changed.update_from_flattened_dict(dict.fromkeys(fields, value))
-        name = f"{_SCALED[part]}={value}"
-        recipes[name] = workloads.recipe(changed)
-        batches[name] = value if part == "batch_size" else workloads.GENERATED
-    trained = in_turn({n: workloads.training(r, images) for n, r in recipes.items()}, seconds)
-    generated = in_turn(
-        {n: workloads.generation(r, count=batches[n]) for n, r in recipes.items()}, seconds
-    )
-    return [
-        {
-            "variant": name,
-            "training, images/s": throughput(trained[name], recipe.batch_size)["images/s"],
-            "generation, images/s": throughput(generated[name], batches[name])["images/s"],
+    devices, variants = jax.device_count(), {}
+    values = {
+        "batch_size": [round(config.batch_size * x / devices) for x in (0.1, 0.3, 1, 3, 10)],
+        "maps": [config.latent.maps * x // 4 for x in (1, 2, 4, 8, 16)],
+        "size": [d for d in (2, 3, 4, 6, 8) if d >= config.latent.rank],
+    }[part]
+    for value in (max(1, value) * (devices if part == "batch_size" else 1) for value in values):
+        variants[f"{part}={value}"] = changed = configs.from_dict(config.to_dict())
+        changed.update_from_flattened_dict(dict.fromkeys(_SCALED[part], value))
+    records = {name: {"variant": name} for name in variants}
+    for what in _COMPARED:
+        generated = workloads.GENERATED if what == "generation" and part != "batch_size" else None
+        count = {name: generated or variant.batch_size for name, variant in variants.items()}
+        contenders = {
+            name: baselines.contender(OURS, what, variant.to_json(), count[name])
+            for name, variant in variants.items()
         }
-        for name, recipe in recipes.items()
-    ]
-
-
-def _varied(part: str, config: ml_collections.ConfigDict) -> tuple[list[str], list[int]]:
-    """The fields that a part changes, and the values that it gives to them."""
-    if part == "batch_size":
-        n = jax.device_count()
-        each = config.batch_size / n
-        return ["batch_size"], [n * max(1, round(x * each)) for x in (0.1, 0.3, 1, 3, 10)]
-    if part == "maps":
-        return ["latent.maps"], [max(1, config.latent.maps * x // 4) for x in (1, 2, 4, 8, 16)]
-    sizes = [d for d in (2, 3, 4, 6, 8) if d >= config.latent.rank]
-    return ["latent.height", "latent.width"], sizes
+        for name, taken in in_turn(contenders, seconds).items():
+            records[name][f"{what}, images/s"] = throughput(taken, count[name])["images/s"]
+    return list(records.values())
 
 
 if __name__ == "__main__":
-    options.run(main)
+    terminal.run(main)

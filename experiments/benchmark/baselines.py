@@ -10,18 +10,17 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from jaxtyping import Float, PyTree
+from jaxtyping import PyTree
 
 from experiments.benchmark import plain_flax, workloads
 from experiments.benchmark.stopwatch import Contender, say
 from svae_jax import config as configs
 from svae_jax.errors import UserError
-from svae_jax.evaluation import steps
-from svae_jax.recipe import Recipe, stream
+from svae_jax.recipe import stream
 from svae_jax.training import step
 
-_PLAIN, _EAGER, _COMPILED = "plain Flax", "PyTorch, eager", "PyTorch, torch.compile"
-NAMES = {"plain": (_PLAIN,), "pytorch": (_EAGER, _COMPILED)}  # by the words of --against
+OURS, PLAIN, COMPILED = "svae_jax", "plain Flax", "PyTorch, torch.compile"
+NAMES = {"plain": (PLAIN,), "pytorch": ("PyTorch, eager", COMPILED)}  # by the words of --against
 
 # Largest difference of two implementations in float32, relative to an array's norm.
 TOLERANCE = 1e-4
@@ -29,35 +28,37 @@ TOLERANCE = 1e-4
 _NEEDED = {"model.norm": "batch", "optimizer.clip_norm": 0.0, "optimizer.ema_decay": 0.0}
 
 
-def contender(part: str, name: str, config_json: str) -> Contender:
-    """What a baseline, one of `NAMES`, is timed for: "training" or "generation"."""
-    config = configs.from_dict(json.loads(config_json))
-    recipe, images = workloads.recipe(config), workloads.noise(config)
-    if name == _PLAIN:
+def contender(
+    name: str, part: str, config_json: str, generated: int = workloads.GENERATED
+) -> Contender:
+    """The training or generation (`part`) of this project, `OURS`, or of a baseline in `NAMES`."""
+    recipe = workloads.recipe(config := configs.from_dict(json.loads(config_json)))
+    images = workloads.noise(config)
+    if name == OURS:
+        train, generate = workloads.training, workloads.generation
+    elif name == PLAIN:
         recipe = plain_flax.of(recipe)
-        if part == "training":
-            return workloads.simple_training(recipe, images)
-        return workloads.generation(recipe, generate=jax.jit(steps.generate, static_argnums=(0, 3)))
-    from experiments.benchmark import pytorch
+        train, generate = workloads.simple_training, workloads.simple_generation
+    else:
+        from experiments.benchmark import pytorch
 
-    network, compiled = pytorch.make(recipe, workloads.initial_state(recipe)), name == _COMPILED
-    if part == "training":
-        learning_rate = config.optimizer.learning_rate
-        return pytorch.training(network, images, config.batch_size, learning_rate, compiled)
-    return pytorch.generation(network, workloads.GENERATED, compiled)
+        network = pytorch.make(recipe, workloads.initial_state(recipe))
+        train = functools.partial(pytorch.training, network, compiled=name == COMPILED)
+        generate = functools.partial(pytorch.generation, network, compiled=name == COMPILED)
+    return train(recipe, images) if part == "training" else generate(recipe, generated)
 
 
 def check_same(
     config: ml_collections.ConfigDict, against: Sequence[str], num_images: int = 16
 ) -> dict[str, float]:
-    """Compares the numbers of baselines with those of this project, in float32.
+    """Compares the numbers of baselines ("plain", "pytorch") with this project's, in float32.
 
     All get the same images, noise and parameters: the initial ones, moved a little so that no bias
     is 0.
 
     Returns:
-        For each of `against` ("plain", "pytorch"), the largest difference of a loss, a gradient or
-        the generated images, relative to its norm.
+        For each baseline, the largest difference of a loss, a gradient or the generated images,
+        relative to its norm.
 
     Raises:
         UserError: the difference is more than rounding, or there is no such baseline.
@@ -69,7 +70,7 @@ def check_same(
     config = configs.from_dict(config.to_dict())
     config.model.dtype = "float32"  # rounding to bfloat16 would hide a difference
     recipe, rng = workloads.recipe(config), np.random.default_rng(0)
-    state = jax.tree.map(np.asarray, workloads.initial_state(recipe))
+    state = workloads.initial_state(recipe)
     params, stats = jax.tree.map(
         lambda x: x + 0.02 * rng.standard_normal(x.shape, np.float32),
         (state.params, state.batch_stats),
@@ -92,12 +93,7 @@ def check_same(
     return differences
 
 
-def _numbers(
-    recipe: Recipe,
-    state: step.TrainState,
-    pixels: workloads.Images,
-    z: Float[np.ndarray, "b h w n"],
-) -> dict[str, Any]:
+def _numbers(recipe, state, pixels, z) -> dict[str, Any]:
     """Losses and gradients of the training step, and images generated from z."""
     keeps_gradients = optax.GradientTransformation(
         lambda params: params,
@@ -112,7 +108,7 @@ def _numbers(
     return jax.device_get(numbers | {"images": images, "gradients": state.opt_state})
 
 
-def _pytorch_pair(recipe, state, ours, pixels, noise):
+def _pytorch_pair(recipe, state, ours, pixels, noise) -> tuple[PyTree, PyTree]:
     """Our numbers with gradients as PyTorch names them, and PyTorch's."""
     from experiments.benchmark import pytorch
 

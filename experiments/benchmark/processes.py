@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +37,11 @@ class OwnProcess(ProcessPoolExecutor):
         self._make = (make, *args)
 
     def __call__(self, units: int) -> None:
-        """Does so many units of work.
+        """Does so many units of work."""
+        self.submit(_work, units, *self._make).result()
 
-        Raises:
-            UserError: the first line of what failed there.
-        """
-        try:
-            self.submit(_work, units, *self._make).result()
-        except BrokenProcessPool:
-            raise UserError("its process has died; out of memory?") from None
+
+_made = functools.cache(lambda make, *args: make(*args))
 
 
 def _work(units: int, *make: Any) -> None:
@@ -54,11 +49,6 @@ def _work(units: int, *make: Any) -> None:
         _made(*make)(units)
     except Exception as error:  # not every error can be sent to another process
         raise UserError((str(error).strip() or repr(error)).splitlines()[0]) from None
-
-
-@functools.cache
-def _made(make: Callable[..., Contender], *args: Any) -> Contender:
-    return make(*args)
 
 
 def memory(
@@ -129,21 +119,26 @@ def whole_run(config: ml_collections.ConfigDict, seconds: float) -> list[Record]
     for split in ("train", "test"):
         given = {"image_size": dataset.image_size, "cache_dir": dataset.cache_dir}
         data.load("shapes", split, channels=3, **given)
-    alone = {"steps alone": workloads.training(workloads.recipe(config), workloads.noise(config))}
+    contender = workloads.training(workloads.recipe(config), workloads.noise(config))
+
+    def alone() -> float:
+        seconds_per_step = in_turn({"training steps alone": contender}, seconds / 2).popitem()[1]
+        return throughput(seconds_per_step, size)["images/s"]
+
     with tempfile.TemporaryDirectory() as directory:
         cold = _log_times(config, directory, "cold", num_steps=1)
-        before = in_turn(alone, seconds / 2)["steps alone"]
+        before = alone()
         say(f"  a run of {num_steps} updates")
         run = _log_times(config, directory, "run")
-        after = in_turn(alone, seconds / 2)["steps alone"]
+        after = alone()
     _, begin, *_, end = run
     rate = (end - begin) * size / (run[end] - run[begin])
     rows = {
         "seconds to the first step, nothing compiled before": cold[1],
         "seconds to the first step, all compiled before": run[1],
         f"images/s of the run, {end - begin} updates": rate,
-        "images/s of training steps alone, before": throughput(before, size)["images/s"],
-        "images/s of training steps alone, after": throughput(after, size)["images/s"],
+        "images/s of training steps alone, before": before,
+        "images/s of training steps alone, after": after,
     }
     return [{"measured": name, "value": value} for name, value in rows.items()]
 

@@ -13,17 +13,16 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-from jaxtyping import Float, PyTree, UInt8
+from jaxtyping import Float, PyTree
 from torch import Tensor, nn
 
 from experiments.benchmark.stopwatch import Contender
+from experiments.benchmark.workloads import Images
 from svae_jax import latents
 from svae_jax.model import SpatialVAE, convolutions, networks
 from svae_jax.model.objective import MIN_SIGMA
 from svae_jax.recipe import Recipe
 from svae_jax.training.step import TrainState
-
-Images = UInt8[np.ndarray, "n h w c"]
 
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -57,7 +56,7 @@ class Network(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Images in [-1, 1] to the posteriors' numbers, [b, p]."""
         x = images.permute(0, 3, 1, 2)
-        with self._precision():
+        with torch.autocast(_DEVICE, torch.bfloat16, enabled=self.low_precision):
             for block, unused in zip(self.encoder, self.unused, strict=True):
                 # VALID leaves out the last pixels, and so, mirrored, the first.
                 x = block(x[:, :, unused:, unused:])
@@ -66,7 +65,7 @@ class Network(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Latent maps to the means of the pixels."""
         x = z.permute(0, 3, 1, 2)
-        with self._precision():
+        with torch.autocast(_DEVICE, torch.bfloat16, enabled=self.low_precision):
             for block in self.decoder:
                 x = block(x)
         return self.last(x.float()).tanh().permute(0, 2, 3, 1)
@@ -83,9 +82,6 @@ class Network(nn.Module):
         constant = num_dims * (variance.log() + math.log(2 * math.pi))
         reconstruction = -0.5 * (error / variance + constant)
         return {"loss": kl - reconstruction, "reconstruction": reconstruction, "kl": kl}
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(_DEVICE, torch.bfloat16, enabled=self.low_precision)
 
 
 def _block(convolution: nn.Conv2d | nn.ConvTranspose2d) -> nn.Sequential:
@@ -114,13 +110,10 @@ def posterior(family: latents.Posterior, flat: Tensor) -> tuple[Tensor, Tensor, 
         mean = (parts["mu"][:, :, None] * parts["nu"][:, None]).sum(-2)
     if "log_variance" in parts:
         log_variance = parts["log_variance"]
-        trace = log_variance.exp().sum((1, 2))
     else:
-        rows, cols = parts["row_log_variance"], parts["col_log_variance"]
-        log_variance = rows[:, :, None] + cols[:, None]
-        trace = rows.exp().sum(1) * cols.exp().sum(1)
-    kl_per_map = 0.5 * (trace + (mean.square() - 1 - log_variance).sum((1, 2)))
-    return mean, log_variance, kl_per_map.sum(1)
+        log_variance = parts["row_log_variance"][:, :, None] + parts["col_log_variance"][:, None]
+    kl = 0.5 * (log_variance.exp() + mean.square() - 1 - log_variance).sum((1, 2, 3))
+    return mean, log_variance, kl
 
 
 def translated(model: SpatialVAE, params: PyTree, stats: PyTree = None) -> dict[str, np.ndarray]:
@@ -189,40 +182,42 @@ def numbers(
     return losses | {"images": images, "gradients": gradients}
 
 
-def training(
-    network: Network, images: Images, batch_size: int, learning_rate: float, compiled: bool
-) -> Contender:
+def training(network: Network, recipe: Recipe, images: Images, compiled: bool) -> Contender:
     """Updates, each with a random batch of images that are on the device."""
-    _allow_tf32(True)
-    network.train()
     on_device = torch.from_numpy(images).to(_DEVICE)
-    losses = _compiled(network.losses) if compiled else network.losses
-    optimizer = torch.optim.Adam(network.parameters(), learning_rate, fused=True)
+    losses = _compiled(network.train().losses, compiled)
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
 
-    def run(num_steps: int) -> None:
-        for _ in range(num_steps):
-            chosen = torch.randint(len(images), (batch_size,), device=_DEVICE)
-            losses(on_device[chosen])["loss"].backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        _wait()
+    def update() -> None:
+        chosen = torch.randint(len(images), (recipe.batch_size,), device=_DEVICE)
+        losses(on_device[chosen])["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
-    return run
+    return _repeated(update)
 
 
-def generation(network: Network, batch_size: int, compiled: bool) -> Contender:
+def generation(network: Network, recipe: Recipe, count: int, compiled: bool) -> Contender:
     """Batches of images generated from the prior."""
-    _allow_tf32(True)
-    network.eval()
-    decode = _compiled(network.decode) if compiled else network.decode
-    posterior = network.posterior
-    shape = (batch_size, posterior.height, posterior.width, posterior.maps)
+    decode, posterior = _compiled(network.eval().decode, compiled), recipe.model.posterior
+    shape = (count, posterior.height, posterior.width, posterior.maps)
+    return _repeated(torch.inference_mode()(lambda: decode(torch.randn(shape, device=_DEVICE))))
 
-    def run(num_batches: int) -> None:
-        with torch.inference_mode():
-            for _ in range(num_batches):
-                decode(torch.randn(shape, device=_DEVICE))
-        _wait()
+
+def _compiled(function: Callable, compiled: bool) -> Callable:
+    # On a GPU, launching the kernels of so small a network takes longer than running them.
+    mode = "reduce-overhead" if _DEVICE == "cuda" else None
+    return torch.compile(function, mode=mode) if compiled else function
+
+
+def _repeated(work: Callable[[], Any]) -> Contender:
+    _allow_tf32(True)
+
+    def run(units: int) -> None:
+        for _ in range(units):
+            work()
+        if _DEVICE == "cuda":
+            torch.cuda.synchronize()
 
     return run
 
@@ -230,13 +225,3 @@ def generation(network: Network, batch_size: int, compiled: bool) -> Contender:
 def _allow_tf32(allowed: bool) -> None:
     """Whether a GPU may round the factors of float32 products, as JAX does by default."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-
-
-def _compiled(function: Callable) -> Callable:
-    # On a GPU, launching the kernels of so small a network takes longer than running them.
-    return torch.compile(function, mode="reduce-overhead" if _DEVICE == "cuda" else None)
-
-
-def _wait() -> None:
-    if _DEVICE == "cuda":
-        torch.cuda.synchronize()

@@ -1,0 +1,142 @@
+"""The baselines, plain Flax and PyTorch, and the proof that they compute the same."""
+
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jaxtyping import PyTree
+
+from experiments.benchmark import plain_flax, workloads
+from experiments.benchmark.stopwatch import Contender, say
+from svae_jax import config as configs
+from svae_jax.errors import UserError
+from svae_jax.recipe import stream
+from svae_jax.training import step
+
+OURS, PLAIN, COMPILED = "svae_jax", "plain Flax", "PyTorch, torch.compile"
+NAMES = {"plain": (PLAIN,), "pytorch": ("PyTorch, eager", COMPILED)}  # by the words of --against
+
+# Largest difference of two implementations in float32, relative to an array's norm.
+TOLERANCE = 1e-4
+# What the baselines are written for. Other differences show in the numbers.
+_NEEDED = {"model.norm": "batch", "optimizer.clip_norm": 0.0, "optimizer.ema_decay": 0.0}
+
+
+def contender(
+    name: str, part: str, config_json: str, generated: int = workloads.GENERATED
+) -> Contender:
+    """The training or generation (`part`) of this project, `OURS`, or of a baseline in `NAMES`."""
+    recipe = workloads.recipe(config := configs.from_dict(json.loads(config_json)))
+    images = workloads.noise(config)
+    if name == OURS:
+        train, generate = workloads.training, workloads.generation
+    elif name == PLAIN:
+        recipe = plain_flax.of(recipe)
+        train, generate = workloads.simple_training, workloads.simple_generation
+    else:
+        from experiments.benchmark import pytorch
+
+        network = pytorch.make(recipe, workloads.initial_state(recipe))
+        train = functools.partial(pytorch.training, network, compiled=name == COMPILED)
+        generate = functools.partial(pytorch.generation, network, compiled=name == COMPILED)
+    return train(recipe, images) if part == "training" else generate(recipe, generated)
+
+
+def check_same(
+    config: ml_collections.ConfigDict, against: Sequence[str], num_images: int = 16
+) -> dict[str, float]:
+    """Compares the numbers of baselines ("plain", "pytorch") with this project's, in float32.
+
+    All get the same images, noise and parameters: the initial ones, moved a little so that no bias
+    is 0.
+
+    Returns:
+        For each baseline, the largest difference of a loss, a gradient or the generated images,
+        relative to its norm.
+
+    Raises:
+        UserError: the difference is more than rounding, or there is no such baseline.
+    """
+    fields = configs.flatten(config.to_dict())
+    for field, value in (_NEEDED | {"latent.width": config.latent.height}).items():
+        if against and fields[field] != value:
+            raise UserError(f"baselines need {field}={value!r}, got {fields[field]!r}")
+    config = configs.from_dict(config.to_dict())
+    config.model.dtype = "float32"  # rounding to bfloat16 would hide a difference
+    recipe, rng = workloads.recipe(config), np.random.default_rng(0)
+    state = workloads.initial_state(recipe)
+    params, stats = jax.tree.map(
+        lambda x: x + 0.02 * rng.standard_normal(x.shape, np.float32),
+        (state.params, state.batch_stats),
+    )
+    state = state._replace(params=params, batch_stats=stats)
+    pixels, posterior = workloads.noise(config, num_images), recipe.model.posterior
+    # The noise of the training step's first update; it also serves as latents to decode.
+    key = jax.random.fold_in(stream(recipe.seed, "latent"), 0)
+    shape = (num_images, posterior.height, posterior.width, posterior.maps)
+    noise = np.asarray(jax.random.normal(key, shape))
+    differences = {}
+    with jax.default_matmul_precision("highest"):
+        ours = _numbers(recipe, state, pixels, noise)
+        for name in against:
+            if name == "plain":
+                pair = ours, _numbers(plain_flax.of(recipe), state, pixels, noise)
+            else:
+                pair = _pytorch_pair(recipe, state, ours, pixels, noise)
+            differences[name] = largest_difference(name, *pair)
+    return differences
+
+
+def _numbers(recipe, state, pixels, z) -> dict[str, Any]:
+    """Losses and gradients of the training step, and images generated from z."""
+    keeps_gradients = optax.GradientTransformation(
+        lambda params: params,
+        lambda gradients, *_: (jax.tree.map(jnp.zeros_like, gradients), gradients),
+    )
+    recipe = recipe._replace(optimizer=keeps_gradients)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    images = jax.jit(functools.partial(recipe.model.apply, method="decode"))(variables, z)
+    state = state._replace(opt_state=state.params)
+    state, losses = jax.jit(functools.partial(step.train_step, recipe))(state, pixels)
+    numbers = {name: losses[name] for name in ("loss", "reconstruction", "kl")}
+    return jax.device_get(numbers | {"images": images, "gradients": state.opt_state})
+
+
+def _pytorch_pair(recipe, state, ours, pixels, noise) -> tuple[PyTree, PyTree]:
+    """Our numbers with gradients as PyTorch names them, and PyTorch's."""
+    from experiments.benchmark import pytorch
+
+    try:
+        theirs = pytorch.numbers(pytorch.make(recipe, state), pixels, noise)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"PyTorch has no such layers: {error}; use --against=plain") from None
+    return ours | {"gradients": pytorch.translated(recipe.model, ours["gradients"])}, theirs
+
+
+def largest_difference(name: str, ours: PyTree, theirs: PyTree) -> float:
+    """The largest difference of two implementations' numbers, relative to an array's norm.
+
+    Raises:
+        UserError: it is above `TOLERANCE`.
+    """
+    errors = jax.tree.leaves_with_path(jax.tree.map(_difference, ours, theirs))
+    path, worst = max(errors, key=lambda item: np.nan_to_num(item[1], nan=np.inf))
+    if not worst <= TOLERANCE:
+        leaf = jax.tree_util.keystr(path, simple=True, separator="/")
+        raise UserError(
+            f"{name} does not compute the same: {leaf} differs by {worst:.1e} of its norm; leave "
+            f"{name} out of --against"
+        )
+    say(f"{name} computes the same losses, gradients and images; largest difference {worst:.0e}")
+    return worst
+
+
+def _difference(ours: Any, theirs: Any) -> float:
+    ours, theirs = (np.asarray(x, np.float64) for x in (ours, theirs))
+    return float(np.linalg.norm(ours - theirs) / max(np.linalg.norm(ours), 1e-30))

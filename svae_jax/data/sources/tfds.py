@@ -118,7 +118,7 @@ class TFDS:
 
         features = self.builder.info.features
         items = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
-        images = [key for key in items if isinstance(items[key], tfds.features.Image)]
+        images = sorted(key for key in items if isinstance(items[key], tfds.features.Image))
         key = "image" if "image" in images or len(images) != 1 else images[0]
         if key in images and items[key].np_dtype == np.uint8:
             return key

@@ -42,7 +42,7 @@ def contender(
     else:
         from experiments.benchmark import pytorch
 
-        network = pytorch.make(recipe, workloads.initial_state(recipe))
+        network = pytorch.make(recipe, workloads.initial_variables(recipe))
         train = functools.partial(pytorch.training, network, compiled=name == COMPILED)
         generate = functools.partial(pytorch.generation, network, compiled=name == COMPILED)
     return train(recipe, images) if part == "training" else generate(recipe, generated)
@@ -53,8 +53,7 @@ def check_same(
 ) -> dict[str, float]:
     """Compares the numbers of baselines ("plain", "pytorch") with this project's, in float32.
 
-    All get the same images, noise and parameters: the initial ones, moved a little so that no bias
-    is 0.
+    All get the same random images, noise, parameters and batch statistics.
 
     Returns:
         For each baseline, the largest difference of a loss, a gradient or the generated images,
@@ -70,12 +69,15 @@ def check_same(
     config = configs.from_dict(config.to_dict())
     config.model.dtype = "float32"  # rounding to bfloat16 would hide a difference
     recipe, rng = workloads.recipe(config), np.random.default_rng(0)
-    state = workloads.initial_state(recipe)
-    params, stats = jax.tree.map(
-        lambda x: x + 0.02 * rng.standard_normal(x.shape, np.float32),
-        (state.params, state.batch_stats),
-    )
-    state = state._replace(params=params, batch_stats=stats)
+
+    def uniform(low: float, high: float, tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: rng.uniform(low, high, x.shape).astype(np.float32), tree)
+
+    shapes = jax.eval_shape(functools.partial(step.init_state, recipe))
+    variables = {
+        "params": uniform(-0.1, 0.1, shapes.params),
+        "batch_stats": uniform(0.5, 1.5, shapes.batch_stats),
+    }
     pixels, posterior = workloads.noise(config, num_images), recipe.model.posterior
     # The noise of the training step's first update; it also serves as latents to decode.
     key = jax.random.fold_in(stream(recipe.seed, "latent"), 0)
@@ -83,37 +85,37 @@ def check_same(
     noise = np.asarray(jax.random.normal(key, shape))
     differences = {}
     with jax.default_matmul_precision("highest"):
-        ours = _numbers(recipe, state, pixels, noise)
+        ours = _numbers(recipe, variables, pixels, noise)
         for name in against:
             if name == "plain":
-                pair = ours, _numbers(plain_flax.of(recipe), state, pixels, noise)
+                pair = ours, _numbers(plain_flax.of(recipe), variables, pixels, noise)
             else:
-                pair = _pytorch_pair(recipe, state, ours, pixels, noise)
+                pair = _pytorch_pair(recipe, variables, ours, pixels, noise)
             differences[name] = largest_difference(name, *pair)
     return differences
 
 
-def _numbers(recipe, state, pixels, z) -> dict[str, Any]:
+def _numbers(recipe, variables, pixels, z) -> dict[str, Any]:
     """Losses and gradients of the training step, and images generated from z."""
     keeps_gradients = optax.GradientTransformation(
         lambda params: params,
         lambda gradients, *_: (jax.tree.map(jnp.zeros_like, gradients), gradients),
     )
     recipe = recipe._replace(optimizer=keeps_gradients)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
     images = jax.jit(functools.partial(recipe.model.apply, method="decode"))(variables, z)
-    state = state._replace(opt_state=state.params)
+    params, health = variables["params"], step.Health(np.int32(0), np.int32(-1), np.int32(0))
+    state = step.TrainState(np.int32(0), params, variables["batch_stats"], params, None, health)
     state, losses = jax.jit(functools.partial(step.train_step, recipe))(state, pixels)
     numbers = {name: losses[name] for name in ("loss", "reconstruction", "kl")}
     return jax.device_get(numbers | {"images": images, "gradients": state.opt_state})
 
 
-def _pytorch_pair(recipe, state, ours, pixels, noise) -> tuple[PyTree, PyTree]:
+def _pytorch_pair(recipe, variables, ours, pixels, noise) -> tuple[PyTree, PyTree]:
     """Our numbers with gradients as PyTorch names them, and PyTorch's."""
     from experiments.benchmark import pytorch
 
     try:
-        theirs = pytorch.numbers(pytorch.make(recipe, state), pixels, noise)
+        theirs = pytorch.numbers(pytorch.make(recipe, variables), pixels, noise)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"PyTorch has no such layers: {error}; use --against=plain") from None
     return ours | {"gradients": pytorch.translated(recipe.model, ours["gradients"])}, theirs

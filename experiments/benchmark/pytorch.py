@@ -22,7 +22,6 @@ from svae_jax import latents
 from svae_jax.model import SpatialVAE, convolutions, networks
 from svae_jax.model.objective import MIN_SIGMA
 from svae_jax.recipe import Recipe
-from svae_jax.training.step import TrainState
 
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -116,7 +115,9 @@ def posterior(family: latents.Posterior, flat: Tensor) -> tuple[Tensor, Tensor, 
     return mean, log_variance, kl
 
 
-def translated(model: SpatialVAE, params: PyTree, stats: PyTree = None) -> dict[str, np.ndarray]:
+def translated(
+    model: SpatialVAE, params: PyTree, batch_stats: PyTree = None
+) -> dict[str, np.ndarray]:
     """Our parameters (or their gradients) and batch statistics, mirrored, by PyTorch's names."""
     named = {}
     for side, axes in (("encoder", (3, 2, 0, 1)), ("decoder", (2, 3, 0, 1))):
@@ -128,8 +129,8 @@ def translated(model: SpatialVAE, params: PyTree, stats: PyTree = None) -> dict[
             named[f"{name}.0.weight"] = mirrored.transpose(axes)
             named[f"{name}.1.weight"] = block["BatchNorm_0"]["scale"]
             named[f"{name}.1.bias"] = block["BatchNorm_0"]["bias"]
-            if stats is not None:
-                tracked = stats[side][f"Block_{i}"]["BatchNorm_0"]
+            if batch_stats is not None:
+                tracked = batch_stats[side][f"Block_{i}"]["BatchNorm_0"]
                 named[f"{name}.1.running_mean"] = tracked["mean"]
                 named[f"{name}.1.running_var"] = tracked["var"]
                 named[f"{name}.1.num_batches_tracked"] = 0
@@ -155,11 +156,11 @@ def mirrored_columns(posterior: latents.Posterior) -> np.ndarray:
     return np.concatenate(columns)
 
 
-def make(recipe: Recipe, state: TrainState) -> Network:
+def make(recipe: Recipe, variables: PyTree) -> Network:
     """The network, channels last, with a copy of our parameters and batch statistics."""
     torch.set_num_threads(os.cpu_count() or 1)
     network = Network(recipe.model, *recipe.image_shape[1:])
-    values = translated(recipe.model, *jax.device_get((state.params, state.batch_stats)))
+    values = translated(recipe.model, **jax.device_get(variables))
     network.load_state_dict({name: torch.from_numpy(value) for name, value in values.items()})
     return network.to(_DEVICE, memory_format=torch.channels_last)
 

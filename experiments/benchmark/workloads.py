@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import PyTree, UInt8
 
 from experiments.benchmark.stopwatch import Contender
 from svae_jax import config as configs
@@ -33,11 +33,6 @@ def noise(config: ml_collections.ConfigDict, count: int = NUM_IMAGES) -> Images:
 def recipe(config: ml_collections.ConfigDict, num_images: int = NUM_IMAGES) -> Recipe:
     """What a run on so many images trains."""
     return configs.recipe(config, configs.num_steps(config, num_images))
-
-
-def initial_state(recipe: Recipe) -> step.TrainState:
-    """The state before the first update."""
-    return jax.jit(lambda: step.init_state(recipe))()
 
 
 def training(recipe: Recipe, images: Images, resident_share: float = 1.0) -> Contender:
@@ -73,7 +68,7 @@ def simple_training(recipe: Recipe, images: Images) -> Contender:
         chosen = jax.random.randint(key, (recipe.batch_size,), 0, len(images))
         return step.train_step(recipe, state, images[chosen])[0]
 
-    state = initial_state(recipe)
+    state = jax.jit(step.init_state, static_argnums=0)(recipe)
 
     def run(num_steps: int) -> None:
         nonlocal state
@@ -84,12 +79,17 @@ def simple_training(recipe: Recipe, images: Images) -> Contender:
     return run
 
 
+def initial_variables(recipe: Recipe) -> dict[str, PyTree]:
+    """The network's parameters and batch statistics before training."""
+    state = jax.jit(step.init_state, static_argnums=0)(recipe)
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
 def generation(
     recipe: Recipe, count: int = GENERATED, generate: Callable[..., jax.Array] = steps.generate
 ) -> Contender:
     """Batches of `count` images generated from the prior."""
-    variables = step.evaluated_variables(initial_state(recipe))
-    key = stream(recipe.seed, "prior")
+    variables, key = initial_variables(recipe), stream(recipe.seed, "prior")
 
     def run(num_batches: int) -> None:
         for i in range(num_batches):

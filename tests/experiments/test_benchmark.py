@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -76,6 +77,15 @@ def test_a_table_is_aligned_markdown():
 # ---------------------------------------------------------------------------------- baselines
 
 
+@pytest.fixture
+def compiled_quickly():
+    """Compilation without optimisations, for functions that run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("compiled_quickly")
 def test_plain_flax_and_pytorch_compute_the_same():
     against = ["plain", *(["pytorch"] if importlib.util.find_spec("torch") else [])]
     differences = baselines.check_same(tiny(), against, num_images=4)

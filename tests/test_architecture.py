@@ -23,9 +23,11 @@ ROWS = [
 # What computes touches no files, and runs where nothing but JAX and Flax is installed.
 COMPUTE = {
     "latents", "model", "recipe", "devices/compiler", "devices/sharding", "evaluation/steps",
-    "evaluation/grids", "evaluation/pictures", "training/step",
+    "evaluation/grids", "evaluation/pictures", "evaluation/estimates", "evaluation/quality/frechet",
+    "evaluation/quality/kernel", "evaluation/quality/neighbours", "evaluation/quality/wasserstein",
+    "training/step",
 }  # fmt: skip
-ALLOWED_IN_COMPUTE = {"jax", "flax", "optax", "numpy", "jaxtyping", "svae_jax"}
+ALLOWED_IN_COMPUTE = {"jax", "flax", "optax", "numpy", "jaxtyping", "dm_pix", "svae_jax"}
 PURE_STDLIB = {"collections", "dataclasses", "functools", "math", "re", "typing"}
 # Heavy packages, and the only places that import them.
 HOMES = {
@@ -34,7 +36,7 @@ HOMES = {
     "ml_collections": {"config", "analysis", "main", "training/loop"},
     "tensorflow": {"devices/lazy_tensorflow"},
     "tensorboard": {"run/writer"},
-    "clu": {"evaluation/bounds", "evaluation/metrics", "training/metrics", "run/writer"},
+    "clu": {"evaluation/metrics", "training/metrics", "run/writer"},
     "PIL": {"data", "run/writer"},
     "filelock": {"run/workdir"},
 }

@@ -36,6 +36,7 @@ HOMES = {
     "ml_collections": {"config", "analysis", "main", "training/loop"},
     "tensorflow": {"devices/lazy_tensorflow"},
     "tensorboard": {"run/writer"},
+    "torch": {"evaluation/quality/features"},
     "clu": {"evaluation/metrics", "training/metrics", "run/writer"},
     "PIL": {"data", "run/writer"},
     "filelock": {"run/workdir"},

@@ -72,19 +72,19 @@ class OverImages(NamedTuple):
     """Mean and variance of an output over the images of a split, on the host.
 
     Attributes:
-        count: number of images n.
+        num_images: n.
         mean: `[*s]`.
         variance: `[*s]`, over n − 1; NaN for a single image.
     """
 
-    count: int
+    num_images: int
     mean: Float[np.ndarray, "*s"]
     variance: Float[np.ndarray, "*s"]
 
     @property
     def standard_error(self) -> Float[np.ndarray, "*s"]:
         """Of the mean, over images."""
-        return np.asarray(np.sqrt(self.variance / self.count))
+        return np.asarray(np.sqrt(self.variance / self.num_images))
 
     def estimate(self) -> Estimate:
         """A scalar output's mean with its standard error."""

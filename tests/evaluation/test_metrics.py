@@ -90,7 +90,7 @@ def test_means_and_standard_errors_lose_no_digits_in_float32():
     outputs = over_images(evaluate_batch, jax.random.key(0), pixels, 128, sharding.make_mesh())
     exact = values.astype(np.float64)
     scalar = outputs["scalar"].estimate()
-    assert outputs["scalar"].count == 10_001
+    assert outputs["scalar"].num_images == 10_001
     assert abs(scalar.value - exact.mean()) < 0.01  # one float32 step
     assert scalar.standard_error == pytest.approx(exact.std(ddof=1) / np.sqrt(10_001), rel=1e-3)
     np.testing.assert_allclose(

@@ -28,7 +28,7 @@ def fit(features: Features) -> Gaussian:
     """
     if len(features) < 2:
         raise ValueError(f"features must have two or more rows, got {len(features)}")
-    mean = np.mean(features, axis=0, dtype=np.float64)
+    mean = np.asarray(np.mean(features, axis=0, dtype=np.float64))
     covariance = np.zeros((len(mean), len(mean)))
     for begin in range(0, len(features), _ROWS_AT_A_TIME):
         centred = features[begin : begin + _ROWS_AT_A_TIME] - mean

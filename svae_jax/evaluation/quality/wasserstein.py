@@ -19,6 +19,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
+from svae_jax.evaluation.estimates import Estimate
+
 PATCH = 7  # pixels a side
 SMALLEST_LEVEL = 16  # pixels a side
 PATCHES_PER_IMAGE = 128
@@ -31,18 +33,18 @@ _DIRECTIONS_AT_A_TIME = 16
 Pixels = UInt8[np.ndarray, "n h w c"]
 
 
-class LevelDistance(NamedTuple):
-    """The distance at one level of the pyramid.
+class SlicedWasserstein(NamedTuple):
+    """Distances in standard deviations of a level's pixels.
 
     Attributes:
-        size: height of the level's images in pixels.
-        value: the distance, in standard deviations of the level's pixels.
-        standard_error: of the value over images; NaN where there are too few to tell.
+        sizes: height of each level's images in pixels, finest first.
+        levels: the distance at each level.
+        mean: the mean over levels.
     """
 
-    size: int
-    value: float
-    standard_error: float
+    sizes: tuple[int, ...]
+    levels: tuple[Estimate, ...]
+    mean: Estimate
 
 
 def sliced_wasserstein(
@@ -52,8 +54,8 @@ def sliced_wasserstein(
     *,
     max_patches: int = 2**17,
     num_groups: int = 10,
-) -> list[LevelDistance]:
-    """Returns the sliced Wasserstein distance of each pyramid level, finest first.
+) -> SlicedWasserstein:
+    """Returns the sliced Wasserstein distance of each pyramid level, and their mean.
 
     Every level compares as many patches of each set: 128 from each image of the smaller set, at
     most `max_patches`, and from all images of a set alike. Patches lie at random places, the same
@@ -75,22 +77,20 @@ def sliced_wasserstein(
             patch, or `max_patches` is below 1.
     """
     _check(images, reference, max_patches)
-    sizes = _level_sizes(*images.shape[1:3])
     values = _distances(key, images, reference, max_patches)
-    errors = np.full(len(sizes), math.nan)
-    per_group = min(len(images), len(reference)) // max(num_groups, 1)
-    if num_groups > 1 and per_group > 1:
-        groups = [
-            _distances(key, a, b, max(max_patches // num_groups, 1))
-            for a, b in zip(
-                _groups(images, num_groups), _groups(reference, num_groups), strict=True
-            )
-        ]
+    errors = np.full(len(values) + 1, math.nan)
+    if num_groups > 1 and min(len(images), len(reference)) >= 2 * num_groups:
+        pairs = zip(_groups(images, num_groups), _groups(reference, num_groups), strict=True)
+        patches = max(max_patches // num_groups, 1)
+        groups = [_with_mean(_distances(key, a, b, patches)) for a, b in pairs]
         errors = np.std(groups, axis=0, ddof=1) / math.sqrt(num_groups)
-    return [
-        LevelDistance(size, float(value), float(error))
-        for size, value, error in zip(sizes, values, errors, strict=True)
-    ]
+    found = (Estimate(v, float(e)) for v, e in zip(_with_mean(values), errors, strict=True))
+    *levels, mean = found
+    return SlicedWasserstein(_level_sizes(*images.shape[1:3]), tuple(levels), mean)
+
+
+def _with_mean(values: list[float]) -> list[float]:
+    return [*values, float(np.mean(values))]
 
 
 def _check(images: np.ndarray, reference: np.ndarray, max_patches: int) -> None:
@@ -111,10 +111,10 @@ def _groups(images: np.ndarray, count: int) -> Iterator[np.ndarray]:
     return (images[i : size * count : count] for i in range(count))
 
 
-def _level_sizes(height: int, width: int) -> list[int]:
+def _level_sizes(height: int, width: int) -> tuple[int, ...]:
     """The height of every level: halved as long as both sides keep 16 pixels."""
     halvings = max(int(math.log2(min(height, width) / SMALLEST_LEVEL)), 0)
-    return [-(-height // 2**level) for level in range(halvings + 1)]
+    return tuple(-(-height // 2**level) for level in range(halvings + 1))
 
 
 def _distances(

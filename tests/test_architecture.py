@@ -24,9 +24,11 @@ ROWS = [
 # What computes touches no files, and runs where nothing but JAX and Flax is installed.
 COMPUTE = {
     "latents", "model", "recipe", "devices/compiler", "devices/sharding", "evaluation/steps",
-    "evaluation/grids", "evaluation/pictures", "training/step",
+    "evaluation/grids", "evaluation/pictures", "evaluation/estimates", "evaluation/quality/frechet",
+    "evaluation/quality/kernel", "evaluation/quality/neighbours", "evaluation/quality/wasserstein",
+    "training/step",
 }  # fmt: skip
-ALLOWED_IN_COMPUTE = {"jax", "flax", "optax", "numpy", "jaxtyping", "svae_jax"}
+ALLOWED_IN_COMPUTE = {"jax", "flax", "optax", "numpy", "jaxtyping", "dm_pix", "svae_jax"}
 PURE_STDLIB = {"collections", "dataclasses", "functools", "math", "re", "typing"}
 # Heavy packages, and the only places that import them.
 HOMES = {
@@ -35,7 +37,8 @@ HOMES = {
     "ml_collections": {"config", "analysis", "command_line", "main", "training/loop"},
     "tensorflow": {"devices/lazy_tensorflow"},
     "tensorboard": {"run/writer"},
-    "clu": {"evaluation/bounds", "evaluation/metrics", "training/metrics", "run/writer"},
+    "torch": {"evaluation/quality/features"},
+    "clu": {"evaluation/metrics", "training/metrics", "run/writer"},
     "PIL": {"data", "run/image_files"},
     "filelock": {"files"},
 }

@@ -1,17 +1,16 @@
 """Held-out bounds on log p(x), with a σ that is fixed before any held-out image is seen."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Any
 
-import clu.metrics
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, UInt8
+from jaxtyping import Array, PRNGKeyArray, PyTree, UInt8
 
-from svae_jax.devices import sharding
 from svae_jax.evaluation import metrics, steps
+from svae_jax.evaluation.estimates import Estimate
 from svae_jax.model import objective
 from svae_jax.recipe import Recipe, stream
 
@@ -49,14 +48,22 @@ def fixed_sigma(recipe: Recipe, variables: PyTree, train_images: Pixels, mesh: M
         return steps.eval_step(recipe.model, variables, key, batch, 1.0)
 
     key, images = stream(recipe.seed, "sigma"), train_images[:NUM_SIGMA_IMAGES]
-    means = _means(evaluate_batch, recipe, key, images, mesh)
-    mean_squared_error = means["squared_error"] / math.prod(recipe.image_shape)
-    return float(objective.optimal_sigma(jnp.asarray(mean_squared_error)))
+    outputs = metrics.over_images(evaluate_batch, key, images, recipe.batch_size, mesh)
+    mean_squared_error = outputs["squared_error"].mean / math.prod(recipe.image_shape)
+    return float(objective.optimal_sigma(jnp.asarray(mean_squared_error, jnp.float32)))
 
 
 def evaluate(
     recipe: Recipe, variables: PyTree, images: Pixels, sigma: float, mesh: Mesh
 ) -> dict[str, float]:
+    """The values of `estimate`, and `sigma`."""
+    found = estimate(recipe, variables, images, sigma, mesh)
+    return {**{name: figure.value for name, figure in found.items()}, "sigma": sigma}
+
+
+def estimate(
+    recipe: Recipe, variables: PyTree, images: Pixels, sigma: float, mesh: Mesh
+) -> dict[str, Estimate]:
     """Evaluates all images with one sample of z each.
 
     Args:
@@ -68,20 +75,26 @@ def evaluate(
 
     Returns:
         `elbo`, `reconstruction` and `kl` in nats an image (β = 1, no free bits), `bits_per_dim` of
-        the 8-bit images, `sigma`, and whatever else `steps.eval_step` returns.
+        the 8-bit images, and whatever else `steps.eval_step` returns. Each is a mean over images,
+        with its standard error.
     """
 
     def evaluate_batch(key: PRNGKeyArray, batch: Array) -> dict[str, Array]:
         return steps.eval_step(recipe.model, variables, key, batch, sigma)
 
-    key = stream(recipe.seed, "eval")
-    means = _means(evaluate_batch, recipe, key, images, mesh)
+    means = _means(evaluate_batch, recipe, images, mesh)
     del means["squared_error"]  # only for `fixed_sigma`
     bits_per_dim = _bits_per_dim(recipe, means.pop("elbo_discretized"))
-    return {"elbo": means.pop("elbo"), "bits_per_dim": bits_per_dim, **means, "sigma": sigma}
+    return {"elbo": means.pop("elbo"), "bits_per_dim": bits_per_dim, **means}
 
 
-def importance_weighted(
+def importance_weighted(*args: Any, num_samples: int, chunk_size: int = 1) -> dict[str, float]:
+    """The values of `estimate_importance_weighted`."""
+    found = estimate_importance_weighted(*args, num_samples=num_samples, chunk_size=chunk_size)
+    return {name: figure.value for name, figure in found.items()}
+
+
+def estimate_importance_weighted(
     recipe: Recipe,
     variables: PyTree,
     images: Pixels,
@@ -90,7 +103,7 @@ def importance_weighted(
     *,
     num_samples: int,
     chunk_size: int = 1,
-) -> dict[str, float]:
+) -> dict[str, Estimate]:
     """The importance-weighted bound of K = `num_samples` samples on all images.
 
     Args:
@@ -103,7 +116,8 @@ def importance_weighted(
         chunk_size: samples of each image of a batch that are decoded at a time.
 
     Returns:
-        `elbo_iw` in nats an image, and `bits_per_dim_iw` of the 8-bit images.
+        `elbo_iw` in nats an image, and `bits_per_dim_iw` of the 8-bit images, each with its
+        standard error over images.
     """
 
     def evaluate_batch(key: PRNGKeyArray, batch: Array) -> dict[str, Array]:
@@ -113,41 +127,23 @@ def importance_weighted(
         )
         return {"density": density, "discretized": discretized}
 
-    key = stream(recipe.seed, "eval")
-    means = _means(evaluate_batch, recipe, key, images, mesh)
+    means = _means(evaluate_batch, recipe, images, mesh)
     return {
         "elbo_iw": means["density"],
         "bits_per_dim_iw": _bits_per_dim(recipe, means["discretized"]),
     }
 
 
-def _bits_per_dim(recipe: Recipe, nats: float) -> float:
-    return float(objective.bits_per_dim(nats, math.prod(recipe.image_shape)))
-
-
 def _means(
-    evaluate_batch: Callable[[PRNGKeyArray, Array], Mapping[str, Array]],
+    evaluate_batch: Callable[[PRNGKeyArray, Array], dict[str, Array]],
     recipe: Recipe,
-    key: PRNGKeyArray,
     images: Pixels,
     mesh: Mesh,
-) -> dict[str, float]:
-    """The means over all images: summed in batches, on the device, and divided once."""
-    totals: clu.metrics.Collection | None = None
-    size = recipe.batch_size
-    for i in range(-(-len(images) // size)):
-        # The last batch is filled up with its own images again, which the mask leaves out.
-        rows = np.arange(i * size, (i + 1) * size)
-        mask = sharding.put(rows < len(images), sharding.split_batch(mesh))
-        batch = sharding.put_rows(images, np.minimum(rows, len(images) - 1), mesh)
-        values = dict(evaluate_batch(jax.random.fold_in(key, i), batch))
-        totals = _add(totals or metrics.averages(*sorted(values)).empty(), mask, values)
-    assert totals is not None  # a split holds at least one image
-    return {name: float(value) for name, value in totals.compute().items()}
+) -> dict[str, Estimate]:
+    key = stream(recipe.seed, "eval")
+    outputs = metrics.over_images(evaluate_batch, key, images, recipe.batch_size, mesh)
+    return {name: output.estimate() for name, output in outputs.items()}
 
 
-@jax.jit
-def _add(
-    totals: clu.metrics.Collection, mask: Bool[Array, " b"], values: dict[str, Array]
-) -> clu.metrics.Collection:
-    return totals.merge(type(totals).single_from_model_output(mask=mask, **values))
+def _bits_per_dim(recipe: Recipe, nats: Estimate) -> Estimate:
+    return nats.scaled(float(objective.bits_per_dim(1.0, math.prod(recipe.image_shape))))

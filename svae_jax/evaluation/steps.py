@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
 from svae_jax.devices import compiler
@@ -45,6 +46,42 @@ def eval_step(
         "reconstruction": reconstruction,
         "kl": kl,
         "squared_error": objectives.squared_error(images, means),
+    }
+
+
+@functools.partial(compiler.jit, static_argnums=0)
+def reconstruction_step(
+    model: SpatialVAE, variables: PyTree, key: PRNGKeyArray, pixels: UInt8[Array, "b h w c"]
+) -> dict[str, Float[Array, "b ..."]]:
+    """How well a batch is reconstructed from one sample of z an image, and what its latents carry.
+
+    Reconstructions are clipped to [-1, 1], as pictures are, and not rounded.
+
+    Returns:
+        `mse` `[b]`, the mean squared error of a pixel's channel in [-1, 1]; `psnr` `[b]` in
+        decibels, 10 log10(2² / mse); `ssim` `[b]` (Wang et al. 2004: Gaussian windows of 11×11
+        pixels with σ = 1.5, or as many as fit into the image; of each channel, averaged);
+        `posterior_mean` `[b, h, w, n]`, `kl_per_map` `[b, n]` and `marginal_kl_per_location`
+        `[b, h, w]`.
+    """
+    import dm_pix  # here, so that training needs no package but JAX and Flax
+
+    images = pixel_ops.to_float(pixels)
+    means, params, _ = _apply(model, variables, key, images)
+    means = jnp.clip(means.astype(jnp.float32), -1.0, 1.0)
+    mse = jnp.mean(jnp.square(images - means), axis=(1, 2, 3))
+    side = min(images.shape[1:3])
+    ssim = dm_pix.ssim(
+        # Levels from 0: SSIM is not the same for shifted images.
+        (images + 1) / 2, (means + 1) / 2, filter_size=min(11, side - (side + 1) % 2)
+    )  # fmt: skip
+    return {
+        "mse": mse,
+        "psnr": 10 * jnp.log10(4 / mse),
+        "ssim": ssim,
+        "posterior_mean": model.posterior.mean(params),
+        "kl_per_map": model.posterior.kl_per_map(params),
+        "marginal_kl_per_location": jnp.sum(model.posterior.marginal_kl(params), axis=-1),
     }
 
 

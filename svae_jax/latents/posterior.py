@@ -156,6 +156,16 @@ class Posterior:
         squared_mean = jnp.sum(self.mean(params) ** 2, axis=(-3, -2))
         return 0.5 * (trace + squared_mean - self.height * self.width - log_det)
 
+    def marginal_kl(self, params: Params) -> Float[Array, "*batch h w n"]:
+        """KL(q(z_ij|x) ‖ N(0, 1)) in nats of every entry's marginal: ``[*batch, h, w, n]``.
+
+        ½ (σ²_ij + m²_ij − 1 − log σ²_ij). The prior's entries are independent, so this sums to `kl`
+        where the posterior's are too. For `mvn_full` and `lowrank_full` the sum is lower: it leaves
+        out the divergence of q from the product of its marginals.
+        """
+        stddev = self.stddev(params)
+        return 0.5 * (stddev**2 + self.mean(params) ** 2 - 1) - jnp.log(stddev)
+
     def _log_density(
         self, params: Params, noise: Float[Array, "*batch h w n"]
     ) -> Float[Array, "*batch"]:

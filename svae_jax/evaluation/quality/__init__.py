@@ -1,0 +1,1 @@
+"""Distances between sets of images, in pixels and in the features of a pretrained network."""

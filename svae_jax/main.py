@@ -15,19 +15,15 @@ end, result.json. The same command goes on where a run was interrupted, and retu
 it is finished.
 """
 
-import difflib
 import json
 import os
-import signal
-import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 
+from svae_jax import command_line
 from svae_jax.errors import UserError
-from svae_jax.run import interrupt
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "configuration and posterior, such as configs/cifar10.py:lowrank,rank=2"
@@ -46,8 +42,10 @@ flags.mark_flag_as_required("config")
 
 def main(argv: Sequence[str]) -> None:
     """Train, and print the result."""
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}: options begin with --; see --help")
+    del argv
+    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    if not os.path.isfile(path):
+        raise UserError(f"--config={path}: there is no such file")
     # Imported late, so that --help and a mistyped flag answer at once.
     from svae_jax.data import cache
     from svae_jax.devices import runtime
@@ -80,58 +78,15 @@ def _join(distributed: str | None) -> None:
         jax.distributed.initialize(address, *numbers)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    """Parse the flags, and tell a mistake in them in one line."""
-    try:
-        rest = flags.FLAGS(argv)
-    except flags.Error as error:
-        # A config file's own error is the last line of a traceback.
-        line = str(error).strip().splitlines()[-1]
-        _exit(line.rpartition("UserError: ")[2])
-    except AttributeError:  # an override of a field that does not exist
-        _exit(_unknown_field(argv))
-    except OSError as error:  # an override of a configuration that does not exist
-        _exit(f"--config: {str(error).splitlines()[-1].strip()}")
-    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
-    if not os.path.isfile(path):
-        _exit(f"--config={path}: there is no such file")
-    return rest
-
-
-def _unknown_field(argv: Sequence[str]) -> str:
+def _fields() -> list[str]:
     from svae_jax import config
 
-    known = list(config.flatten(config.base().to_dict()))
-    given = [arg.lstrip("-").removeprefix("config.") for arg in argv if "-config." in arg]
-    fields = [field.partition("=")[0] for field in given]
-    unknown = next((field for field in fields if field not in known), "")
-    nearest = difflib.get_close_matches(unknown, known) or known
-    return f"--config.{unknown}: there is no such field; did you mean {' or '.join(nearest)}?"
-
-
-def _exit(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    return list(config.flatten(config.base().to_dict()))
 
 
 def run() -> None:
     """The command line: a user's mistake is one line and exit code 2."""
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.WARNING)
-
-    def guarded(argv: Sequence[str]) -> None:
-        try:
-            main(argv)
-        except UserError as error:
-            _exit(str(error))
-        except KeyboardInterrupt:  # before the first step: nothing was to be saved
-            print("interrupted; the same command goes on", file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
-        except interrupt.Stopped as stopped:
-            print(stopped, file=sys.stderr)
-            sys.exit(stopped.exit_code)
-
-    app.run(guarded, flags_parser=_parse_flags)
+    command_line.run(main, _fields)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "svae_jax"
 # Rooms from the top down: a module imports only from its own room and from rows below.
 ROWS = [
     {"main"},
+    {"command_line"},
     {"training", "analysis"},
     {"config"},
     {"evaluation"},

@@ -16,6 +16,7 @@ ROWS = [
     {"training", "analysis"},
     {"config"},
     {"evaluation"},
+    {"samplers"},
     {"recipe"},
     {"model", "data", "run"},
     {"latents", "devices"},
@@ -24,7 +25,8 @@ ROWS = [
 # What computes touches no files, and runs where nothing but JAX and Flax is installed.
 COMPUTE = {
     "latents", "model", "recipe", "devices/compiler", "devices/sharding", "evaluation/steps",
-    "evaluation/grids", "evaluation/pictures", "training/step",
+    "evaluation/grids", "evaluation/pictures", "training/step", "samplers/aggregate",
+    "samplers/base", "samplers/flow", "samplers/gaussian", "samplers/prior", "samplers/velocity",
 }  # fmt: skip
 ALLOWED_IN_COMPUTE = {"jax", "flax", "optax", "numpy", "jaxtyping", "svae_jax"}
 PURE_STDLIB = {"collections", "dataclasses", "functools", "math", "re", "typing"}
@@ -38,6 +40,7 @@ HOMES = {
     "clu": {"evaluation/bounds", "evaluation/metrics", "training/metrics", "run/writer"},
     "PIL": {"data", "run/writer"},
     "filelock": {"run/workdir"},
+    "sklearn": {"samplers/mixture"},
 }
 
 

@@ -16,6 +16,7 @@ ROWS = [
     {"training", "analysis"},
     {"config"},
     {"evaluation"},
+    {"samplers"},
     {"recipe"},
     {"model", "data", "run"},
     {"latents", "devices", "files"},
@@ -26,7 +27,8 @@ COMPUTE = {
     "latents", "model", "recipe", "devices/compiler", "devices/sharding", "evaluation/steps",
     "evaluation/grids", "evaluation/pictures", "evaluation/estimates", "evaluation/quality/frechet",
     "evaluation/quality/kernel", "evaluation/quality/neighbours", "evaluation/quality/wasserstein",
-    "training/step",
+    "samplers/aggregate", "samplers/base", "samplers/flow", "samplers/gaussian", "samplers/prior",
+    "samplers/velocity", "training/step",
 }  # fmt: skip
 ALLOWED_IN_COMPUTE = {"jax", "flax", "optax", "numpy", "jaxtyping", "dm_pix", "svae_jax"}
 PURE_STDLIB = {"collections", "dataclasses", "functools", "math", "re", "typing"}
@@ -41,6 +43,7 @@ HOMES = {
     "clu": {"evaluation/metrics", "training/metrics", "run/writer"},
     "PIL": {"data", "run/image_files"},
     "filelock": {"files"},
+    "sklearn": {"samplers/mixture"},
 }
 
 

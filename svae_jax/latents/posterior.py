@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from svae_jax.latents import base
@@ -92,6 +93,22 @@ class Posterior:
     def stddev(self, params: Params) -> Float[Array, "*batch h w n"]:
         """The marginal standard deviation of every entry, ``[*batch, h, w, n]``."""
         return self.covariance_model.stddev(params)
+
+    def covariance(self, params: Params) -> Float[Array, "*batch n hw hw"]:
+        """The covariance SSᵀ of each map's entries, ``[*batch, n, hw, hw]``, flattened row-major.
+
+        For a matrix-variate normal it is Ω⊗Ψ (Eq. 7). Maps are independent of each other, so these
+        blocks are the whole covariance of z.
+        """
+        h, w, n = self.height, self.width, self.maps
+        batch = self.mean(params).shape[:-3]
+        dtype = jnp.result_type(*params.values())
+        units = jnp.eye(h * w, dtype=dtype).reshape(h * w, *(1 for _ in batch), h, w, 1)
+        units = jnp.broadcast_to(units, (h * w, *batch, h, w, n))
+        columns = jax.vmap(lambda unit: self.covariance_model.colour(params, unit))(units)
+        root = columns.reshape(h * w, *batch, h * w, n)
+        # Precision: accelerators would round the factors of a float32 product to fewer bits.
+        return jnp.einsum("k...in,k...jn->...nij", root, root, precision=lax.Precision.HIGHEST)
 
     def sample(self, key: PRNGKeyArray, params: Params) -> Float[Array, "*batch h w n"]:
         """Draws z = M + A E Bᵀ, differentiable in `params` (Eq. 2, 4, 6, 9).

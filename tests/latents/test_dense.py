@@ -40,6 +40,16 @@ def test_mean_and_stddev(post):
 
 
 @every_posterior
+def test_covariance(post):
+    params = random_params(post, (2,))
+    covariance = post.covariance(params)
+    for i in range(2):
+        one = {name: array[i] for name, array in params.items()}
+        expected = [dense_covariance(one, n) for n in range(post.maps)]
+        np.testing.assert_allclose(covariance[i], expected, **TIGHT)
+
+
+@every_posterior
 def test_kl_per_map(post):
     params = random_params(post)
     expected = [gaussian_kl(mean, cov) for mean, cov in dense_maps(post, params)]

@@ -1,0 +1,33 @@
+"""Samplers: distributions of latents, fitted to the posteriors of the training images.
+
+A model is trained against the prior N(0, I), but its decoder only ever sees the aggregate
+posterior q(z), the mean over the training images of q(z|x), which is far from the prior. A
+sampler is a model of q(z):
+
+| name       | what it draws from                                                               |
+|------------|----------------------------------------------------------------------------------|
+| `prior`    | N(0, I), with a temperature                                                      |
+| `gaussian` | the Gaussian with the mean and the full covariance of q(z)                       |
+| `mixture`  | a mixture of Gaussians over the principal components of the posteriors' means    |
+| `flow`     | flow matching, from a Gaussian to the posteriors' means                          |
+
+Each is a frozen dataclass of static settings whose `sample` is a pure function of arrays:
+
+    batches = list(aggregate.encode(model, variables, images))
+    sampler = samplers.Gaussian((3, 3, 128))
+    params = sampler.fit(aggregate.moments(batches))
+    z = samplers.draw(sampler, params, key, 64)  # [64, 3, 3, 128]
+"""
+
+from svae_jax.samplers.base import Sampler, draw, image_keys
+from svae_jax.samplers.flow import Flow
+from svae_jax.samplers.gaussian import Gaussian
+from svae_jax.samplers.mixture import Mixture
+from svae_jax.samplers.prior import Prior
+
+__all__ = ["Flow", "Gaussian", "Mixture", "Prior", "Sampler", "draw", "image_keys", "names"]
+
+
+def names() -> tuple[str, ...]:
+    """The names of the samplers."""
+    return ("prior", "gaussian", "mixture", "flow")

@@ -1,0 +1,132 @@
+"""The aggregate posterior's moments in closed form, from the posteriors of all training images.
+
+With z ~ q(z|x) of mean m(x) and covariance S(x), and x uniform over the training images,
+
+    E[z] = mean of m(x),    Cov[z] = covariance of m(x) + mean of S(x).
+
+Images are encoded in batches on the device; sums are kept in float64 on the host.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Float64, PyTree, UInt8
+
+from svae_jax.devices import compiler
+from svae_jax.model import SpatialVAE
+from svae_jax.model import pixels as pixel_ops
+
+
+class Encoded(NamedTuple):
+    """The posteriors of a batch of b images.
+
+    Attributes:
+        means: the posteriors' means m(x), flattened, ``[b, h·w·n]``.
+        covariance: the sum over the batch of each map's covariance, ``[n, hw, hw]``.
+    """
+
+    means: Float32[np.ndarray, "b d"]
+    covariance: Float32[np.ndarray, "n hw hw"]
+
+
+class Moments(NamedTuple):
+    """The aggregate posterior's first two moments, in float64.
+
+    Attributes:
+        mean: E[z], ``[d]`` with d = h·w·n.
+        of_means: the covariance of the posteriors' means, ``[d, d]``.
+        of_noise: the mean of the posteriors' covariances, of each map, ``[n, hw, hw]``. The
+            posteriors' maps are independent, so entries between maps are zero.
+    """
+
+    mean: Float64[np.ndarray, " d"]
+    of_means: Float64[np.ndarray, "d d"]
+    of_noise: Float64[np.ndarray, "n hw hw"]
+
+    @property
+    def covariance(self) -> Float64[np.ndarray, "d d"]:
+        """Cov[z] = `of_means` + `of_noise`, over the latents flattened from ``[h, w, n]``."""
+        n, hw, _ = self.of_noise.shape
+        total = self.of_means.copy()
+        blocks = total.reshape(hw, n, hw, n)
+        for i in range(n):
+            blocks[:, i, :, i] += self.of_noise[i]
+        return total
+
+
+def encode(
+    model: SpatialVAE,
+    variables: PyTree,
+    images: UInt8[np.ndarray, "num h w c"],
+    batch_size: int = 200,
+) -> Iterator[Encoded]:
+    """Encodes every image once, in batches.
+
+    Args:
+        model: the networks and the posterior.
+        variables: the evaluated variables.
+        images: at least one.
+        batch_size: images at a time; the last batch may be smaller.
+    """
+    # A mask instead of a smaller last batch, which would be compiled anew.
+    size = min(batch_size, len(images))
+    for start in range(0, len(images), size):
+        rows = np.arange(start, start + size)
+        inside = rows < len(images)
+        batch = np.asarray(images[np.minimum(rows, len(images) - 1)])
+        means, covariance = _encode(model, variables, batch, inside)
+        yield Encoded(np.asarray(means)[inside], np.asarray(covariance))
+
+
+@functools.partial(compiler.jit, static_argnums=0)
+def _encode(
+    model: SpatialVAE,
+    variables: PyTree,
+    pixels: UInt8[Array | np.ndarray, "b h w c"],
+    mask: Bool[Array | np.ndarray, " b"],
+) -> tuple[Float[Array, "b d"], Float[Array, "n hw hw"]]:
+    """The means, flattened, and the masked sum of the covariances."""
+    params: Any = model.apply(variables, pixel_ops.to_float(pixels), method="encode")
+    means = model.posterior.mean(params)
+
+    def one(params: PyTree) -> Float[Array, "n hw hw"]:
+        return model.posterior.covariance(params)
+
+    covariances = jax.vmap(one)(params)
+    total = jnp.sum(jnp.where(mask[:, None, None, None], covariances, 0.0), axis=0)
+    return means.reshape(len(means), -1), total
+
+
+def moments(batches: Iterable[Encoded]) -> Moments:
+    """Adds up the moments of all batches; holds one batch at a time.
+
+    Batches are joined by their means and scatter matrices (Chan, Golub and LeVeque 1979), so that
+    a mean far from zero costs no digits.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    count, mean, scatter, noise = 0, np.zeros(()), np.zeros(()), np.zeros(())
+    for batch in batches:
+        means = batch.means.astype(np.float64)
+        added = len(means)
+        centre = means.mean(axis=0)
+        means -= centre
+        shift = centre - mean
+        weight = count * added / (count + added)
+        scatter = scatter + means.T @ means + weight * np.multiply.outer(shift, shift)
+        mean = mean + shift * added / (count + added)
+        noise = noise + batch.covariance.astype(np.float64)
+        count += added
+    if count == 0:
+        raise ValueError("batches must hold at least one image, got none")
+    return Moments(mean, scatter / count, noise / count)
+
+
+def means(batches: Iterable[Encoded]) -> Float32[np.ndarray, "num d"]:
+    """The means of all posteriors, one row an image."""
+    return np.concatenate([batch.means for batch in batches])

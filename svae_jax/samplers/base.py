@@ -1,0 +1,97 @@
+"""What all samplers share: the protocol, a key for every image, and the posteriors' noise."""
+
+import functools
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float64, Key, PRNGKeyArray, PyTree
+
+Keys = Key[Array, " count"]
+"""A key for each image."""
+
+Shape = tuple[int, int, int]
+"""Height, width and maps of a latent."""
+
+_BATCH = 250  # latents drawn at a time
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A distribution of latents; frozen and hashable, its arrays are given to each call."""
+
+    @property
+    def shape(self) -> Shape:
+        """Height, width and maps of a latent."""
+
+    def sample(self, params: PyTree, keys: Keys) -> Float[Array, "count h w n"]:
+        """Draws one latent for each key, float32.
+
+        Args:
+            params: the arrays that fitting gave.
+            keys: ``[count]``.
+        """
+
+
+def image_keys(key: PRNGKeyArray, count: int, first: Array | int = 0) -> Keys:
+    """The keys ``[count]`` of the images `first`, `first` + 1, …: a function of their index."""
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(first + jnp.arange(count))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw_batch(
+    sampler: Sampler, params: PyTree, key: PRNGKeyArray, first: Array
+) -> Float[Array, "count h w n"]:
+    return sampler.sample(params, image_keys(key, _BATCH, first))
+
+
+def draw(
+    sampler: Sampler, params: PyTree, key: PRNGKeyArray, count: int, first: int = 0
+) -> Float[Array, "{count} h w n"]:
+    """Draws latents in compiled batches of one size.
+
+    The latent of image i depends on the key and i alone: more of them are the same and more, and
+    ``draw(…, 10, first=20)`` gives numbers 20 to 29.
+
+    Args:
+        sampler: its settings.
+        params: its arrays.
+        key: the root of all latents.
+        count: how many, at least 1.
+        first: the index of the first.
+
+    Raises:
+        ValueError: count is below 1, or first below 0.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got count={count}")
+    if first < 0:
+        raise ValueError(f"first must be at least 0, got first={first}")
+    params = jax.tree.map(jnp.asarray, params)
+    # Whole batches at fixed places, so that neighbours do not change an image's rounding either.
+    begin = first // _BATCH * _BATCH
+    batches = [
+        _draw_batch(sampler, params, key, jnp.int32(i)) for i in range(begin, first + count, _BATCH)
+    ]
+    return jnp.concatenate(batches)[first - begin : first - begin + count]
+
+
+def normal(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "count ..."]:
+    """White noise ``[count, *shape]``, float32, each row from its own key."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+
+
+def noise_factor(covariances: Float64[np.ndarray, "n hw hw"]) -> Float[np.ndarray, "n hw hw"]:
+    """Cholesky factors of the posteriors' mean covariance of each map, float32."""
+    return np.linalg.cholesky(covariances).astype(np.float32)
+
+
+def posterior_noise(
+    factor: Float[Array, "n hw hw"], keys: Keys, shape: Shape
+) -> Float[Array, "count h w n"]:
+    """Noise with the posteriors' mean covariance: what z ~ q(z|x) adds to its mean, on average."""
+    h, w, n = shape
+    white = normal(keys, (h * w, n))
+    coloured = jnp.einsum("nij,bjn->bin", factor, white, precision=jax.lax.Precision.HIGHEST)
+    return coloured.reshape(-1, h, w, n)

@@ -1,0 +1,233 @@
+"""Flow matching: an ordinary differential equation from a Gaussian to the posteriors' means."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, PyTree
+
+from svae_jax.devices import compiler
+from svae_jax.samplers import base, velocity
+from svae_jax.samplers.aggregate import Moments
+from svae_jax.samplers.base import Keys
+from svae_jax.samplers.gaussian import cholesky
+
+
+class FlowState(NamedTuple):
+    """Everything that fitting changes.
+
+    Attributes:
+        step: updates so far.
+        params: the network's.
+        opt_state: the optimizer's state.
+        ema: the moving average of `params`.
+        loss: the sum of the losses since the last log.
+    """
+
+    step: Int[Array, ""]
+    params: PyTree
+    opt_state: PyTree
+    ema: PyTree
+    loss: Float[Array, ""]
+
+
+class Fixed(NamedTuple):
+    """What fitting is given and does not change.
+
+    Attributes:
+        mean: of the means, ``[d]``.
+        scale: their standard deviation in each entry, ``[d]``; x = (m − mean) / scale.
+        factor: a Cholesky factor of the covariance of x, ``[d, d]``: the source is N(0, F Fᵀ).
+        noise: factors of the posteriors' mean noise, ``[n, hw, hw]``.
+    """
+
+    mean: Float32[Array | np.ndarray, " d"]
+    scale: Float32[Array | np.ndarray, " d"]
+    factor: Float32[Array | np.ndarray, "d d"]
+    noise: Float32[Array | np.ndarray, "n hw hw"]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A rectified flow (Liu et al. 2023; Lipman et al. 2023) to the posteriors' means m.
+
+    With entries standardised, x₀ ~ N(0, covariance of x₁) is the *source*, x₁ the mean of a
+    training image, x_t = (1 − t)·x₀ + t·x₁, and a network learns the velocity E[x₁ − x₀ | x_t].
+    A sample follows dx/dt = v(x, t) from t=0 to 1. The network's output starts at zero, where the
+    flow is the identity: a sampler that has learned nothing is the Gaussian of the means. The means
+    are learned rather than z, as they have little intrinsic dimension; the posteriors' noise is
+    Gaussian already, and `noise` adds it.
+
+    Attributes:
+        shape: height, width and maps of a latent.
+        width: features of a token.
+        depth: blocks of the transformer.
+        num_params: parameters of the network, the same for latents of all shapes.
+        num_steps: updates of the fit.
+        batch_size: images an update.
+        learning_rate: of Adam, at its peak; it decays to 0 along a cosine.
+        ema_decay: of the moving average of the parameters that samples are drawn with.
+        ode_steps: steps of Heun's method, of two evaluations each.
+        noise: whether samples receive the posteriors' mean noise, as z ~ q(z) does.
+        seed: the root of all randomness of the fit.
+    """
+
+    shape: base.Shape
+    width: int = 192
+    depth: int = 3
+    num_params: int = 2_000_000
+    num_steps: int = 2000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    ema_decay: float = 0.999
+    ode_steps: int = 25
+    noise: bool = False
+    seed: int = 0
+
+    @property
+    def network(self) -> velocity.Velocity:
+        """The network of the velocity."""
+        return velocity.make(
+            self.shape, width=self.width, depth=self.depth, num_params=self.num_params
+        )
+
+    def prepare(
+        self, means: Float32[np.ndarray, "num d"], moments: Moments
+    ) -> tuple[Fixed, Float32[np.ndarray, "num d"]]:
+        """What `train` is given: fixed arrays, and the means with entries standardised."""
+        variances = np.diag(moments.of_means)
+        # An entry that never changes is left as it is.
+        scale = np.sqrt(np.where(variances > 0, variances, 1.0))
+        correlation = moments.of_means / scale / scale[:, None]
+        fixed = Fixed(
+            mean=moments.mean.astype(np.float32),
+            scale=scale.astype(np.float32),
+            factor=cholesky(correlation).astype(np.float32),
+            noise=base.noise_factor(moments.of_noise),
+        )
+        return fixed, (means - fixed.mean) / fixed.scale
+
+    def init(self) -> FlowState:
+        """The state before the first update."""
+        height, width, maps = self.shape
+        x = jnp.zeros((1, height * width, maps))
+        params = self.network.init(jax.random.fold_in(self._key, 0), x, jnp.zeros(1))
+        return FlowState(
+            step=jnp.int32(0),
+            params=params,
+            opt_state=self._optimizer.init(params),
+            # A copy: the state is donated, and a buffer cannot be donated twice.
+            ema=jax.tree.map(jnp.copy, params),
+            loss=jnp.float32(0.0),
+        )
+
+    def train(
+        self,
+        state: FlowState,
+        fixed: Fixed,
+        data: Float[Array, "num d"],
+        num_steps: int,
+    ) -> FlowState:
+        """Makes updates, in one compiled loop.
+
+        Args:
+            state: donated.
+            fixed: from `prepare`.
+            data: standardised means, from `prepare`, on the device.
+            num_steps: how many updates; another number compiles nothing anew.
+        """
+        return _train(self, state, fixed, data, jnp.int32(num_steps))
+
+    def params(self, state: FlowState, fixed: Fixed) -> dict[str, PyTree]:
+        """The arrays for `sample`."""
+        return {**fixed._asdict(), "network": state.ema}
+
+    def sample(self, params: dict[str, PyTree], keys: Keys) -> Float[Array, "count h w n"]:
+        """Draws one latent for each key, by Heun's method."""
+        keys = jax.vmap(jax.random.split)(keys)
+        white = base.normal(keys[:, 0], params["mean"].shape)
+        source = self._tokens(_product(white, params["factor"]))
+        x = heun(
+            lambda x, t: self.network.apply(params["network"], x, jnp.full(len(x), t)),
+            source,
+            self.ode_steps,
+        )
+        z = params["mean"] + params["scale"] * x.reshape(white.shape)
+        z = z.reshape(-1, *self.shape)
+        if self.noise:
+            z = z + base.posterior_noise(params["noise"], keys[:, 1], self.shape)
+        return z
+
+    def loss(
+        self, params: PyTree, key: PRNGKeyArray, fixed: Fixed, data: Float[Array, "num d"]
+    ) -> Float[Array, ""]:
+        """The mean squared error of the velocity on a batch of pairs and times."""
+        row_key, noise_key, time_key = jax.random.split(key, 3)
+        rows = jax.random.randint(row_key, (self.batch_size,), 0, len(data))
+        target = self._tokens(data[rows])
+        white = jax.random.normal(noise_key, (self.batch_size, data.shape[1]))
+        source = self._tokens(_product(white, fixed.factor))
+        t = jax.random.uniform(time_key, (self.batch_size,))
+        time = t[:, None, None]
+        predicted: Any = self.network.apply(params, (1 - time) * source + time * target, t)
+        return jnp.mean((predicted - (target - source)) ** 2)
+
+    def _tokens(self, flat: Float[Array, "b d"]) -> Float[Array, "b tokens n"]:
+        return flat.reshape(len(flat), -1, self.shape[2])
+
+    @property
+    def _key(self) -> PRNGKeyArray:
+        return jax.random.key(self.seed)
+
+    @property
+    def _optimizer(self) -> optax.GradientTransformation:
+        warmup = min(100, self.num_steps // 10)
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0 if warmup else self.learning_rate, self.learning_rate, warmup, self.num_steps
+        )
+        return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
+
+
+@functools.partial(compiler.jit, static_argnums=0, donate_argnums=1)
+def _train(
+    flow: Flow, state: FlowState, fixed: Fixed, data: Float[Array, "num d"], num_steps: Array
+) -> FlowState:
+    def update(_: Array, state: FlowState) -> FlowState:
+        # Keys 1, 2, … are those of the updates; 0 is that of the initialisation.
+        key = jax.random.fold_in(flow._key, state.step + 1)
+        loss, gradients = jax.value_and_grad(flow.loss)(state.params, key, fixed, data)
+        updates, opt_state = flow._optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # The decay grows from 0.1, so that the average forgets the random initialisation.
+        decay = jnp.minimum(flow.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = optax.incremental_update(params, state.ema, 1.0 - decay)
+        return FlowState(state.step + 1, params, opt_state, ema, state.loss + loss)
+
+    return lax.fori_loop(0, num_steps, update, state)
+
+
+def heun(
+    field: Callable[[Array, Array], Any], x: Float[Array, "b tokens n"], num_steps: int
+) -> Float[Array, "b tokens n"]:
+    """Solves dx/dt = field(x, t) from t=0 to 1 with Heun's method, of second order."""
+    size = 1.0 / num_steps
+
+    def step(i: Array, x: Float[Array, "b tokens n"]) -> Float[Array, "b tokens n"]:
+        start = field(x, i * size)
+        end = field(x + size * start, (i + 1) * size)
+        return x + 0.5 * size * (start + end)
+
+    return lax.fori_loop(0, num_steps, step, x)
+
+
+def _product(
+    white: Float[Array, "b d"], factor: Float[Array | np.ndarray, "d d"]
+) -> Float[Array, "b d"]:
+    """Each row times Fᵀ."""
+    return jnp.dot(white, factor.T, precision=lax.Precision.HIGHEST)

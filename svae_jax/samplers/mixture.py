@@ -1,0 +1,113 @@
+"""A mixture of Gaussians over the leading principal components of the posteriors' means."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Float32
+
+from svae_jax.samplers import base
+from svae_jax.samplers.aggregate import Moments
+from svae_jax.samplers.base import Keys
+
+_RIDGE = 1e-3  # added to the variances of a component; in whitened space the whole has variance 1
+_POINTS = 10  # images of a mixture component for each principal component, at least
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture with full covariances, of as many components as RAE's (Ghosh et al. 2020).
+
+    It models the posteriors' means in the k leading principal components, whitened, of their
+    covariance. There it is well posed: the components hold `share` of the variance (1 of 10 of all
+    dimensions, in a small VAE), all scales are 1, and k is small enough that each component of the
+    mixture has at least ten images for each of its dimensions. In all h·w·n dimensions a
+    component's covariance would have more entries than there are numbers to estimate it from.
+
+    What is left out is drawn too, or samples look washed out: the other principal components are
+    uncorrelated with the modelled ones, and drawn from their own Gaussian. Thus the mean and the
+    covariance of the means stay those of the data. `noise` adds the posteriors' mean noise.
+
+    Attributes:
+        shape: height, width and maps of a latent.
+        components: Gaussians of the mixture.
+        share: share of the variance of the means that the modelled principal components hold.
+        noise: whether samples receive the posteriors' mean noise, as z ~ q(z) does.
+        seed: of the initialisation, by k-means.
+    """
+
+    shape: base.Shape
+    components: int = 10
+    share: float = 0.95
+    noise: bool = False
+    seed: int = 0
+
+    def fit(
+        self, means: Float32[np.ndarray, "num d"], moments: Moments
+    ) -> dict[str, Float[np.ndarray, "..."]]:
+        """Fits by expectation maximisation.
+
+        Args:
+            means: the posteriors' means, one row an image.
+            moments: those of the same images.
+
+        Returns:
+            The arrays for `sample`.
+
+        Raises:
+            ValueError: there are fewer images than components.
+        """
+        from sklearn.mixture import GaussianMixture  # takes a second to import
+
+        if len(means) < self.components:
+            raise ValueError(
+                f"components must be at most the number of images, {len(means)}, got "
+                f"components={self.components}"
+            )
+        variances, directions = np.linalg.eigh(moments.of_means)
+        variances, directions = np.maximum(variances[::-1], 0.0), directions[:, ::-1]
+        k = self._dimensions(variances, len(means))
+        scales = np.sqrt(variances)
+        white = (means - moments.mean) @ directions[:, :k] / scales[:k]
+        fitted = GaussianMixture(
+            self.components, reg_covar=_RIDGE, random_state=self.seed, max_iter=200
+        ).fit(white)
+        return {
+            "mean": moments.mean.astype(np.float32),
+            "basis": (directions * scales).T.astype(np.float32),
+            "log_weights": np.log(fitted.weights_).astype(np.float32),
+            "centres": fitted.means_.astype(np.float32),
+            "factors": np.linalg.cholesky(fitted.covariances_).astype(np.float32),
+            "noise": base.noise_factor(moments.of_noise),
+        }
+
+    def _dimensions(self, variances: Float[np.ndarray, " d"], num_images: int) -> int:
+        """The number k of principal components that the mixture models."""
+        held = np.cumsum(variances) / np.sum(variances)
+        wanted = int(np.searchsorted(held, self.share)) + 1
+        affordable = num_images // (self.components * _POINTS)
+        present = int(np.sum(variances > 1e-10 * variances[0]))
+        return max(1, min(wanted, affordable, present))
+
+    def sample(
+        self, params: dict[str, Float[Array, "..."]], keys: Keys
+    ) -> Float[Array, "count h w n"]:
+        """Draws one latent for each key."""
+        keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+        chosen = jax.vmap(lambda key: jax.random.categorical(key, params["log_weights"]))(
+            keys[:, 0]
+        )
+        white = base.normal(keys[:, 1], params["mean"].shape)
+        k = params["centres"].shape[1]
+        high = lax.Precision.HIGHEST
+        leading = params["centres"][chosen] + jnp.einsum(
+            "bij,bj->bi", params["factors"][chosen], white[:, :k], precision=high
+        )
+        coordinates = jnp.concatenate([leading, white[:, k:]], axis=1)
+        z = params["mean"] + jnp.dot(coordinates, params["basis"], precision=high)
+        z = z.reshape(-1, *self.shape)
+        if self.noise:
+            z = z + base.posterior_noise(params["noise"], keys[:, 2], self.shape)
+        return z

@@ -1,0 +1,110 @@
+"""The aggregate posterior's moments, and the prior and the Gaussian drawn from them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from svae_jax import samplers
+from svae_jax.model import SpatialVAE
+from svae_jax.samplers import aggregate, gaussian
+from tests.latents.oracles import one_of_each_name
+from tests.samplers.toys import dense_moments
+
+
+class Linear(nn.Module):
+    """Emits a linear function of the pixels: an encoder whose posteriors are known."""
+
+    num_params: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        return 0.5 * nn.Dense(self.num_params)(images.reshape(len(images), -1))
+
+
+def toy(post, count):
+    """A model with a linear encoder, its variables, images, and the images' posteriors."""
+    model = SpatialVAE(post, Linear(post.num_params), nn.Dense(1))
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 2, 2, 3)).astype(np.uint8)
+    floats = jnp.asarray((pixels.astype(np.float32) - 127.5) / 127.5)
+    variables = model.init(jax.random.key(0), floats, method="encode")
+    return model, variables, pixels, model.apply(variables, floats, method="encode")
+
+
+@one_of_each_name
+def test_moments_are_those_of_a_dense_computation(post):
+    model, variables, pixels, params = toy(post, 23)
+    # The last batch of 8 is not whole.
+    moments = aggregate.moments(aggregate.encode(model, variables, pixels, batch_size=8))
+    mean, covariance = dense_moments(post, params)
+    np.testing.assert_allclose(moments.mean, mean, atol=1e-6)
+    np.testing.assert_allclose(moments.covariance, covariance, rtol=1e-5, atol=1e-6)
+    assert moments.covariance.dtype == np.float64
+
+
+@one_of_each_name
+def test_the_gaussian_has_the_mean_and_covariance_of_the_aggregate_posterior(post):
+    """To Monte-Carlo error, off-diagonal entries included."""
+    model, variables, pixels, params = toy(post, 40)
+    sampler = samplers.Gaussian((post.height, post.width, post.maps))
+    moments = aggregate.moments(aggregate.encode(model, variables, pixels))
+    count = 20_000
+    z = samplers.draw(sampler, sampler.fit(moments), jax.random.key(0), count)
+    assert z.shape == (count, *sampler.shape)
+    assert z.dtype == jnp.float32
+    mean, covariance = dense_moments(post, params)
+    flat = np.asarray(z, np.float64).reshape(count, -1)
+    variances = np.diag(covariance)
+    errors = np.abs(flat.mean(axis=0) - mean) / np.sqrt(variances / count)
+    assert errors.max() < 5
+    # The variance of a sample covariance of a Gaussian (Wishart).
+    spread = np.sqrt((np.outer(variances, variances) + covariance**2) / count)
+    assert np.max(np.abs(np.cov(flat.T) - covariance) / spread) < 5
+
+
+def test_far_from_zero_no_digits_are_lost():
+    rng = np.random.default_rng(0)
+    means = (1000.0 + rng.normal(size=(300, 3))).astype(np.float32)
+    batches = [aggregate.Encoded(m, np.zeros((3, 1, 1), np.float32)) for m in np.split(means, 6)]
+    expected = np.cov(means.astype(np.float64).T, bias=True)
+    np.testing.assert_allclose(aggregate.moments(batches).of_means, expected, rtol=1e-9)
+
+
+def test_no_images_are_refused():
+    with pytest.raises(ValueError, match="batches must hold at least one image"):
+        aggregate.moments([])
+
+
+def test_jitter_is_added_only_where_it_is_needed():
+    positive = np.array([[2.0, 1.0], [1.0, 2.0]])
+    np.testing.assert_array_equal(gaussian.cholesky(positive), np.linalg.cholesky(positive))
+    singular = np.outer([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    factor = gaussian.cholesky(singular)
+    np.testing.assert_allclose(factor @ factor.T, singular, atol=1e-5)
+    for wrong in (np.diag([1.0, -1.0]), np.diag([1.0, np.nan])):
+        with pytest.raises(ValueError, match="covariance must be finite and positive"):
+            gaussian.cholesky(wrong)
+
+
+def test_the_prior_has_the_temperature_as_its_standard_deviation():
+    z = samplers.draw(samplers.Prior((2, 3, 5), 0.5), None, jax.random.key(0), 5000)
+    assert z.shape == (5000, 2, 3, 5)
+    assert float(z.std()) == pytest.approx(0.5, rel=0.02)
+    with pytest.raises(ValueError, match="temperature must be 0 or above, got temperature=-1"):
+        samplers.Prior((1, 1, 1), -1.0)
+
+
+def test_a_latent_does_not_depend_on_how_many_are_drawn_beside_it():
+    sampler = samplers.Gaussian((1, 2, 3))
+    params = {"mean": np.ones(6, np.float32), "factor": np.tril(np.ones((6, 6), np.float32))}
+    key = jax.random.key(3)
+    many = samplers.draw(sampler, params, key, 600)
+    np.testing.assert_array_equal(samplers.draw(sampler, params, key, 7), many[:7])
+    np.testing.assert_array_equal(
+        samplers.draw(sampler, params, key, 300, first=240), many[240:540]
+    )
+    assert len(np.unique(np.asarray(many), axis=0)) == 600
+    for count, first, message in ((0, 0, "count must be"), (1, -1, "first must be")):
+        with pytest.raises(ValueError, match=message):
+            samplers.draw(sampler, params, key, count, first)

@@ -11,9 +11,10 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "svae_jax"
 
 # Rooms from the top down: a module imports only from its own room and from rows below.
 ROWS = [
-    {"main"},
+    {"main", "fit_sampler", "evaluate", "sample"},
     {"command_line"},
     {"training", "analysis"},
+    {"sampler_config"},
     {"config"},
     {"evaluation"},
     {"samplers"},
@@ -36,7 +37,8 @@ PURE_STDLIB = {"collections", "dataclasses", "functools", "math", "re", "typing"
 HOMES = {
     "orbax": {"run/checkpoint"},
     "tensorflow_datasets": {"data/splits", "data/sources"},
-    "ml_collections": {"config", "analysis", "command_line", "main", "training/loop"},
+    "ml_collections": {"config", "sampler_config", "analysis", "main", "fit_sampler"}
+    | {"command_line", "training/loop"},
     "tensorflow": {"devices/lazy_tensorflow"},
     "tensorboard": {"run/writer"},
     "torch": {"evaluation/quality/features"},

@@ -15,6 +15,13 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def devices_for(batch_size: int) -> Sequence[jax.Device]:
+    """As many devices as divide a batch evenly."""
+    devices = jax.devices()
+    count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
+    return devices[:count]
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding that puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -4,6 +4,7 @@ An image is `[h, w, c]` with c = 1 (grey) or 3 (colour), uint8 or floating point
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -77,6 +78,14 @@ def pairs(
     return _lay_out(
         tall, _near_square(n, aspect=2.0) if columns is None else columns, 4 * padding, padding
     )
+
+
+def row(pictures: Sequence[Pixels], gap: int = 16) -> Pixels:
+    """Lays pictures of one height out side by side, on white."""
+    height, _, channels = pictures[0].shape
+    space = np.full((height, gap, channels), _PAPER, np.uint8)
+    parts = [part for picture in pictures for part in (space, picture)]
+    return np.concatenate(parts[1:], axis=1)
 
 
 def _tiles(images: Batch, min_tile: int) -> UInt8[np.ndarray, "n height width c"]:

@@ -51,7 +51,7 @@ class Folder:
     def images(self, ranges: list[Range]) -> Iterator[tuple[str, Reader]]:
         """Yields the path and the reader of each file; the content decides PNG or JPEG."""
         for path in self._paths(ranges):
-            yield path, functools.partial(_open, self.root / path)
+            yield path, functools.partial(open_image, self.root / path)
 
     def _paths(self, ranges: list[Range]) -> list[str]:
         return [path for split, start, stop in ranges for path in self.files[split][start:stop]]
@@ -71,7 +71,8 @@ class Folder:
                     yield (Path(directory) / name).relative_to(self.root).as_posix()
 
 
-def _open(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
+    """Opens a PNG or JPEG file; its content decides which."""
     return Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "JPEG"))
 
 

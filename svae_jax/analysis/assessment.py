@@ -1,0 +1,198 @@
+"""Evaluates a trained run: bounds, reconstructions, use of the latent, and quality of samples."""
+
+import functools
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tqdm
+from jaxtyping import UInt8
+
+from svae_jax import config as configs
+from svae_jax import samplers
+from svae_jax.analysis import drawing, fitted, trained
+from svae_jax.analysis.trained import Trained
+from svae_jax.devices import sharding
+from svae_jax.errors import UserError
+from svae_jax.evaluation import bounds, grids, reconstruction
+from svae_jax.evaluation.quality import features as feature_lib
+from svae_jax.evaluation.quality import neighbours, report
+from svae_jax.model import networks
+from svae_jax.run import image_files, workdir
+
+Pixels = UInt8[np.ndarray, "_n h w c"]
+
+FLOOR = "training images"  # real images: no sampler is expected to come closer
+_SHOWN = 32  # samples in a picture
+
+
+class Settings(NamedTuple):
+    """What an evaluation computes.
+
+    Attributes:
+        split: held-out images, in TFDS's syntax; empty for the run's `dataset.eval_split`.
+        importance_samples: K of the importance-weighted bound, at least 1.
+        num_samples: images drawn from each sampler, at least 20. All compared sets have the size of
+            the smallest: this number, the held-out images, or the training images.
+        features: one of `features.NAMES`; empty for distances of pixels only.
+        seed: of the samples and of everything random in the distances.
+    """
+
+    split: str = ""
+    importance_samples: int = 100
+    num_samples: int = 10_000
+    features: str = ""
+    seed: int = 0
+
+
+class Real(NamedTuple):
+    """The images that samples are compared with.
+
+    Attributes:
+        split: the name of the held-out split.
+        held_out: the reference of all distances, as many as there are samples.
+        training: all training images, in which the nearest ones are searched.
+        extractor: of features, or None.
+        seed: of projections, patches and bootstraps, the same for all sets.
+    """
+
+    split: str
+    held_out: Pixels
+    training: Pixels
+    extractor: feature_lib.Extractor | None
+    seed: int
+
+
+def evaluate(directory: str | Path, settings: Settings) -> dict[str, Any]:
+    """Evaluates the newest checkpoint of a run on a held-out split, with every fitted sampler.
+
+    The run may still be training: this only reads it, and writes `evaluation.json` and the pictures
+    in `evaluation/` to its workdir. For another split than the run's own, the split's name is added
+    to both.
+
+    Returns:
+        The content of `evaluation.json`, where a figure is {"value", "standard_error"}: the model's
+        identity, `bounds`, `reconstruction`, `latents`, and for each set of samples its distances.
+
+    Raises:
+        UserError: a mistake that the user can correct.
+    """
+    for field, least in (("importance_samples", 1), ("num_samples", 20)):
+        if (value := getattr(settings, field)) < least:
+            raise UserError(f"--{field}={value} must be at least {least}")
+    directory = Path(directory)
+    model = trained.load(directory)
+    dataset = model.config.dataset
+    split = settings.split or dataset.eval_split
+    held_out, training = (trained.images(model.config, s) for s in (split, dataset.split))
+    extractor = feature_lib.load(settings.features) if settings.features else None
+    available = [name for name in samplers.names() if fitted.is_fitted(directory, name)]
+    loaded = [fitted.load_sampler(directory, name, model) for name in available]
+    name = "evaluation" + ("" if split == dataset.eval_split else re.sub(r"\W+", "_", f"_{split}"))
+    workdir.create(directory / name)
+    _say(f"{directory}: step {model.step}; {len(held_out):,} images of {dataset.name} {split}")
+    result: dict[str, Any] = {
+        "workdir": str(directory),
+        **fitted.model_identity(model),
+        "config": model.config.to_dict(),
+        "split": split,
+        "num_images": len(held_out),
+        "settings": settings._asdict(),
+        "parameters": {
+            part: networks.num_params(model.variables["params"][part])
+            for part in ("encoder", "decoder")
+        },
+        **likelihood(model, training, held_out, settings.importance_samples),
+    }
+    count = min(settings.num_samples, len(held_out), len(training))
+    real = Real(split, np.asarray(held_out[:count]), training, extractor, settings.seed)
+    sets = {FLOOR: np.asarray(training[:count])}
+    for sampler in loaded:
+        _say(f"  drawing {count:,} images from {sampler.name}")
+        batches = drawing.draw(model, sampler, jax.random.key(settings.seed), count)
+        sets[sampler.name] = np.concatenate(list(batches))
+    result["samples"] = compare(sets, real, directory / name)
+    grid = grids.row([grids.grid(sets[sampler.name][:_SHOWN], columns=4) for sampler in loaded])
+    image_files.save_picture(directory / name / "samples.png", grid)
+    content = report.to_json(result)
+    workdir.write_json(directory / f"{name}.json", content)
+    return content
+
+
+def likelihood(
+    model: Trained, training: Pixels, held_out: Pixels, num_samples: int
+) -> dict[str, Any]:
+    """Returns `bounds`, `reconstruction` and `latents` of all held-out images.
+
+    Bounds are in nats an image and bits/dim; K = `num_samples` of the importance-weighted one.
+    """
+    config, variables = model.config, model.variables
+    recipe = configs.recipe(config, configs.num_steps(config, len(training)), model.model)
+    mesh = sharding.make_mesh(sharding.devices_for(recipe.batch_size))
+    sigma = bounds.fixed_sigma(recipe, variables, training, mesh)
+    _say("  ELBO and reconstructions")
+    found = bounds.estimate(recipe, variables, held_out, sigma, mesh)
+    reconstructed, latents = reconstruction.evaluate(recipe, variables, held_out, mesh)
+    _say(f"  importance-weighted bound, K={num_samples}")
+    weighted = bounds.estimate_importance_weighted(
+        recipe, variables, held_out, sigma, mesh, num_samples=num_samples
+    )
+    return {
+        "bounds": {**found, **weighted, "sigma": sigma},
+        "reconstruction": reconstructed,
+        "latents": latents,
+    }
+
+
+def compare(sets: dict[str, Pixels], real: Real, pictures: Path) -> dict[str, Any]:
+    """Compares sets of images with held-out ones, in pixels and, if there are any, in features.
+
+    Args:
+        sets: images by name, uint8 ``[n, h, w, c]``.
+        real: the images that they are compared with.
+        pictures: a directory for `nearest_NAME_SPACE.png`: samples, each above its nearest training
+            image.
+
+    Returns:
+        For each set `pixels` and `features` (see `report`), and `memorisation` in both.
+    """
+    extractor = real.extractor
+    spaces: dict[str, Any] = {"pixels": lambda images: images}
+    if extractor is not None:
+        spaces["features"] = functools.partial(extractor.__call__, progress=_progress)
+    key = jax.random.key(real.seed)
+    result: dict[str, Any] = {name: {"memorisation": {}} for name in sets}
+    for space, embed in spaces.items():
+        held_out, training = embed(real.held_out), embed(real.training)
+        from_held_out = neighbours.nearest(held_out, training).distances
+        for name, images in sets.items():
+            _say(f"  {name}: distances of {space}")
+            points, found = embed(images), result[name]
+            if extractor is None or space == "pixels":
+                found[space] = report.compare_pixels(key, images, held_out, reference=real.split)
+            else:
+                found[space] = report.compare_features(
+                    key, extractor, points, held_out, reference=real.split
+                )
+            if name == FLOOR:
+                continue  # each is its own nearest training image
+            nearest = neighbours.nearest(points, training)
+            found["memorisation"][space] = neighbours.memorisation(
+                key, nearest.distances, from_held_out
+            )
+            neighbour = np.asarray(real.training[nearest.indices[:_SHOWN]])
+            picture = grids.pairs(images[:_SHOWN], neighbour)
+            image_files.save_picture(pictures / f"nearest_{name}_{space}.png", picture)
+    return result
+
+
+def _progress(batches: Iterable[int]) -> Iterable[int]:
+    return tqdm.tqdm(batches, desc="features", unit=" batches", disable=None, leave=False)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

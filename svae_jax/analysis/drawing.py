@@ -1,0 +1,126 @@
+"""Writes images that a trained model draws or reconstructs."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from jaxtyping import PRNGKeyArray, UInt8
+
+from svae_jax import data
+from svae_jax.analysis import fitted, trained
+from svae_jax.analysis.fitted import Fitted
+from svae_jax.analysis.trained import Trained
+from svae_jax.errors import UserError
+from svae_jax.evaluation import grids, steps
+from svae_jax.files import os_errors_for_user
+from svae_jax.model import pixels as pixel_ops
+from svae_jax.run import image_files
+
+Pixels = UInt8[np.ndarray, "_n h w c"]
+
+_BATCH = 250  # images decoded at a time
+_SHOWN = 64  # samples in the grid
+
+
+def sample(
+    directory: str | Path,
+    sampler: str,
+    out: str | Path,
+    image_format: str,
+    *,
+    num: int,
+    seed: int = 0,
+    **options: Any,
+) -> list[Path]:
+    """Draws images with a sampler of a run and writes them, one batch in memory at a time.
+
+    Args:
+        directory: the workdir.
+        sampler: one of `samplers.names()`.
+        out: a file for "npz", a folder for "png".
+        image_format: one of `image_files.FORMATS`.
+        num: number of images, at least 1.
+        seed: image i depends on the seed and i alone.
+        **options: of `fitted.load_sampler`.
+
+    Returns:
+        What was written: `out`, and the grid beside it.
+
+    Raises:
+        UserError: a mistake that the user can correct; nothing is overwritten.
+    """
+    target, grid = _targets(out, image_format)
+    model = trained.load(directory)
+    loaded = fitted.load_sampler(directory, sampler, model, **options)
+    batches = draw(model, loaded, jax.random.key(seed), num)
+    first = next(batches)
+    with tqdm.tqdm(total=num, unit=" images", disable=None) as bar:
+        everything = _counted(itertools.chain([first], batches), bar)
+        image_files.write(target, image_format, (num, *first.shape[1:]), everything)
+    return _save_grid(grid, grids.grid(first[:_SHOWN]), target)
+
+
+def draw(model: Trained, sampler: Fitted, key: PRNGKeyArray, count: int) -> Iterator[Pixels]:
+    """Yields uint8 images ``[_, h, w, c]`` in batches; image i depends on the key and i alone."""
+    for begin in range(0, count, _BATCH):
+        # Whole batches, so that the last one is not compiled anew.
+        images = steps.decode(model.model, model.variables, sampler(key, _BATCH, begin))
+        yield np.asarray(pixel_ops.to_uint8(images))[: count - begin]
+
+
+def reconstruct(
+    directory: str | Path,
+    pictures: Sequence[str | Path],
+    out: str | Path,
+    image_format: str,
+    seed: int = 0,
+) -> list[Path]:
+    """Reconstructs picture files, prepared as the run's data were, and writes them in order.
+
+    Returns:
+        What was written: `out`, and the grid beside it of pictures above their reconstructions.
+
+    Raises:
+        UserError: a mistake that the user can correct; nothing is overwritten.
+    """
+    target, grid = _targets(out, image_format)
+    model = trained.load(directory)
+    size, channels = model.config.dataset.image_size, model.config.dataset.channels
+    originals = data.read_pictures(pictures, image_size=size, channels=channels)
+
+    def batches() -> Iterator[Pixels]:
+        for begin in range(0, len(originals), _BATCH):
+            key = jax.random.fold_in(jax.random.key(seed), begin)
+            batch = originals[begin : begin + _BATCH]
+            images = steps.reconstruct(model.model, model.variables, key, batch)
+            yield np.asarray(pixel_ops.to_uint8(images))
+
+    reconstructed = np.concatenate(list(batches()))
+    image_files.write(target, image_format, reconstructed.shape, iter([reconstructed]))
+    return _save_grid(grid, grids.pairs(originals[:_SHOWN], reconstructed[:_SHOWN]), target)
+
+
+def _targets(out: str | Path, image_format: str) -> tuple[Path, Path]:
+    """The file or folder of the images, and the file of the grid; neither holds anything yet."""
+    target = Path(out)
+    grid = target.with_suffix(".png")
+    if grid.exists() or grid == target:
+        raise UserError(f"--out={out}: the grid {grid} exists; remove it, or choose another --out")
+    image_files.check_target(target, image_format)
+    return target, grid
+
+
+def _save_grid(path: Path, grid: UInt8[np.ndarray, "h w c"], target: Path) -> list[Path]:
+    with os_errors_for_user(f"{path} cannot be written"):
+        image_files.save_picture(path, grid)
+    return [target, path]
+
+
+def _counted(batches: Iterable[Pixels], bar: tqdm.tqdm) -> Iterator[Pixels]:
+    for batch in batches:
+        yield batch
+        bar.update(len(batch))

@@ -1,0 +1,99 @@
+"""Evaluations as tables that people read, in Markdown."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Record = Mapping[str, str]
+
+
+def evaluations(results: Sequence[Mapping[str, Any]]) -> str:
+    """Two tables of results of `assessment.evaluate`: one row a run, and one row a set of samples.
+
+    A figure stands as value ± standard error. Distances are named as in `quality.report`.
+    """
+    runs = [{"run": _run(result), **_run_figures(result)} for result in results]
+    sets = [
+        {"run": _run(result), "samples": name, **_set_figures(distances)}
+        for result in results
+        for name, distances in result["samples"].items()
+    ]
+    return f"{markdown(runs)}\n\n{markdown(sets)}\n\n{_notes(results)}"
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """An aligned table; a record that lacks a column has an empty cell there."""
+    columns = list(dict.fromkeys(column for record in records for column in record))
+    rows = [columns, *([record.get(column, "") for column in columns] for record in records)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows)
+
+
+def figure(estimate: Mapping[str, float | None]) -> str:
+    """An estimate as text, such as `1,350.4 ± 3.1`: rounded to the error's second digit."""
+    value, error = estimate["value"], estimate["standard_error"]
+    if value is None:
+        return "NaN"
+    size = error or abs(value) / 100
+    digits = 0 if size == 0 else min(max(1 - math.floor(math.log10(size)), 0), 6)
+    text = f"{value:,.{digits}f}"
+    return text if error is None else f"{text} ± {error:,.{digits}f}"
+
+
+def _run(result: Mapping[str, Any]) -> str:
+    return str(result["workdir"])
+
+
+def _run_figures(result: Mapping[str, Any]) -> Record:
+    bounds, reconstruction = result["bounds"], result["reconstruction"]
+    samples = result["settings"]["importance_samples"]
+    return {
+        "ELBO, nats": figure(bounds["elbo"]),
+        "bits/dim": figure(bounds["bits_per_dim"]),
+        f"bits/dim, K={samples}": figure(bounds["bits_per_dim_iw"]),
+        "KL, nats": figure(bounds["kl"]),
+        "MSE": figure(reconstruction["mse"]),
+        "PSNR, dB": figure(reconstruction["psnr"]),
+        "SSIM": figure(reconstruction["ssim"]),
+        "active units": f"{result['latents']['active_units']:,}",
+    }
+
+
+def _set_figures(distances: Mapping[str, Any]) -> Record:
+    figures = {
+        name: figure(estimate)
+        for space in ("pixels", "features")
+        if space in distances
+        for name, estimate in distances[space]["figures"].items()
+    }
+    nearest = {
+        f"nearest, {space}": figure(found["median_ratio"])
+        for space, found in distances["memorisation"].items()
+    }
+    return figures | nearest
+
+
+def _notes(results: Sequence[Mapping[str, Any]]) -> str:
+    """What the numbers are of, one line for each run and space."""
+    lines = []
+    for result in results:
+        first = next(iter(result["samples"].values()))
+        lines.append(
+            f"{_run(result)}: step {result['step']}, {result['num_images']:,} images of "
+            f"{result['config']['dataset']['name']} {result['split']}; sigma "
+            f"{result['bounds']['sigma']:.4f}"
+        )
+        for space in ("pixels", "features"):
+            if space in first:
+                compared = first[space]
+                settings = ", ".join(f"{k} {v}" for k, v in compared["settings"].items())
+                lines.append(
+                    f"  {space}: {compared['num_samples']:,} images against "
+                    f"{compared['num_reference']:,} of {compared['reference']}; {settings}"
+                )
+    lines.append(
+        "nearest: median distance of samples to their nearest training image, over that of "
+        "held-out images"
+    )
+    return "\n".join(lines)

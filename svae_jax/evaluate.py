@@ -1,0 +1,50 @@
+"""Evaluates trained models on held-out images, with every sampler that is fitted to them.
+
+    python -m svae_jax.evaluate --workdir=runs/shapes
+    python -m svae_jax.evaluate --workdir=runs/lowrank,runs/vector --features=efficientnet_lite0
+
+It prints the ELBO, the importance-weighted bound, the quality of reconstructions, the active units,
+and for each sampler the distances of its samples to held-out images: one table for all workdirs.
+Each workdir receives evaluation.json, with the KL of each map and location besides, and pictures in
+evaluation/. The runs may still be training: they are only read.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from svae_jax import command_line
+
+_WORKDIR = flags.DEFINE_list("workdir", None, "directories of runs", required=True)
+_SPLIT = flags.DEFINE_string(
+    "split", "", "held-out images, such as test[:1000]; the run's dataset.eval_split by default"
+)
+_IMPORTANCE_SAMPLES = flags.DEFINE_integer(
+    "importance_samples", 100, "K of the importance-weighted bound"
+)
+_NUM_SAMPLES = flags.DEFINE_integer(
+    "num_samples", 10_000, "images of each sampler; at most as many as are held out are compared"
+)
+_FEATURES = flags.DEFINE_string(
+    "features", "", "inception or efficientnet_lite0 (extra fid): distances in their features too"
+)
+_SEED = flags.DEFINE_integer("seed", 0, "of samples and distances")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Evaluates, and prints the tables."""
+    del argv
+    from svae_jax.analysis import assessment, tables
+
+    settings = assessment.Settings(
+        split=_SPLIT.value,
+        importance_samples=_IMPORTANCE_SAMPLES.value,
+        num_samples=_NUM_SAMPLES.value,
+        features=_FEATURES.value,
+        seed=_SEED.value,
+    )
+    print(tables.evaluations([assessment.evaluate(path, settings) for path in _WORKDIR.value]))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -11,9 +11,10 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "svae_jax"
 
 # Rooms from the top down: a module imports only from its own room and from rows below.
 ROWS = [
-    {"main"},
+    {"main", "fit_sampler"},
     {"command_line"},
     {"training", "analysis"},
+    {"sampler_config"},
     {"config"},
     {"evaluation"},
     {"samplers"},
@@ -34,7 +35,14 @@ PURE_STDLIB = {"collections", "dataclasses", "functools", "math", "re", "typing"
 HOMES = {
     "orbax": {"run/checkpoint"},
     "tensorflow_datasets": {"data/splits", "data/sources"},
-    "ml_collections": {"config", "analysis", "main", "training/loop"},
+    "ml_collections": {
+        "config",
+        "sampler_config",
+        "analysis",
+        "main",
+        "fit_sampler",
+        "training/loop",
+    },
     "tensorflow": {"devices/lazy_tensorflow"},
     "tensorboard": {"run/writer"},
     "clu": {"evaluation/bounds", "evaluation/metrics", "training/metrics", "run/writer"},

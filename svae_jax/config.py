@@ -133,50 +133,53 @@ def check(config: ml_collections.ConfigDict, *, num_devices: int = 1) -> None:
     if unknown := flatten(config.to_dict()).keys() - known.keys():
         raise UserError(f"there is no field {', '.join(sorted(unknown))}")
     for field, value in known.items():
-        _check_type(field, _get(config, field), type(value))
+        check_type(field, get_field(config, field), type(value))
     for field in ("batch_size", "log_every", "eval_every", "sample_every", "checkpoint.every"):
-        _require(config, field, lambda value: value >= 1, "at least 1")
+        require(config, field, lambda value: value >= 1, "at least 1")
     multiple = f"a multiple of the {num_devices} devices"
-    _require(config, "batch_size", lambda value: value % num_devices == 0, multiple)
-    _require(config, "checkpoint.keep", lambda value: value >= 1, "at least 1")
-    _require(config, "seed", lambda value: 0 <= value < 2**32, "between 0 and 2^32 - 1")
-    _require(config, "dataset.name", lambda value: value != "", "the name of a data set")
-    _require(config, "dataset.image_size", lambda value: value >= 1, "at least 1")
-    _require(config, "dataset.channels", lambda value: value in (1, 3), "1 (grey) or 3 (colour)")
-    _require(config, "dataset.resident_share", lambda value: 0 <= value <= 1, "between 0 and 1")
-    _require(config, "importance_samples", lambda value: value >= 0, "0 (off) or above")
+    require(config, "batch_size", lambda value: value % num_devices == 0, multiple)
+    require(config, "checkpoint.keep", lambda value: value >= 1, "at least 1")
+    require(config, "seed", lambda value: 0 <= value < 2**32, "between 0 and 2^32 - 1")
+    require(config, "dataset.name", lambda value: value != "", "the name of a data set")
+    require(config, "dataset.image_size", lambda value: value >= 1, "at least 1")
+    require(config, "dataset.channels", lambda value: value in (1, 3), "1 (grey) or 3 (colour)")
+    require(config, "dataset.resident_share", lambda value: 0 <= value <= 1, "between 0 and 1")
+    require(config, "importance_samples", lambda value: value >= 0, "0 (off) or above")
     optimizer = "optimizer."
     # Below the upper limit no update of Adam overflows float32, so updates need no check.
     limits = "above 0 and at most 1e30"
-    _require(config, optimizer + "learning_rate", lambda v: 0 < v <= 1e30, limits)
+    require(config, optimizer + "learning_rate", lambda v: 0 < v <= 1e30, limits)
     schedules = f"one of {', '.join(_SCHEDULES)}"
-    _require(config, optimizer + "schedule", lambda value: value in _SCHEDULES, schedules)
-    _require(config, optimizer + "warmup_steps", lambda value: value >= 0, "0 (off) or above")
-    _require(config, optimizer + "clip_norm", lambda v: 0 <= v < math.inf, "0 (off) or above")
-    _require(config, optimizer + "ema_decay", lambda v: 0 <= v < 1, "0 (off) or above, below 1")
-    _require(config, optimizer + "max_bad_steps", lambda value: value >= 0, "0 or above")
+    require(config, optimizer + "schedule", lambda value: value in _SCHEDULES, schedules)
+    require(config, optimizer + "warmup_steps", lambda value: value >= 0, "0 (off) or above")
+    require(config, optimizer + "clip_norm", lambda v: 0 <= v < math.inf, "0 (off) or above")
+    require(config, optimizer + "ema_decay", lambda v: 0 <= v < 1, "0 (off) or above, below 1")
+    require(config, optimizer + "max_bad_steps", lambda value: value >= 0, "0 or above")
     for field in _DURATION:
-        _require(config, field, lambda value: 0 <= value < math.inf, "0 or above")
+        require(config, field, lambda value: 0 <= value < math.inf, "0 or above")
     if config.num_steps == 0 and config.num_epochs == 0:
         raise UserError("num_steps=0 and num_epochs=0: one of them must be above 0")
     model(config)
     _objective(config)
 
 
-def _check_type(field: str, value: Any, kind: type) -> None:
+def check_type(field: str, value: Any, kind: type) -> None:
+    """Raises UserError unless the value is of this type; an integer may stand for a float."""
     allowed = (int, float) if kind is float else (kind,)
     if not isinstance(value, allowed) or isinstance(value, bool):
         raise UserError(f"{field} must be of type {kind.__name__}, got {value!r}")
 
 
-def _require(
+def require(
     config: ml_collections.ConfigDict, field: str, holds: Callable[[Any], bool], allowed: str
 ) -> None:
-    if not holds(value := _get(config, field)):
+    """Raises UserError, naming what is allowed, unless the field's value holds."""
+    if not holds(value := get_field(config, field)):
         raise UserError(f"{field} must be {allowed}, got {value!r}")
 
 
-def _get(config: ml_collections.ConfigDict, field: str) -> Any:
+def get_field(config: ml_collections.ConfigDict, field: str) -> Any:
+    """The value of a field with a dotted name."""
     for part in field.split("."):
         config = config[part]
     return config

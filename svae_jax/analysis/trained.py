@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
-from jaxtyping import PyTree
+import numpy as np
+from jaxtyping import PyTree, UInt8
 
 from svae_jax import config as configs
+from svae_jax import data
 from svae_jax.errors import UserError
 from svae_jax.model import SpatialVAE
 from svae_jax.run import checkpoint, workdir
@@ -55,3 +57,15 @@ def load(directory: str | Path, *, best: bool = False, model: SpatialVAE | None 
     variables = {name: arrays or {} for name, arrays in variables.items()}
     model = model or configs.model(config)
     return Trained(model, jax.tree.map(jnp.asarray, variables), config, loaded.step)
+
+
+def images(
+    config: ml_collections.ConfigDict, split: str
+) -> UInt8[np.ndarray, "num_images height width channels"]:
+    """A split of the data set of a run, prepared as for training.
+
+    Raises:
+        UserError: the split or the data does not exist, or cannot be had.
+    """
+    fields = ("name", "image_size", "channels", "data_dir", "cache_dir")
+    return data.load(split=split, **{field: config.dataset[field] for field in fields})

@@ -97,21 +97,18 @@ class Flow:
             self.shape, width=self.width, depth=self.depth, num_params=self.num_params
         )
 
-    def prepare(
-        self, means: Float32[np.ndarray, "num d"], moments: Moments
-    ) -> tuple[Fixed, Float32[np.ndarray, "num d"]]:
-        """What `train` is given: fixed arrays, and the means with entries standardised."""
+    def fixed(self, moments: Moments) -> Fixed:
+        """What fitting is given and does not change, from the posteriors' moments."""
         variances = np.diag(moments.of_means)
         # An entry that never changes is left as it is.
         scale = np.sqrt(np.where(variances > 0, variances, 1.0))
         correlation = moments.of_means / scale / scale[:, None]
-        fixed = Fixed(
+        return Fixed(
             mean=moments.mean.astype(np.float32),
             scale=scale.astype(np.float32),
             factor=cholesky(correlation).astype(np.float32),
             noise=base.noise_factor(moments.of_noise),
         )
-        return fixed, (means - fixed.mean) / fixed.scale
 
     def init(self) -> FlowState:
         """The state before the first update."""
@@ -138,8 +135,8 @@ class Flow:
 
         Args:
             state: donated.
-            fixed: from `prepare`.
-            data: standardised means, from `prepare`, on the device.
+            fixed: from `Flow.fixed`.
+            data: from `standardise`, on the device.
             num_steps: how many updates; another number compiles nothing anew.
         """
         return _train(self, state, fixed, data, jnp.int32(num_steps))
@@ -210,6 +207,11 @@ def _train(
         return FlowState(state.step + 1, params, opt_state, ema, state.loss + loss)
 
     return lax.fori_loop(0, num_steps, update, state)
+
+
+def standardise(fixed: Fixed, means: Float32[np.ndarray, "num d"]) -> Float32[np.ndarray, "num d"]:
+    """The posteriors' means with each entry's mean at 0 and its variance at 1."""
+    return (means - np.asarray(fixed.mean)) / np.asarray(fixed.scale)
 
 
 def heun(

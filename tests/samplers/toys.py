@@ -20,11 +20,11 @@ def dense_moments(post, params):
     return flat.mean(axis=0), np.cov(flat.T, bias=True) + within
 
 
-def encoded(means, noise=0.0):
-    """Batches as `aggregate.encode` gives them, for posteriors of one map or cell."""
+def encoded(means):
+    """Batches as `aggregate.encode` gives them, for posteriors of unit covariance over one map."""
     means = np.asarray(means, np.float32)
-    covariance = np.full((means.shape[1], 1, 1), noise**2 * len(means), np.float32)
-    return [aggregate.Encoded(means, covariance)]
+    covariance = len(means) * np.eye(means.shape[1], dtype=np.float32)
+    return [aggregate.Encoded(means, covariance[None])]
 
 
 def clusters(count, distance=8.0, d=4, seed=0):

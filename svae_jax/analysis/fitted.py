@@ -1,0 +1,119 @@
+"""Fitted samplers in a workdir: where they stand, which model they are of, and how to load one."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from svae_jax import sampler_config, samplers
+from svae_jax.analysis.trained import Trained
+from svae_jax.errors import UserError
+from svae_jax.run import checkpoint
+
+
+class Fitted(NamedTuple):
+    """A sampler with its arrays; call it to draw latents.
+
+    Attributes:
+        name: one of `samplers.names()`.
+        sampler: its static settings.
+        params: its arrays.
+    """
+
+    name: str
+    sampler: samplers.Sampler
+    params: PyTree
+
+    def __call__(
+        self, key: PRNGKeyArray, count: int, first: int = 0
+    ) -> Float[Array, "{count} h w n"]:
+        """Draws latents; see `samplers.draw`."""
+        return samplers.draw(self.sampler, self.params, key, count, first)
+
+
+def place(directory: str | Path, name: str) -> Path:
+    """The directory of a sampler within a workdir."""
+    return Path(directory) / "samplers" / name
+
+
+def is_fitted(directory: str | Path, name: str) -> bool:
+    """Whether a workdir holds a sampler, of whatever checkpoint; the prior needs no fit."""
+    return name == "prior" or (place(directory, name) / "checkpoints").is_dir()
+
+
+def command(directory: str | Path, name: str) -> str:
+    """The command that fits a sampler."""
+    return f"python -m svae_jax.fit_sampler --workdir={directory} --sampler={name}"
+
+
+def shape(trained: Trained) -> tuple[int, int, int]:
+    """Height, width and maps of the model's latents."""
+    posterior = trained.model.posterior
+    return posterior.height, posterior.width, posterior.maps
+
+
+def model_identity(trained: Trained) -> dict[str, Any]:
+    """Which model a sampler is of: the step, and a hash of all its variables."""
+    return {"step": trained.step, "fingerprint": checkpoint.fingerprint(trained.variables)}
+
+
+def load_sampler(directory: str | Path, name: str, trained: Trained, **options: Any) -> Fitted:
+    """Loads a sampler of a run, verified, and of the very model that it is to be used with.
+
+    Args:
+        directory: the workdir.
+        name: one of `samplers.names()`.
+        trained: the model, from `trained.load`.
+        **options: attributes of the sampler that matter only when drawing: `temperature` of
+            `prior`, `noise` of `mixture` and `flow`, `ode_steps` of `flow`.
+
+    Raises:
+        UserError: there is no such sampler or option, it is not fitted, or to another model; the
+            message gives the command that fits it.
+    """
+    sampler = sampler_config.make(sampler_config.base(), name, shape(trained))
+    if name == "prior":
+        return Fitted(name, _with(sampler, name, options), None)
+    folder = place(directory, name) / "checkpoints"
+    if not is_fitted(directory, name):
+        raise UserError(f"{directory}: the sampler {name} is not fitted; {_cure(directory, name)}")
+    loaded = checkpoint.load(folder)
+    if "params" not in loaded.state:
+        raise UserError(
+            f"{directory}: the fit of the sampler {name} stopped at step {loaded.step}; to finish "
+            f"it: {command(directory, name)}"
+        )
+    if loaded.config["model"] != model_identity(trained):
+        raise UserError(
+            f"{directory}: the sampler {name} is fitted to another checkpoint (step "
+            f"{loaded.config['model']['step']}) than the one loaded (step {trained.step}); "
+            f"{_cure(directory, name)}"
+        )
+    config = sampler_config.base()
+    config.update_from_flattened_dict(loaded.config["settings"])
+    sampler = sampler_config.make(config, name, shape(trained))
+    return Fitted(name, _with(sampler, name, options), loaded.state["params"])
+
+
+def _cure(directory: str | Path, name: str) -> str:
+    return f"to fit it: {command(directory, name)}"
+
+
+_OPTIONS = {
+    "prior": ("temperature",),
+    "gaussian": (),
+    "mixture": ("noise",),
+    "flow": ("noise", "ode_steps"),
+}
+
+
+def _with(sampler: Any, name: str, options: dict[str, Any]) -> samplers.Sampler:
+    """The sampler with options for drawing."""
+    if unknown := sorted(set(options) - set(_OPTIONS[name])):
+        allowed = ", ".join(_OPTIONS[name]) or "none"
+        raise UserError(f"the sampler {name} has no option {unknown[0]}; its options: {allowed}")
+    try:
+        return dataclasses.replace(sampler, **options)
+    except ValueError as error:
+        raise UserError(f"the sampler {name}: {error}") from None

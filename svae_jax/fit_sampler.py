@@ -1,0 +1,48 @@
+"""Fit a sampler: a distribution of latents from which a trained model makes images.
+
+    python -m svae_jax.fit_sampler --workdir=runs/shapes --sampler=flow
+
+fits to the posteriors of the training images under the newest checkpoint of the run. Samplers are
+
+    gaussian   the aggregate posterior's mean and full covariance; seconds
+    mixture    a mixture of Gaussians over principal components; a minute
+    flow       flow matching with a small transformer; minutes
+
+The fields of the configuration can be given on the command line, as in
+
+    --config.flow.num_steps=4000 --config.mixture.components=20 --config.seed=1
+
+They and their defaults are listed in svae_jax/sampler_config.py. The sampler is saved under
+samplers/ in the workdir, which may be in use: the checkpoint is only read. The same command goes on
+where a fit was interrupted, and returns at once where it is finished. A run that has trained on
+needs its samplers fitted anew, which the same command does.
+"""
+
+import json
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from svae_jax import command_line, sampler_config
+from svae_jax import config as configs
+
+_CONFIG = config_flags.DEFINE_config_dict("config", sampler_config.base())
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory of a run", required=True)
+_SAMPLER = flags.DEFINE_string("sampler", None, "gaussian, mixture or flow", required=True)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Fits the sampler, and prints what it is."""
+    del argv
+    from svae_jax.analysis import fitting
+
+    print(json.dumps(fitting.fit(_WORKDIR.value, _SAMPLER.value, _CONFIG.value), indent=2))
+
+
+def _fields() -> list[str]:
+    return list(configs.flatten(sampler_config.base().to_dict()))
+
+
+if __name__ == "__main__":
+    command_line.run(main, _fields)

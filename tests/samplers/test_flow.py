@@ -1,0 +1,102 @@
+"""The flow: what it recovers, its network and its solver."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from svae_jax import samplers
+from svae_jax.samplers import aggregate, flow, velocity
+from tests.samplers.toys import clusters, encoded, share_between
+
+SMALL = {
+    "width": 48, "depth": 1, "num_params": 30_000, "batch_size": 128, "learning_rate": 3e-3,
+    "ema_decay": 0.99,
+}  # fmt: skip
+
+
+def fit(sampler, batches, num_steps=None):
+    moments = aggregate.moments(batches)
+    fixed = sampler.fixed(moments)
+    data = jnp.asarray(flow.standardise(fixed, aggregate.means(batches)))
+    steps = sampler.num_steps if num_steps is None else num_steps
+    return sampler.params(sampler.train(sampler.init(), fixed, data, steps), fixed)
+
+
+def draw(sampler, params, count):
+    z = samplers.draw(sampler, params, jax.random.key(0), count)
+    return np.asarray(z, np.float64).reshape(count, -1)
+
+
+def errors_of_moments(points, moments):
+    """Of the mean and of the covariance, in units of the entries' standard deviations."""
+    scale = np.sqrt(np.diag(moments.of_means))
+    mean = (points.mean(axis=0) - moments.mean) / scale
+    covariance = (np.cov(points.T) - moments.of_means) / np.outer(scale, scale)
+    return np.abs(mean).max(), np.abs(covariance).max()
+
+
+def test_an_untrained_flow_is_the_gaussian_of_the_means():
+    rng = np.random.default_rng(0)
+    batches = encoded(rng.normal(size=(500, 4)) @ rng.normal(size=(4, 4)) + 2.0)
+    sampler = samplers.Flow((2, 2, 1), **SMALL)
+    points = draw(sampler, fit(sampler, batches, num_steps=0), 20_000)
+    mean, covariance = errors_of_moments(points, aggregate.moments(batches))
+    assert mean < 0.03
+    assert covariance < 0.04
+
+
+def test_a_flow_separates_clusters_and_keeps_their_mean_and_covariance():
+    batches = encoded(clusters(2000))
+    sampler = samplers.Flow((2, 2, 1), num_steps=600, **SMALL)
+    points = draw(sampler, fit(sampler, batches), 4000)
+    assert share_between(points) < 0.02
+    mean, covariance = errors_of_moments(points, aggregate.moments(batches))
+    assert mean < 0.05
+    assert covariance < 0.05
+
+
+def test_updates_in_one_call_are_those_in_many():
+    batches = encoded(clusters(100))
+    sampler = samplers.Flow((2, 2, 1), num_steps=5, **SMALL)
+    fixed = sampler.fixed(aggregate.moments(batches))
+    data = jnp.asarray(flow.standardise(fixed, aggregate.means(batches)))
+    whole = sampler.train(sampler.init(), fixed, data, 5)
+    parts = sampler.init()
+    for count in (1, 3, 1):
+        parts = sampler.train(parts, fixed, data, count)
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    assert int(whole.step) == 5
+
+
+def test_noise_is_added_to_the_same_means():
+    means = clusters(200, d=16)
+    covariance = np.broadcast_to(200 * 0.25 * np.eye(4, dtype=np.float32), (4, 4, 4))
+    plain = samplers.Flow((2, 2, 4), **SMALL)
+    params = fit(plain, [aggregate.Encoded(means, covariance)], num_steps=0)
+    noisy = samplers.Flow((2, 2, 4), noise=True, **SMALL)
+    noise = draw(noisy, params, 2000) - draw(plain, params, 2000)
+    np.testing.assert_allclose(np.cov(noise.T), 0.25 * np.eye(16), atol=0.05)
+
+
+def test_heun_is_of_second_order():
+    """dx/dt = x·cos t, whose solution at 1 is exp(sin 1)."""
+    x = jnp.ones((1, 1, 1))
+    errors = [
+        abs(float(flow.heun(lambda x, t: x * jnp.cos(t), x, steps)[0, 0, 0]) - np.exp(np.sin(1.0)))
+        for steps in (4, 8)
+    ]
+    assert 3.3 < errors[0] / errors[1] < 4.7
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 81), (1, 1, 150), (3, 3, 64), (3, 3, 128), (6, 6, 32)], ids=str
+)
+def test_networks_are_of_the_same_size_for_latents_of_all_shapes(shape):
+    network = velocity.make(shape, width=192, depth=3, num_params=2_000_000)
+    assert velocity.count_params(network) == pytest.approx(2_000_000, rel=0.01)
+
+
+def test_a_network_that_is_too_small_is_refused():
+    with pytest.raises(ValueError, match=r"num_params must be at least \d+ for latents of shape"):
+        velocity.make((3, 3, 128), width=192, depth=3, num_params=1000)

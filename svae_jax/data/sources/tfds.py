@@ -118,14 +118,14 @@ class TFDS:
 
         features = self.builder.info.features
         items = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
-        images = [key for key in items if isinstance(items[key], tfds.features.Image)]
+        images = sorted(key for key in items if isinstance(items[key], tfds.features.Image))
         key = "image" if "image" in images or len(images) != 1 else images[0]
         if key in images and items[key].np_dtype == np.uint8:
             return key
         held = ", ".join(f"{key} ({items[key].np_dtype})" for key in images) or "no images"
         raise UserError(
-            f"dataset.name={self.name!r}: one uint8 image is needed, or one called image; it has "
-            f"{held}"
+            f"dataset.name={self.name!r}: the features of a data set must hold one uint8 image, or "
+            f"one called image; these hold {held}"
         )
 
     def _prepare(self, alone: bool) -> None:

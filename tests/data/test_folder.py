@@ -124,7 +124,7 @@ def test_centre_crop_and_antialiased_resize(root, load, size):
     np.testing.assert_allclose(load()[0], expected, atol=2)
 
 
-# What is converted
+# Conversions
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -181,7 +181,7 @@ def test_photographs_are_turned_upright(root, load):
     np.testing.assert_array_equal(load()[0], np.rot90(image, -1))
 
 
-# What is refused
+# Errors
 
 
 def test_no_damaged_png_goes_unnoticed(root, load):

@@ -1,4 +1,4 @@
-"""The embedded data set: the same pixels everywhere, and what they show."""
+"""The embedded data set: its pixels never change, and its factors describe them."""
 
 import hashlib
 
@@ -21,7 +21,7 @@ def test_a_scene_depends_on_split_and_index_alone():
     assert image.shape == (32, 32, 3)
 
 
-def test_scenes_stay_what_they_are():
+def test_scenes_do_not_change():
     # Another hash means another data set: raise the version of SpatialShapes.
     images = np.stack([image for image, _ in SCENES[:20]])
     assert (
@@ -38,7 +38,7 @@ def test_train_and_test_share_nothing():
 
 
 def masks(factors):
-    """Coverages of the filled places, furthest first."""
+    """Coverages of the shapes, furthest first."""
     return [
         shapes.coverage(
             KINDS[factors["kind"][i]],
@@ -72,7 +72,7 @@ def test_nearest_shape_has_its_colour_at_its_centre():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("angle", [0.0, 0.3, 1.1])
-def test_coverage_has_the_area_place_and_soft_edge_it_should(kind, angle):
+def test_coverage_has_the_right_area_centre_and_soft_edge(kind, angle):
     mask = shapes.coverage(kind, np.array([15.3, 16.8]), 6.0, angle)
     assert mask.sum() == pytest.approx(np.pi * 6**2, rel=0.01)
     y, x = np.mgrid[:32, :32] + 0.5
@@ -88,7 +88,7 @@ def test_coverage_agrees_with_counting_points(kind, angle):
     centre, radius, fine = np.array([14.2, 17.7]), 5.5, 16
     y, x = (np.mgrid[: 32 * fine, : 32 * fine] + 0.5) / fine
     x, y = x - centre[0], y - centre[1]
-    # Turned back by the angle, the shape stands with the normal of one edge along x.
+    # In these coordinates the normal of one edge points along x.
     u, v = x * np.cos(angle) + y * np.sin(angle), -x * np.sin(angle) + y * np.cos(angle)
     if kind == "disc":
         inside = u**2 + v**2 <= radius**2

@@ -16,7 +16,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (10, 6, 8, 3)).astype(np.uint
 
 
 class Waves:
-    """Images in a NumPy file, as the README's example of an own data set."""
+    """Images in a NumPy file."""
 
     crop = None
 

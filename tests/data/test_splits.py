@@ -139,7 +139,7 @@ def test_a_prepared_data_dir_is_only_read(colour, places):
     assert snapshot() == before
 
 
-# What comes out
+# Order and cache
 
 
 def test_order_is_that_of_the_files(colour, places):
@@ -277,7 +277,7 @@ def test_shapes_keep_their_factors(few_shapes, places, tfds):
             np.testing.assert_array_equal(example[key], value)
 
 
-def test_shapes_clear_away_what_was_left_half_done(few_shapes, places):
+def test_shapes_remove_leftovers_of_a_killed_process(few_shapes, places):
     leftover = Path(places["cache_dir"]) / "shapes" / "incomplete.ABC_1.0.0"
     leftover.mkdir(parents=True)
     assert len(load_shapes(places)) == 12
@@ -314,7 +314,7 @@ def test_all_shapes(places):
     assert load_shapes(places, "test").shape == (2_000, 32, 32, 3)
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -361,11 +361,11 @@ def test_sets_without_one_image(tiny, tfds, places):
     def load(name, channels=3):
         return data.load(name, "train", image_size=2, channels=channels, **places)
 
-    with pytest.raises(UserError, match="it has no images"):
+    with pytest.raises(UserError, match="hold no images"):
         load("tiny_numbers")
-    with pytest.raises(UserError, match=r"it has left \(uint8\), right \(uint8\)"):
+    with pytest.raises(UserError, match=r"hold left \(uint8\), right \(uint8\)"):
         load("tiny_pairs")
-    with pytest.raises(UserError, match=r"it has image \(uint16\)"):
+    with pytest.raises(UserError, match=r"hold image \(uint16\)"):
         load("tiny_deep", channels=1)
     np.testing.assert_array_equal(load("tiny_both")[0], pixels)
 
@@ -456,7 +456,7 @@ def test_full_disk(colour, places, monkeypatch):
     assert not cached(places)
 
 
-# What is imported and said
+# Imports and messages
 
 
 def run(code, places):
@@ -480,7 +480,7 @@ def test_a_cached_split_needs_no_tensorflow(colour, places):
     run(code, places)
 
 
-def test_nothing_but_our_lines_reaches_the_terminal(places):
+def test_tfds_prints_nothing(places):
     code = """
         from absl import logging
         logging.set_verbosity(logging.INFO)

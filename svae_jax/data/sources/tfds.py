@@ -124,8 +124,8 @@ class TFDS:
             return key
         held = ", ".join(f"{key} ({items[key].np_dtype})" for key in images) or "no images"
         raise UserError(
-            f"dataset.name={self.name!r}: one uint8 image is needed, or one called image; it has "
-            f"{held}"
+            f"dataset.name={self.name!r}: the features of a data set must hold one uint8 image, or "
+            f"one called image; these hold {held}"
         )
 
     def _prepare(self) -> None:

@@ -25,6 +25,7 @@ CUDA_VISIBLE_DEVICES=0.
 
 import contextlib
 import importlib.util
+import math
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
@@ -38,22 +39,13 @@ from svae_jax import config as configs
 from svae_jax.errors import UserError
 
 _COMPARED = ("training", "generation")
-_SCALED = {
-    "batch_size": ["batch_size"],
-    "maps": ["latent.maps"],
-    "size": ["latent.height", "latent.width"],
-}
+_SCALED = {"batch_size": "batch_size", "maps": "latent.maps", "size": "latent.height latent.width"}
 _PARTS = (*_COMPARED, *_SCALED, "memory", "main")
 
 
 def main(argv: Sequence[str]) -> None:
     """Measures the parts asked for, and prints a table of each."""
-    values = terminal.parse(
-        argv,
-        __doc__,
-        parts=("training,generation", _PARTS),
-        against=("plain,pytorch", tuple(baselines.NAMES)),
-    )
+    values = terminal.parse(argv, __doc__, parts=_PARTS, against=tuple(baselines.NAMES))
     config, against = values.config, values.against
     configs.check(config, num_devices=jax.device_count())
     if "pytorch" in against and importlib.util.find_spec("torch") is None:
@@ -104,14 +96,15 @@ def comparison(
 def scaling(part: str, config: ml_collections.ConfigDict, seconds: float) -> list[Record]:
     """Training and generation for several batch sizes, numbers of maps, or sizes of a map."""
     devices, variants = jax.device_count(), {}
+    share = config.batch_size // devices
     values = {
-        "batch_size": [round(config.batch_size * x / devices) for x in (0.1, 0.3, 1, 3, 10)],
-        "maps": [config.latent.maps * x // 4 for x in (1, 2, 4, 8, 16)],
+        "batch_size": [math.ceil(x * share) * devices for x in (0.1, 0.3, 1, 3, 10)],
+        "maps": [math.ceil(x * config.latent.maps) for x in (0.25, 0.5, 1, 2, 4)],
         "size": [d for d in (2, 3, 4, 6, 8) if d >= config.latent.rank],
     }[part]
-    for value in (max(1, value) * (devices if part == "batch_size" else 1) for value in values):
+    for value in values:
         variants[f"{part}={value}"] = changed = configs.from_dict(config.to_dict())
-        changed.update_from_flattened_dict(dict.fromkeys(_SCALED[part], value))
+        changed.update_from_flattened_dict(dict.fromkeys(_SCALED[part].split(), value))
     records = {name: {"variant": name} for name in variants}
     for what in _COMPARED:
         generated = workloads.GENERATED if what == "generation" and part != "batch_size" else None

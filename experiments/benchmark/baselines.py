@@ -70,14 +70,12 @@ def check_same(
     config.model.dtype = "float32"  # rounding to bfloat16 would hide a difference
     recipe, rng = workloads.recipe(config), np.random.default_rng(0)
 
-    def uniform(low: float, high: float, tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda x: rng.uniform(low, high, x.shape).astype(np.float32), tree)
+    def draw(x: jax.ShapeDtypeStruct) -> np.ndarray:
+        """Kernels of the usual size; scales, biases and statistics near 1."""
+        values = rng.standard_normal(x.shape, np.float32)
+        return 1 + 0.2 * values if x.ndim < 2 else values * (x.shape[-1] / x.size) ** 0.5
 
-    shapes = jax.eval_shape(functools.partial(step.init_state, recipe))
-    variables = {
-        "params": uniform(-0.1, 0.1, shapes.params),
-        "batch_stats": uniform(0.5, 1.5, shapes.batch_stats),
-    }
+    variables = jax.tree.map(draw, jax.eval_shape(lambda: workloads.initial_variables(recipe)))
     pixels, posterior = workloads.noise(config, num_images), recipe.model.posterior
     # The noise of the training step's first update; it also serves as latents to decode.
     key = jax.random.fold_in(stream(recipe.seed, "latent"), 0)
@@ -132,8 +130,8 @@ def largest_difference(name: str, ours: PyTree, theirs: PyTree) -> float:
     if not worst <= TOLERANCE:
         leaf = jax.tree_util.keystr(path, simple=True, separator="/")
         raise UserError(
-            f"{name} does not compute the same: {leaf} differs by {worst:.1e} of its norm; leave "
-            f"{name} out of --against"
+            f"{name} does not compute the same, so leave it out of --against: {leaf} differs by "
+            f"{worst:.1e} of its norm"
         )
     say(f"{name} computes the same losses, gradients and images; largest difference {worst:.0e}")
     return worst

@@ -25,8 +25,6 @@ from svae_jax import config as configs
 from svae_jax.devices import runtime
 from svae_jax.errors import UserError
 
-CELEBA_IMAGES = 162_770  # of its training split
-
 
 class OwnProcess(ProcessPoolExecutor):
     """A contender in a process of its own, where no threads or settings of others disturb it."""
@@ -52,9 +50,9 @@ def _work(units: int, *make: Any) -> None:
 
 
 def memory(
-    config: ml_collections.ConfigDict, seconds: float, num_images: int = CELEBA_IMAGES
+    config: ml_collections.ConfigDict, seconds: float, num_images: int = 162_770
 ) -> list[Record]:
-    """Memory and speed of training on so many images, resident and streamed.
+    """Memory and speed of training on so many images, resident and streamed; CelebA's by default.
 
     Training on two batches shows what a process takes without the images. Memory is, on Linux, the
     peak of the resident set and its anonymous part at the end (the rest is mapped files, which the
@@ -156,9 +154,10 @@ def _log_times(
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     begin, times, line = time.perf_counter(), {}, ""
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
-        for line in process.stderr:
+    with subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        for line in process.stderr or ():
             if log := re.match(r"step (\d+)/", line):
                 times[int(log[1])] = time.perf_counter() - begin
     if process.returncode:

@@ -22,8 +22,8 @@ from svae_jax.devices import runtime, sharding
 from svae_jax.errors import UserError
 
 
-def parse(argv: Sequence[str], doc: str, **lists: tuple[str, Sequence[str]]) -> flags.FlagValues:
-    """Parses --config, --json, --seconds, and `lists`: their defaults and the words they may hold.
+def parse(argv: Sequence[str], doc: str, **lists: Sequence[str]) -> flags.FlagValues:
+    """Parses --config, --json and --seconds, and `lists` of words, the first two by default.
 
     Raises:
         UserError: a mistake in the arguments.
@@ -36,9 +36,9 @@ def parse(argv: Sequence[str], doc: str, **lists: tuple[str, Sequence[str]]) -> 
     flags.DEFINE_float("seconds", 20.0, "time of each measurement", 1e-3, flag_values=values)
     flags.DEFINE_string("json", None, "file for the results", values)
     flags.register_validator("json", _has_directory, "there is no such directory", values)
-    for name, (default, words) in lists.items():
+    for name, words in lists.items():
         told = f"of {', '.join(words)}"
-        flags.DEFINE_list(name, default, told, values)
+        flags.DEFINE_list(name, list(words[:2]), told, values)
         flags.register_validator(name, set(words).issuperset, f"must be {told}", values)
     if "--help" in argv:
         print(f"{doc}\n{values.get_help()}")

@@ -122,7 +122,7 @@ def test_a_baseline_that_computes_something_else_is_refused(wrong):
     numbers = {"loss": 2.0, "gradients": {"kernel": np.ones(3)}}
     assert baselines.largest_difference("plain", numbers, numbers) == 0
     other = {"loss": 2.0, "gradients": {"kernel": np.asarray([1, 1, wrong])}}
-    with pytest.raises(UserError, match=r"plain does not compute the same: gradients/kernel diff"):
+    with pytest.raises(UserError, match=r"plain does not compute the same.* gradients/kernel"):
         baselines.largest_difference("plain", numbers, other)
 
 
@@ -250,7 +250,7 @@ def test_cost_against_batch_size_maps_and_size():
         assert all(record["generation, images/s"] > 0 for record in records)
         return [record["variant"].partition("=")[2] for record in records]
 
-    assert variants("batch_size") == ["1", "4", "12", "40"]
+    assert variants("batch_size") == ["1", "2", "4", "12", "40"]
     assert variants("maps") == ["4", "8", "16", "32", "64"]
     assert variants("size") == ["2", "3", "4", "6", "8"]
 
@@ -272,9 +272,9 @@ def sleeper(seconds):
 
 @pytest.mark.slow
 def test_memory_is_measured_in_processes_of_their_own():
-    records = processes.memory(tiny(), 0.05, num_images=100_000)
+    records = processes.memory(tiny(), 0.05, num_images=20_000)
     assert [record["images"] for record in records] == ["few", "resident", "streamed"]
-    assert records[1]["array, MB"] == pytest.approx(76.8)
+    assert records[1]["array, MB"] == pytest.approx(15.36)
     assert records[1]["speed / resident"] == 1
 
 

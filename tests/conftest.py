@@ -46,17 +46,9 @@ def tiny_images(tmp_path_factory):
 @pytest.fixture
 def tiny_config(tiny_images, tmp_path_factory):
     """A configuration that trains on `tiny_images` in seconds."""
-    from svae_jax import config as configs
+    from tests import tiny
 
-    config = configs.base()
-    config.dataset.update(name="folder", data_dir=str(tiny_images), image_size=8)
-    config.dataset.cache_dir = str(tmp_path_factory.getbasetemp() / "cache")
-    config.latent.update(name="lowrank", height=3, width=3, maps=4, rank=1)
-    config.model.update(encoder="3x3/4/s2 3x3/8/s2", decoder="3x3/6 3x3/4 3x3/image")
-    config.optimizer.learning_rate = 1e-3
-    config.update(batch_size=12, num_steps=8, log_every=2, eval_every=4, sample_every=4)
-    config.checkpoint.every = 2
-    return config
+    return tiny.config(tiny_images, tmp_path_factory.getbasetemp() / "cache")
 
 
 @pytest.fixture

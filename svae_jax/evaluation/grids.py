@@ -80,7 +80,9 @@ def pairs(
     )
 
 
-def row(pictures: Sequence[Pixels], gap: int = 16) -> Pixels:
+def row(
+    pictures: Sequence[UInt8[np.ndarray, "height _width c"]], gap: int = 16
+) -> UInt8[np.ndarray, "height _row c"]:
     """Lays pictures of one height out side by side, on white."""
     height, _, channels = pictures[0].shape
     space = np.full((height, gap, channels), _PAPER, np.uint8)

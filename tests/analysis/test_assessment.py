@@ -1,0 +1,157 @@
+"""`assessment` and `tables`: a run's evaluation, by the function and by the command."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import svae_jax
+from svae_jax.analysis import assessment, tables
+from svae_jax.errors import UserError
+from svae_jax.training import loop
+
+SETTINGS = assessment.Settings(importance_samples=5)
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained_run):
+    return assessment.evaluate(trained_run, SETTINGS)
+
+
+def test_the_elbo_is_that_of_the_run(trained_run, evaluated):
+    metrics = json.loads((trained_run / "result.json").read_text())["metrics"]
+    bounds = evaluated["bounds"]
+    for name in ("elbo", "kl", "reconstruction", "bits_per_dim"):
+        assert bounds[name]["value"] == pytest.approx(metrics[f"eval/{name}"], rel=1e-6)
+    assert bounds["sigma"] == metrics["eval/sigma"]
+    assert evaluated["num_images"] == 20
+
+
+def test_the_importance_weighted_bound_is_above_the_elbo(evaluated):
+    bounds = evaluated["bounds"]
+    assert bounds["elbo_iw"]["value"] > bounds["elbo"]["value"]
+    assert bounds["bits_per_dim_iw"]["value"] < bounds["bits_per_dim"]["value"]
+
+
+def test_the_file_holds_what_is_returned_and_every_set_has_a_picture(trained_run, evaluated):
+    assert json.loads((trained_run / "evaluation.json").read_text()) == evaluated
+    assert list(evaluated["samples"]) == [assessment.FLOOR, "prior", "gaussian"]
+    names = {path.name for path in (trained_run / "evaluation").iterdir()}
+    assert names == {"samples.png", "nearest_prior_pixels.png", "nearest_gaussian_pixels.png"}
+    grid = np.asarray(Image.open(trained_run / "evaluation" / "samples.png"))
+    assert grid.std() > 0
+    assert np.array(evaluated["latents"]["kl_per_map"]).sum() == pytest.approx(
+        evaluated["bounds"]["kl"]["value"], rel=1e-5
+    )
+
+
+def test_an_evaluation_is_deterministic_and_another_split_has_files_of_its_own(
+    trained_run, evaluated, tmp_path
+):
+    copy = shutil.copytree(trained_run, tmp_path / "run")
+    again = assessment.evaluate(copy, SETTINGS)
+    assert again | {"workdir": ""} == evaluated | {"workdir": ""}
+    before = (copy / "evaluation.json").read_bytes()
+    other = assessment.evaluate(copy, SETTINGS._replace(split="train[:24]"))
+    assert other["num_images"] == 24
+    assert (copy / "evaluation.json").read_bytes() == before
+    assert json.loads((copy / "evaluation_train_24_.json").read_text()) == other
+
+
+DEVICES = """
+import json, sys
+from svae_jax.analysis import assessment
+import jax
+assert jax.device_count() == 4
+print(json.dumps(assessment.evaluate(sys.argv[1], assessment.Settings(importance_samples=5))))
+"""
+
+
+def _numbers(value):
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for item in value for number in _numbers(item)]
+    return [float(value)] if isinstance(value, int | float) else []
+
+
+def test_four_devices_find_the_same(trained_run, evaluated, tmp_path):
+    copy = shutil.copytree(trained_run, tmp_path / "run")
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES, str(copy)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    four = json.loads(done.stdout)
+    for part in ("bounds", "reconstruction", "latents"):
+        np.testing.assert_allclose(_numbers(four[part]), _numbers(evaluated[part]), rtol=1e-5)
+
+
+def test_runs_stand_in_one_table(evaluated):
+    text = tables.evaluations([evaluated, evaluated | {"workdir": "other"}])
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == (2 + 2) + (2 + 6)
+    assert sum("other" in row for row in rows) == 4
+    assert "gaussian" in text
+    assert "K=5" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (1350.358, 17.2, "1,350 ± 17"),
+        (6.35761, 0.00812, "6.3576 ± 0.0081"),
+        (0.0, 0.0, "0 ± 0"),
+        (0.5, None, "0.5000"),
+        (None, None, "NaN"),
+    ],
+)
+def test_figures_are_rounded_to_the_errors_second_digit(value, error, text):
+    assert tables.figure({"value": value, "standard_error": error}) == text
+
+
+BAD = {
+    "K": ({"importance_samples": 0}, "--importance_samples=0 must be at least 1"),
+    "num": ({"num_samples": 1}, "--num_samples=1 must be at least 20"),
+    "split": ({"split": "nowhere"}, "nowhere.*train"),
+    "empty split": ({"split": "test[:0]"}, "it holds no image"),
+    "features": ({"features": "vgg"}, "features must be one of inception"),
+}
+
+
+@pytest.mark.parametrize(("changed", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_settings_are_one_line(trained_run, changed, message):
+    with pytest.raises(UserError, match=message) as error:
+        assessment.evaluate(trained_run, SETTINGS._replace(**changed))
+    assert "\n" not in str(error.value)
+
+
+def test_a_sampler_of_an_older_checkpoint_is_refused(trained_run, tmp_path):
+    copy = shutil.copytree(trained_run, tmp_path / "run")
+    config = svae_jax.load(copy).config
+    config.num_steps = 5
+    loop.train(config, copy)
+    again = r"step 4.*step 5.*python -m svae_jax\.fit_sampler .*--sampler=gaussian"
+    with pytest.raises(UserError, match=again):
+        assessment.evaluate(copy, SETTINGS)
+
+
+def test_a_workdir_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"config\.json"):
+        assessment.evaluate(tmp_path, SETTINGS)
+
+
+def test_the_command_prints_one_line_for_a_mistake():
+    done = subprocess.run(
+        [sys.executable, "-m", "svae_jax.evaluate", "--workdir=/nowhere"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: /nowhere is no workdir")
+    assert "Traceback" not in done.stderr

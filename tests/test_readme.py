@@ -11,6 +11,7 @@ import pytest
 
 import svae_jax
 from svae_jax import latents
+from svae_jax.data import sources
 from svae_jax.evaluation import bounds, steps
 from svae_jax.latents import posterior as posteriors
 from svae_jax.training import loop
@@ -103,3 +104,11 @@ def test_a_metric_of_ones_own_is_reported(tiny_config, tmp_path, monkeypatch):
     assert 0 < metrics["eval/absolute_error"] < 2 * 8 * 8 * 3
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert any("eval/absolute_error" in json.loads(row) for row in rows)
+
+
+def test_a_data_set_of_ones_own_trains(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sources.SOURCES, "waves", _run("class Waves")["Waves"])
+    tiny_config.dataset.update(name="waves", split="train[:40]", eval_split="test[:20]")
+    tiny_config.dataset.cache_dir = str(tmp_path / "cache")
+    tiny_config.num_steps = 2
+    assert loop.train(tiny_config, tmp_path / "run")["step"] == 2

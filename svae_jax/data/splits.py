@@ -1,7 +1,4 @@
-"""Loads a split of a data set as one array.
-
-Importing this module imports neither TFDS nor TensorFlow; loading a cached split imports only TFDS.
-"""
+"""Loads a split as one array; imports TFDS on use, and TensorFlow only where nothing is cached."""
 
 import functools
 import hashlib

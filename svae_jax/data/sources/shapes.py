@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+import tqdm
 from jaxtyping import Float, UInt8
 from PIL import Image
 
@@ -172,7 +173,7 @@ class SpatialShapes(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in SPLITS}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index in range(SPLITS[split]):
+        for index in tqdm.trange(SPLITS[split], desc=f"drawing shapes {split}", disable=None):
             image, factors = scene(split, index)
             # As Pillow images: arrays would be encoded by TensorFlow, three times slower.
             yield index, {"image": Image.fromarray(image), **factors}

@@ -128,14 +128,15 @@ class TFDS:
             f"one called image; these hold {held}"
         )
 
-    def _prepare(self) -> None:
+    def _prepare(self, has_own_bar: bool = False) -> None:
         """Downloads and prepares; TFDS renames the directory once it is complete."""
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.download import downloader
 
         tensorflow()
         downloader.MAX_RETRIES = 3  # with its 10, a user who is offline waits for 200 seconds
-        (tfds.enable_progress_bar if sys.stderr.isatty() else tfds.disable_progress_bar)()
+        show_bar = sys.stderr.isatty() and not has_own_bar
+        (tfds.enable_progress_bar if show_bar else tfds.disable_progress_bar)()
         where = self.builder.data_dir
         logging.info("preparing %s in %s, once", self.builder.info.full_name, where)
         try:
@@ -189,11 +190,11 @@ class Shapes(TFDS):
         del data_dir  # nothing is ever written there
         super().__init__(SpatialShapes.name, str(cache_dir), cache_dir)
 
-    def _prepare(self) -> None:
+    def _prepare(self, has_own_bar: bool = True) -> None:
         # The lock is held, so no living process writes these.
         for leftover in Path(self.builder.data_dir).parent.glob("incomplete.*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        super()._prepare()
+        super()._prepare(has_own_bar)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -88,9 +87,19 @@ def estimate(
     return {"elbo": means.pop("elbo"), "bits_per_dim": bits_per_dim, **means}
 
 
-def importance_weighted(*args: Any, num_samples: int, chunk_size: int = 1) -> dict[str, float]:
+def importance_weighted(
+    recipe: Recipe,
+    variables: PyTree,
+    images: Pixels,
+    sigma: float,
+    mesh: Mesh,
+    *,
+    num_samples: int,
+    chunk_size: int = 1,
+) -> dict[str, float]:
     """The values of `estimate_importance_weighted`."""
-    found = estimate_importance_weighted(*args, num_samples=num_samples, chunk_size=chunk_size)
+    given = (recipe, variables, images, sigma, mesh)
+    found = estimate_importance_weighted(*given, num_samples=num_samples, chunk_size=chunk_size)
     return {name: figure.value for name, figure in found.items()}
 
 

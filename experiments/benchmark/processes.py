@@ -319,7 +319,8 @@ def _prepare(job: Any, directory: Path) -> None:
     with Writer(directory) as writer:
         writer.write_scalars(0, {"train/loss": 0.0})  # imports TensorFlow
     init = jax.jit(lambda: step.init_state(job.recipe), out_shardings=sharding.replicated(job.mesh))
-    pictures.draw(job.recipe, step.evaluated_variables(init()), job.eval_images)
+    images = (job.train_images, job.eval_images)
+    pictures.draw(job.recipe, step.evaluated_variables(init()), *images, job.config.sample_every)
 
 
 class _Clock(io.TextIOBase):

@@ -90,6 +90,14 @@ def generate(
 
 
 @functools.partial(compiler.jit, static_argnums=0)
+def decode(
+    model: SpatialVAE, variables: PyTree, z: Float[Array, "b h w n"]
+) -> Float[Array, "b _h _w c"]:
+    """The images of latents: the means of their pixels."""
+    return _apply(model, variables, z, method="decode")
+
+
+@functools.partial(compiler.jit, static_argnums=0)
 def reconstruct(
     model: SpatialVAE, variables: PyTree, key: PRNGKeyArray, pixels: UInt8[Array, "b h w c"]
 ) -> Float[Array, "b h w c"]:

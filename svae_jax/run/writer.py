@@ -22,7 +22,7 @@ from jaxtyping import UInt8
 from svae_jax.devices.lazy_tensorflow import tensorflow
 from svae_jax.errors import UserError
 
-PICTURES = ("samples", "reconstructions")  # subdirectories of the workdir
+PICTURES = ("samples", "samples_gaussian", "reconstructions")  # subdirectories of the workdir
 _JSON_LINES = "metrics.jsonl"
 _EVENT_FILES = "events.out.tfevents.*"
 _MOST_PENDING = 256  # writes; a disk that cannot keep up then slows the run, and memory is bounded

@@ -22,7 +22,7 @@ def base() -> ml_collections.ConfigDict:
             "seed": 0,
             "mixture": {
                 "components": 10,
-                "share": 0.95,  # of the means' variance, held by the modelled principal components
+                "share": 0.9,  # of the means' variance, held by the modelled principal components
             },
             "flow": {
                 "width": 192,  # features of a token

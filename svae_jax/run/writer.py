@@ -24,7 +24,7 @@ from svae_jax.devices.lazy_tensorflow import tensorflow
 from svae_jax.errors import UserError
 from svae_jax.run import image_files
 
-PICTURES = ("samples", "reconstructions")  # subdirectories of the workdir
+PICTURES = ("samples", "samples_gaussian", "reconstructions")  # subdirectories of the workdir
 _JSON_LINES = "metrics.jsonl"
 _EVENT_FILES = "events.out.tfevents.*"
 _MOST_PENDING = 256  # writes; beyond these a slow disk slows the run, so memory is bounded

@@ -1,5 +1,6 @@
 """A mixture of Gaussians over the leading principal components of the posteriors' means."""
 
+import warnings
 from dataclasses import dataclass
 
 import jax
@@ -40,7 +41,7 @@ class Mixture:
 
     shape: base.Shape
     components: int = 10
-    share: float = 0.95
+    share: float = 0.9
     noise: bool = False
     seed: int = 0
 
@@ -59,7 +60,9 @@ class Mixture:
         Raises:
             ValueError: there are fewer images than components.
         """
-        from sklearn.mixture import GaussianMixture  # takes a second to import
+        # Imported here, as it takes a second.
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.mixture import GaussianMixture
 
         if len(means) < self.components:
             raise ValueError(
@@ -71,9 +74,11 @@ class Mixture:
         k = self._dimensions(variances, len(means))
         scales = np.sqrt(variances)
         white = (means - moments.mean) @ directions[:, :k] / scales[:k]
-        fitted = GaussianMixture(
-            self.components, reg_covar=_RIDGE, random_state=self.seed, max_iter=200
-        ).fit(white)
+        model = GaussianMixture(self.components, reg_covar=_RIDGE, random_state=self.seed)
+        with warnings.catch_warnings():
+            # Its 100 iterations are RAE's, whether or not the last one still gains.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            fitted = model.fit(white.astype(np.float32))
         return {
             "mean": moments.mean.astype(np.float32),
             "basis": (directions * scales).T.astype(np.float32),

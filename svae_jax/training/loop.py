@@ -184,7 +184,9 @@ def _loop(
                 progress.evaluation(at, evaluation)
                 writer.write_scalars(at, evaluation)
             if due(config.sample_every):
-                writer.write_images(at, pictures.draw(job.recipe, variables, job.eval_images))
+                images = (job.train_images, job.eval_images)
+                shown = pictures.draw(job.recipe, variables, *images, config.sample_every)
+                writer.write_images(at, shown)
             if due(config.checkpoint.every) or stopped_by is not None:
                 writer.flush()  # metrics reach the disk before the checkpoint does
                 scores = evaluation if due(config.eval_every) else None

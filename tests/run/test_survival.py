@@ -56,7 +56,7 @@ def assert_curves_are_those_of(directory, whole):
     shown = {tag: [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
     for tag in ("train/loss", "train/kl", "eval/elbo"):
         assert shown[tag] == [row["step"] for row in rows(whole) if tag in row]
-    for tag in ("samples", "reconstructions"):
+    for tag in ("samples", "samples_gaussian", "reconstructions"):
         steps = sorted(int(path.stem) for path in (whole / tag).iterdir())
         assert sorted(int(path.stem) for path in (directory / tag).iterdir()) == steps
         assert shown[tag] == steps

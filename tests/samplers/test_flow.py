@@ -10,8 +10,8 @@ from svae_jax.samplers import aggregate, flow, velocity
 from tests.samplers.toys import clusters, encoded, share_between
 
 SMALL = {
-    "width": 48, "depth": 1, "num_params": 30_000, "batch_size": 128, "learning_rate": 3e-3,
-    "ema_decay": 0.99,
+    "width": 32, "depth": 1, "num_params": 15_000, "batch_size": 256, "learning_rate": 3e-3,
+    "ema_decay": 0.99, "ode_steps": 10,
 }  # fmt: skip
 
 
@@ -40,15 +40,15 @@ def test_an_untrained_flow_is_the_gaussian_of_the_means():
     rng = np.random.default_rng(0)
     batches = encoded(rng.normal(size=(500, 4)) @ rng.normal(size=(4, 4)) + 2.0)
     sampler = samplers.Flow((2, 2, 1), **SMALL)
-    points = draw(sampler, fit(sampler, batches, num_steps=0), 20_000)
+    points = draw(sampler, fit(sampler, batches, num_steps=0), 4000)
     mean, covariance = errors_of_moments(points, aggregate.moments(batches))
-    assert mean < 0.03
-    assert covariance < 0.04
+    assert mean < 0.06
+    assert covariance < 0.08
 
 
 def test_a_flow_separates_clusters_and_keeps_their_mean_and_covariance():
     batches = encoded(clusters(2000))
-    sampler = samplers.Flow((2, 2, 1), num_steps=600, **SMALL)
+    sampler = samplers.Flow((1, 1, 4), num_steps=1000, **SMALL)
     points = draw(sampler, fit(sampler, batches), 4000)
     assert share_between(points) < 0.02
     mean, covariance = errors_of_moments(points, aggregate.moments(batches))

@@ -42,7 +42,7 @@ def finished(tiny_config, tmp_path):
 
 def test_a_run_writes_all_its_files(finished, tiny_config):
     directory, result = finished
-    for name in ("samples", "reconstructions"):
+    for name in ("samples", "samples_gaussian", "reconstructions"):
         assert sorted(p.name for p in (directory / name).iterdir()) == ["000004.png", "000008.png"]
     assert list(directory.glob("events.out.tfevents.*"))
     assert sorted(int(p.name) for p in (directory / "checkpoints").iterdir()) == [4, 6, 8]

@@ -144,7 +144,7 @@ from svae_jax.recipe import Recipe
 posterior = latents.make("lowrank", height=3, width=3, maps=4)
 model = vae.make(posterior, encoder="3x3/4/s2 3x3/8/s2", decoder="3x3/6 3x3/4 3x3/4/s2 3x3/image",
                  image_size=16, image_channels=3, style=networks.Style())
-variables = vae.init(model, jax.random.key(0), 16, 3)
+variables = jax.jit(lambda key: vae.init(model, key, 16, 3))(jax.random.key(0))
 recipe = Recipe(model, objective.Objective(), None, 0.0, 0, 12, (16, 16, 3), 0)
 pixels = np.random.default_rng(0).integers(0, 256, (29, 16, 16, 3)).astype(np.uint8)
 mesh = sharding.make_mesh()

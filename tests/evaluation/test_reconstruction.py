@@ -1,8 +1,5 @@
 """Reconstruction quality and the use of the latents, against scikit-image and NumPy."""
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,39 +129,3 @@ def test_kl_per_map_and_location_sum_to_the_kl(tiny_config, pixels, name):
     np.testing.assert_allclose(
         used.kl_per_map_error, per_map.std(axis=0, ddof=1) / np.sqrt(COUNT), rtol=1e-3
     )
-
-
-SHARDED = """
-import jax, numpy as np
-from svae_jax import latents
-from svae_jax.devices import sharding
-from svae_jax.evaluation import reconstruction, bounds
-from svae_jax.model import objective, vae, networks
-from svae_jax.recipe import Recipe
-posterior = latents.make("lowrank", height=3, width=3, maps=4)
-model = vae.make(posterior, encoder="3x3/4/s2 3x3/8/s2", decoder="3x3/6 3x3/4 3x3/4/s2 3x3/image",
-                 image_size=16, image_channels=3, style=networks.Style())
-variables = jax.jit(lambda key: vae.init(model, key, 16, 3))(jax.random.key(0))
-recipe = Recipe(model, objective.Objective(), None, 0.0, 0, 12, (16, 16, 3), 0)
-pixels = np.random.default_rng(0).integers(0, 256, (29, 16, 16, 3)).astype(np.uint8)
-mesh = sharding.make_mesh()
-found, used = reconstruction.evaluate(recipe, variables, pixels, mesh)
-elbo = bounds.estimate(recipe, variables, pixels, 0.5, mesh)["elbo"]
-print(jax.device_count(), *elbo, *[x for e in found for x in e], used.active_units,
-      *used.kl_per_map, *used.marginal_kl_per_location_error.ravel())
-"""
-
-
-def test_four_devices_give_the_numbers_of_one():
-    numbers = []
-    for count in (1, 4):
-        flags = f"--xla_force_host_platform_device_count={count}"
-        result = subprocess.run(
-            [sys.executable, "-c", SHARDED],
-            env={"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-            capture_output=True, text=True, timeout=180, check=False,
-        )  # fmt: skip
-        devices, *values = result.stdout.split() or ["0"]
-        assert int(devices) == count, result.stderr
-        numbers.append(np.array(values, float))
-    np.testing.assert_allclose(*numbers, rtol=1e-5)

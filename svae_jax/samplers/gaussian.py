@@ -1,5 +1,6 @@
 """The Gaussian with the aggregate posterior's mean and full covariance."""
 
+import contextlib
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -52,9 +53,9 @@ def cholesky(covariance: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "d d
     """
     scale = np.mean(np.diag(covariance))
     if np.isfinite(scale):
+        shifted = covariance.copy()
         for jitter in _JITTERS:
-            try:
-                return np.linalg.cholesky(covariance + jitter * scale * np.eye(len(covariance)))
-            except np.linalg.LinAlgError:
-                continue
+            np.fill_diagonal(shifted, np.diag(covariance) + jitter * scale)
+            with contextlib.suppress(np.linalg.LinAlgError):
+                return np.linalg.cholesky(shifted)
     raise ValueError("covariance must be finite and positive semi-definite")

@@ -35,7 +35,12 @@ def parse(argv: Sequence[str], doc: str, **lists: Sequence[str]) -> flags.FlagVa
     config_flags.DEFINE_config_file("config", None, told, values, sys_argv=list(argv))
     flags.DEFINE_float("seconds", 20.0, "time of each measurement", 1e-3, flag_values=values)
     flags.DEFINE_string("json", None, "file for the results", values)
-    flags.register_validator("json", _has_directory, "there is no such directory", values)
+    flags.register_validator(
+        "json",
+        lambda path: path is None or Path(path).absolute().parent.is_dir(),
+        "there is no such directory",
+        values,
+    )
     for name, words in lists.items():
         told = f"of {', '.join(words)}"
         flags.DEFINE_list(name, list(words[:2]), told, values)
@@ -46,10 +51,6 @@ def parse(argv: Sequence[str], doc: str, **lists: Sequence[str]) -> flags.FlagVa
     command_line.parse(values, argv)
     command_line.check_config_file(values)
     return values
-
-
-def _has_directory(path: str | None) -> bool:
-    return path is None or Path(path).absolute().parent.is_dir()
 
 
 def variant(values: flags.FlagValues, argument: str) -> ml_collections.ConfigDict:

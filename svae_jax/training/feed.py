@@ -23,6 +23,9 @@ from svae_jax.training.metrics import TrainMetrics
 from svae_jax.training.step import TrainState
 
 Images = UInt8[np.ndarray, "n h w c"]
+# Images wait on the device as rows of pixels. A TPU pads the last axis to 128 values, and a GPU's
+# convolutions want another order of axes: from `[n, h, w, c]` each call would copy the data set.
+Rows = UInt8[Array, "n h*w*c"]
 
 # (state, metrics, step of the state, most steps to make) -> (state, metrics, steps made).
 # The state is donated.
@@ -50,8 +53,9 @@ def _device_memory(mesh: Mesh) -> int:
 
 
 def _update(
-    recipe: Recipe, state: TrainState, metrics: TrainMetrics, pixels: UInt8[Array, "b h w c"]
+    recipe: Recipe, state: TrainState, metrics: TrainMetrics, rows: Rows
 ) -> tuple[TrainState, TrainMetrics]:
+    pixels = rows.reshape(len(rows), *recipe.image_shape)
     state, scalars = step.train_step(recipe, state, pixels)
     return state, metrics.merge(TrainMetrics.single_from_model_output(**scalars))
 
@@ -78,11 +82,12 @@ def _permutation(recipe: Recipe, mesh: Mesh, num_images: int) -> Callable[[int],
     return functools.lru_cache(maxsize=1)(compute)
 
 
-def _resident(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
-    on_device = sharding.put(images, sharding.replicated(mesh))
-    permutation = _permutation(recipe, mesh, len(images))
-    steps_per_epoch = len(images) // recipe.batch_size
-    loops = _platform(mesh) not in _LOOPLESS
+def resident_update(recipe: Recipe, mesh: Mesh) -> Callable:
+    """The compiled function that makes steps on resident images.
+
+    It maps (state, metrics, images as rows, the epoch's order, number of steps) to the new state
+    and metrics, and donates the state. On a platform without loops it makes one step.
+    """
 
     def one(carry, images, order):
         state, metrics = carry
@@ -92,17 +97,32 @@ def _resident(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
         return _update(recipe, state, metrics, images[indices])
 
     def many(state, metrics, images, order, num_steps):
-        if not loops:
+        if not _loops(mesh):
             return one((state, metrics), images, order)
         return jax.lax.fori_loop(
             0, num_steps, lambda _, carry: one(carry, images, order), (state, metrics)
         )
 
-    update = _jit(many, mesh)
+    return _jit(many, mesh)
+
+
+def _loops(mesh: Mesh) -> bool:
+    return _platform(mesh) not in _LOOPLESS
+
+
+def _rows(images: Images) -> UInt8[np.ndarray, "n h*w*c"]:
+    return images.reshape(len(images), -1)
+
+
+def _resident(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
+    on_device = sharding.put(_rows(images), sharding.replicated(mesh))
+    permutation = _permutation(recipe, mesh, len(images))
+    steps_per_epoch = len(images) // recipe.batch_size
+    update = resident_update(recipe, mesh)
 
     def feed(state, metrics, at, most):
         epoch, position = divmod(at, steps_per_epoch)
-        num_steps = min(most, steps_per_epoch - position) if loops else 1
+        num_steps = min(most, steps_per_epoch - position) if _loops(mesh) else 1
         state, metrics = update(state, metrics, on_device, permutation(epoch), num_steps)
         return state, metrics, num_steps
 
@@ -116,15 +136,15 @@ def _streamed(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
     reader = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed")
     pending: collections.deque[tuple[int, futures.Future]] = collections.deque()
 
-    def load(at: int) -> UInt8[Array, "b h w c"]:
+    def load(at: int) -> Rows:
         epoch, position = divmod(at, steps_per_epoch)
         start = position * recipe.batch_size
         chosen = host_order(epoch)[start : start + recipe.batch_size]
-        batch = sharding.put_rows(images, chosen, mesh)
+        batch = sharding.put_rows(_rows(images), chosen, mesh)
         cache.release(images)  # otherwise a whole epoch's images would stay in memory
         return batch
 
-    def batch(at: int) -> UInt8[Array, "b h w c"]:
+    def batch(at: int) -> Rows:
         if pending and pending[0][0] != at:
             pending.clear()
         for ahead in range(at + len(pending), at + _PREFETCH + 1):

@@ -129,6 +129,14 @@ def _resident(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
     return feed
 
 
+def streamed_update(recipe: Recipe, mesh: Mesh) -> Callable:
+    """The compiled function that makes one step on a batch that comes from the host.
+
+    It maps (state, metrics, the batch as rows) to the new state and metrics, and donates the state.
+    """
+    return _jit(functools.partial(_update, recipe), mesh)
+
+
 def _streamed(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
     permutation = _permutation(recipe, mesh, len(images))
     host_order = functools.lru_cache(maxsize=1)(lambda epoch: np.asarray(permutation(epoch)))
@@ -151,7 +159,7 @@ def _streamed(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
             pending.append((ahead, reader.submit(load, ahead)))
         return pending.popleft()[1].result()
 
-    update = _jit(functools.partial(_update, recipe), mesh)
+    update = streamed_update(recipe, mesh)
 
     def feed(state, metrics, at, most):
         del most

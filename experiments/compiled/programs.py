@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jax.experimental.layout import Format
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
@@ -65,7 +66,7 @@ def train_step(recipe: Recipe, mesh: Mesh, num_images: int | None) -> Compiled:
     metrics = _placed(jax.eval_shape(TrainMetrics.empty), everywhere)
     height, width, channels = recipe.image_shape
 
-    def rows(count: int, where: NamedSharding) -> jax.ShapeDtypeStruct:
+    def rows(count: int, where: NamedSharding | Format) -> jax.ShapeDtypeStruct:
         shape = (count, height * width * channels)
         return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=where)
 
@@ -74,7 +75,7 @@ def train_step(recipe: Recipe, mesh: Mesh, num_images: int | None) -> Compiled:
         return _compile(feed.streamed_update(recipe, mesh), state, metrics, batch)
     order = jax.ShapeDtypeStruct((num_images,), jnp.int32, sharding=everywhere)
     num_steps = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    images = rows(num_images, everywhere)
+    images = rows(num_images, sharding.replicated_rows(mesh))
     return _compile(feed.resident_update(recipe, mesh), state, metrics, images, order, num_steps)
 
 

@@ -14,8 +14,10 @@ from jax.experimental import topologies
 
 from svae_jax.errors import UserError
 
-# Before libtpu is loaded: it would otherwise ask a cloud machine's metadata server what it is.
+# Before libtpu is loaded: it would otherwise ask a cloud machine's metadata server what it is, and
+# refuse to compile in two processes at once.
 _TPU_ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",

@@ -23,9 +23,9 @@ from svae_jax.training.metrics import TrainMetrics
 from svae_jax.training.step import TrainState
 
 Images = UInt8[np.ndarray, "n h w c"]
-# Images wait on the device as rows of pixels. A TPU pads the last axis to 128 values, and a GPU's
-# convolutions want another order of axes: from `[n, h, w, c]` each call would copy the data set.
-Rows = UInt8[Array, "n h*w*c"]
+# Images wait on the device as rows of pixels. A TPU keeps `[n, h, w, c]` in another order than
+# gathering wants, so each call would copy the whole data set.
+Rows = UInt8[Array, "n pixels"]
 
 # (state, metrics, step of the state, most steps to make) -> (state, metrics, steps made).
 # The state is donated.
@@ -110,12 +110,12 @@ def _loops(mesh: Mesh) -> bool:
     return _platform(mesh) not in _LOOPLESS
 
 
-def _rows(images: Images) -> UInt8[np.ndarray, "n h*w*c"]:
+def _rows(images: Images) -> UInt8[np.ndarray, "n pixels"]:
     return images.reshape(len(images), -1)
 
 
 def _resident(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
-    on_device = sharding.put(_rows(images), sharding.replicated(mesh))
+    on_device = sharding.put(_rows(images), sharding.replicated_rows(mesh))
     permutation = _permutation(recipe, mesh, len(images))
     steps_per_epoch = len(images) // recipe.batch_size
     update = resident_update(recipe, mesh)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Int, UInt8
 from svae_jax.data import cache
 from svae_jax.devices import compiler, sharding
 from svae_jax.recipe import Recipe
-from svae_jax.training import step
+from svae_jax.training import flat, step
 from svae_jax.training.metrics import TrainMetrics
 from svae_jax.training.step import TrainState
 
@@ -99,9 +99,11 @@ def resident_update(recipe: Recipe, mesh: Mesh) -> Callable:
     def many(state, metrics, images, order, num_steps):
         if not _loops(mesh):
             return one((state, metrics), images, order)
-        return jax.lax.fori_loop(
+        state = flat.flatten_inside(state, state.params, state.batch_stats)
+        state, metrics = jax.lax.fori_loop(
             0, num_steps, lambda _, carry: one(carry, images, order), (state, metrics)
         )
+        return flat.unflatten(state), metrics
 
     return _jit(many, mesh)
 

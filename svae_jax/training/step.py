@@ -11,6 +11,7 @@ from svae_jax.model import init as init_model
 from svae_jax.model import objective as objectives
 from svae_jax.model import pixels as pixel_ops
 from svae_jax.recipe import Recipe, stream
+from svae_jax.training import flat
 
 
 class Health(NamedTuple):
@@ -86,10 +87,11 @@ def train_step(
     """
     images = pixel_ops.to_float(pixels)
     key = jax.random.fold_in(stream(recipe.seed, "latent"), state.step)
+    statistics = flat.unflatten(state.batch_stats)
 
     def loss_fn(params: PyTree) -> tuple[Float[Array, ""], tuple]:
         outputs, updated = recipe.model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
+            {"params": params, "batch_stats": statistics},
             key,
             images,
             train=True,
@@ -106,7 +108,9 @@ def train_step(
         )
         return losses.loss, (losses, updated.get("batch_stats", {}))
 
-    gradients, (losses, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+    gradients, (losses, batch_stats) = jax.grad(loss_fn, has_aux=True)(flat.unflatten(state.params))
+    gradients = flat.flatten_like(gradients, state.params)
+    batch_stats = flat.flatten_like(batch_stats, state.batch_stats)
     # Decided before the update, so that XLA skips a bad step within the update's own pass over the
     # parameters. A finite sum of squares also keeps Adam's moments finite, and with them its
     # updates, which are at most a few learning rates long.

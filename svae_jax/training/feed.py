@@ -89,8 +89,7 @@ def resident_update(recipe: Recipe, mesh: Mesh) -> Callable:
     and metrics, and donates the state. On a platform without loops it makes one step.
     """
 
-    def one(carry, images, order):
-        state, metrics = carry
+    def one(state, metrics, images, order):
         indices = step.batch_indices(order, state.step, recipe.batch_size)
         # Each device gathers only its own part of the batch.
         indices = jax.lax.with_sharding_constraint(indices, sharding.split_batch(mesh))
@@ -98,12 +97,15 @@ def resident_update(recipe: Recipe, mesh: Mesh) -> Callable:
 
     def many(state, metrics, images, order, num_steps):
         if not _loops(mesh):
-            return one((state, metrics), images, order)
-        state = flat.flatten_inside(state, state.params, state.batch_stats)
-        state, metrics = jax.lax.fori_loop(
-            0, num_steps, lambda _, carry: one(carry, images, order), (state, metrics)
-        )
-        return flat.unflatten(state), metrics
+            return one(state, metrics, images, order)
+
+        def body(_, carry):
+            return flat.flatten(one(*flat.restore(carry), images, order))
+
+        # Parameters and moments are flat within the step too, all else only from step to step.
+        carry = flat.flatten((flat.flatten_parts(state, state.params), metrics))
+        carry = jax.lax.fori_loop(0, num_steps, body, carry)
+        return flat.restore_parts(flat.restore(carry))
 
     return _jit(many, mesh)
 

@@ -19,71 +19,75 @@ _LARGE = 2**20  # arrays with more values stay as they are: copying them would t
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["vector", "large"],
-    meta_fields=["structure", "shapes"],
+    data_fields=["vectors", "others"],
+    meta_fields=["structure", "leaves"],
 )
 @dataclass(frozen=True)
 class Flat:
-    """A tree of float32 arrays as few arrays.
+    """A tree of arrays as few arrays.
 
     Attributes:
-        vector: the values of all small arrays, in the tree's order.
-        large: the other arrays.
+        vectors: the values of the small arrays of each dtype, in the tree's order.
+        others: the other arrays, and what is flat already.
         structure: of the tree.
-        shapes: of all its arrays.
+        leaves: shape and dtype of each of its small arrays, None in place of each other.
     """
 
-    vector: Array
-    large: tuple[Array, ...]
+    vectors: dict[str, Array]
+    others: tuple[Any, ...]
     structure: Any
-    shapes: tuple[tuple[int, ...], ...]
+    leaves: tuple[tuple[tuple[int, ...], str] | None, ...]
 
 
 def flatten(tree: PyTree) -> Flat:
-    """The tree as few arrays; it holds one small array at least."""
-    leaves, structure = jax.tree.flatten(tree)
-    small = [leaf.ravel() for leaf in leaves if leaf.size <= _LARGE]
-    large = tuple(leaf for leaf in leaves if leaf.size > _LARGE)
-    return Flat(jnp.concatenate(small), large, structure, tuple(leaf.shape for leaf in leaves))
-
-
-def unflatten(tree: PyTree) -> PyTree:
-    """The tree with each `Flat` in it as the tree that it was made of."""
-    return jax.tree.map(
-        lambda node: _restore(node) if isinstance(node, Flat) else node,
-        tree,
-        is_leaf=lambda node: isinstance(node, Flat),
+    """The tree as few arrays."""
+    nodes, structure = jax.tree.flatten(tree, is_leaf=_is_flat)
+    vectors: dict[str, list[Array]] = {}
+    for node in filter(_is_small, nodes):
+        vectors.setdefault(str(node.dtype), []).append(node.ravel())
+    return Flat(
+        vectors={dtype: jnp.concatenate(parts) for dtype, parts in vectors.items()},
+        others=tuple(node for node in nodes if not _is_small(node)),
+        structure=structure,
+        leaves=tuple((n.shape, str(n.dtype)) if _is_small(n) else None for n in nodes),
     )
 
 
-def _restore(flat: Flat) -> PyTree:
-    start, large, leaves = 0, iter(flat.large), []
-    for shape in flat.shapes:
-        size = math.prod(shape)
-        if size > _LARGE:
-            leaves.append(next(large))
-        else:
-            leaves.append(flat.vector[start : start + size].reshape(shape))
-            start += size
-    return jax.tree.unflatten(flat.structure, leaves)
+def restore(flat: Flat) -> PyTree:
+    """The inverse of `flatten`."""
+    starts, others, nodes = dict.fromkeys(flat.vectors, 0), iter(flat.others), []
+    for leaf in flat.leaves:
+        if leaf is None:
+            nodes.append(next(others))
+            continue
+        shape, dtype = leaf
+        start, size = starts[dtype], math.prod(shape)
+        starts[dtype] += size
+        nodes.append(flat.vectors[dtype][start : start + size].reshape(shape))
+    return jax.tree.unflatten(flat.structure, nodes)
 
 
-def flatten_like(tree: PyTree, example: PyTree) -> PyTree:
-    """The tree, flattened if the example is flat."""
-    return flatten(tree) if isinstance(example, Flat) else tree
+def flatten_parts(tree: PyTree, part: PyTree) -> PyTree:
+    """Flattens each subtree that has the structure of this part of it.
 
-
-def flatten_inside(tree: PyTree, *parts: PyTree) -> PyTree:
-    """Flattens each subtree that has the structure of one of the parts.
-
-    Of a training state with the parts `params` and `batch_stats`, those are flat then, and so are
-    the optimizer's moments and the moving averages.
+    In a training state these are the parameters, the optimizer's moments and the moving average.
     """
-    structures = [jax.tree.structure(part) for part in parts if jax.tree.leaves(part)]
+    structure = jax.tree.structure(part)
 
     def is_part(node: Any) -> bool:
-        return jax.tree.structure(node) in structures
+        return jax.tree.structure(node) == structure
 
-    return jax.tree.map(
-        lambda node: flatten(node) if is_part(node) else node, tree, is_leaf=is_part
-    )
+    return jax.tree.map(lambda n: flatten(n) if is_part(n) else n, tree, is_leaf=is_part)
+
+
+def restore_parts(tree: PyTree) -> PyTree:
+    """The tree with each `Flat` in it restored; any other tree as it is."""
+    return jax.tree.map(lambda n: restore(n) if _is_flat(n) else n, tree, is_leaf=_is_flat)
+
+
+def _is_flat(node: Any) -> bool:
+    return isinstance(node, Flat)
+
+
+def _is_small(node: Any) -> bool:
+    return not _is_flat(node) and node.size <= _LARGE

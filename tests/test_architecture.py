@@ -23,10 +23,12 @@ ROWS = [
 # What computes touches no files, and runs where nothing but JAX and Flax is installed.
 COMPUTE = {
     "latents", "model", "recipe", "devices/compiler", "devices/sharding", "evaluation/steps",
-    "evaluation/grids", "evaluation/pictures", "training/step",
+    "evaluation/grids", "evaluation/pictures", "training/flat", "training/step",
 }  # fmt: skip
 ALLOWED_IN_COMPUTE = {"jax", "flax", "optax", "numpy", "jaxtyping", "svae_jax"}
-PURE_STDLIB = {"collections", "dataclasses", "functools", "math", "re", "typing"}
+PURE_STDLIB = {
+    "collections", "dataclasses", "functools", "itertools", "math", "re", "typing",
+}  # fmt: skip
 # Heavy packages, and the only places that import them.
 HOMES = {
     "orbax": {"run/checkpoint"},

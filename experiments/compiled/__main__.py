@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-# Before JAX is imported: the compilers' packages are no devices, and would be looked for.
-os.environ["JAX_PLATFORMS"] = "cpu"
+if __name__ == "__main__":
+    # Before JAX is imported, which would look for the devices of the compilers and warn.
+    os.environ["JAX_PLATFORMS"] = "cpu"
 
 import ml_collections
+
 from experiments.compiled import programs, targets
 from experiments.compiled.programs import Compiled
-
 from svae_jax import config as configs
 from svae_jax.errors import UserError
 
@@ -63,7 +64,8 @@ def _examine(
     data_bytes = num_images * config.dataset.image_size**2 * config.dataset.channels
     resident = data_bytes <= config.dataset.resident_share * device.memory
     print(f"\n{target}: {count} x {device.name}, {_amount(device.memory)}B each")
-    print(f"  {num_images:,} images, {_amount(data_bytes)}B, {'on each device' if resident else 'streamed'}")
+    place = "on each device" if resident else "streamed"
+    print(f"  {num_images:,} images, {_amount(data_bytes)}B, {place}")
     found: dict[str, Any] = {}
     for name, compiled in programs.compile_all(
         config,

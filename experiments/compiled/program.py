@@ -149,9 +149,7 @@ class Program:
         if op.opcode != "fusion":
             return whole
         inside = self._computations[op.called[0]]
-        names = {
-            i.name for i in inside if i.opcode == "parameter" and i.operands == (str(index),)
-        }
+        names = {i.name for i in inside if i.opcode == "parameter" and i.operands == (str(index),)}
         for i in inside:  # a bitcast is the same array
             if i.opcode == "bitcast" and i.operands[0] in names:
                 names.add(i.name)

@@ -324,9 +324,9 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones_init(), shape)
         bias = self.param("bias", nn.initializers.zeros_init(), shape)
         if not train:
-            return norms.normalize(
-                x, mean.value, variance.value, scale, bias, self.epsilon
-            ).astype(self.dtype)
+            return norms.normalize(x, mean.value, variance.value, scale, bias, self.epsilon).astype(
+                self.dtype
+            )
         y, *statistics = norms.batch_norm(x, scale, bias, self.epsilon)
         if not self.is_initializing():
             for tracked, value in zip((mean, variance), statistics, strict=True):

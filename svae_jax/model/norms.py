@@ -45,9 +45,7 @@ def batch_norm(
     def elsewhere(x, scale, bias):
         return _normalized(x, scale, bias, epsilon, _sums)
 
-    return lax.platform_dependent(
-        x, scale, bias, cuda=on_gpu, rocm=on_gpu, default=elsewhere
-    )
+    return lax.platform_dependent(x, scale, bias, cuda=on_gpu, rocm=on_gpu, default=elsewhere)
 
 
 def _normalized(x, scale, bias, epsilon, sums):

@@ -36,6 +36,11 @@ _PREFETCH = 2  # batches on their way to the device
 # Platforms on which XLA runs a convolution's kernel gradient 50 times slower inside a loop.
 _LOOPLESS = ("cpu",)
 
+# Most values of an array that a loop keeps in one vector with others. Copying larger ones in and
+# out takes longer than a kernel more; on a TPU, slices are also worse operands of a convolution.
+_LARGE = 2**20
+_FLAT = {"tpu": 2**10}
+
 
 def make(recipe: Recipe, images: Images, mesh: Mesh, resident_share: float) -> Feed:
     """The feed for these images: resident if they fit `resident_share` of a device's memory."""
@@ -53,9 +58,9 @@ def _device_memory(mesh: Mesh) -> int:
 
 
 def _update(
-    recipe: Recipe, state: TrainState, metrics: TrainMetrics, rows: Rows
+    recipe: Recipe, state: TrainState, metrics: TrainMetrics, batch: Rows
 ) -> tuple[TrainState, TrainMetrics]:
-    pixels = rows.reshape(len(rows), *recipe.image_shape)
+    pixels = batch.reshape(len(batch), *recipe.image_shape)
     state, scalars = step.train_step(recipe, state, pixels)
     return state, metrics.merge(TrainMetrics.single_from_model_output(**scalars))
 
@@ -99,11 +104,13 @@ def resident_update(recipe: Recipe, mesh: Mesh) -> Callable:
         if not _loops(mesh):
             return one(state, metrics, images, order)
 
+        at_most = _FLAT.get(_platform(mesh), _LARGE)
+
         def body(_, carry):
-            return flat.flatten(one(*flat.restore(carry), images, order))
+            return flat.flatten(one(*flat.restore(carry), images, order), at_most)
 
         # Parameters and moments are flat within the step too, all else only from step to step.
-        carry = flat.flatten((flat.flatten_parts(state, state.params), metrics))
+        carry = flat.flatten((flat.flatten_parts(state, state.params, at_most), metrics), at_most)
         carry = jax.lax.fori_loop(0, num_steps, body, carry)
         return flat.restore_parts(flat.restore(carry))
 
@@ -114,12 +121,13 @@ def _loops(mesh: Mesh) -> bool:
     return _platform(mesh) not in _LOOPLESS
 
 
-def _rows(images: Images) -> UInt8[np.ndarray, "n pixels"]:
+def rows(images: UInt8[Array | np.ndarray, "n h w c"]) -> UInt8[Array | np.ndarray, "n pixels"]:
+    """Images as they go to the device and lie there; a host's array is not copied."""
     return images.reshape(len(images), -1)
 
 
 def _resident(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
-    on_device = sharding.put(_rows(images), sharding.replicated_rows(mesh))
+    on_device = sharding.put(rows(images), sharding.replicated_rows(mesh))
     permutation = _permutation(recipe, mesh, len(images))
     steps_per_epoch = len(images) // recipe.batch_size
     update = resident_update(recipe, mesh)
@@ -152,7 +160,7 @@ def _streamed(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
         epoch, position = divmod(at, steps_per_epoch)
         start = position * recipe.batch_size
         chosen = host_order(epoch)[start : start + recipe.batch_size]
-        batch = sharding.put_rows(_rows(images), chosen, mesh)
+        batch = sharding.put_rows(rows(images), chosen, mesh)
         cache.release(images)  # otherwise a whole epoch's images would stay in memory
         return batch
 

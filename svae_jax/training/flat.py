@@ -6,6 +6,7 @@ numbers alike: of one vector, they are one kernel.
 """
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-_LARGE = 2**20  # arrays with more values stay as they are: copying them would take longer
-
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["vectors", "others"],
-    meta_fields=["structure", "leaves"],
+    meta_fields=["structure", "leaves", "at_most"],
 )
 @dataclass(frozen=True)
 class Flat:
@@ -31,26 +30,38 @@ class Flat:
         others: the other arrays, and what is flat already.
         structure: of the tree.
         leaves: shape and dtype of each of its small arrays, None in place of each other.
+        at_most: the most values of a small array.
     """
 
     vectors: dict[str, Array]
     others: tuple[Any, ...]
     structure: Any
     leaves: tuple[tuple[tuple[int, ...], str] | None, ...]
+    at_most: int
 
 
-def flatten(tree: PyTree) -> Flat:
-    """The tree as few arrays."""
+def flatten(tree: PyTree, at_most: int) -> Flat:
+    """The tree as few arrays; those of more than `at_most` values stay as they are."""
     nodes, structure = jax.tree.flatten(tree, is_leaf=_is_flat)
+    small = [not _is_flat(node) and node.size <= at_most for node in nodes]
     vectors: dict[str, list[Array]] = {}
-    for node in filter(_is_small, nodes):
+    for node in itertools.compress(nodes, small):
         vectors.setdefault(str(node.dtype), []).append(node.ravel())
     return Flat(
         vectors={dtype: jnp.concatenate(parts) for dtype, parts in vectors.items()},
-        others=tuple(node for node in nodes if not _is_small(node)),
+        others=tuple(n for n, is_small in zip(nodes, small, strict=True) if not is_small),
         structure=structure,
-        leaves=tuple((n.shape, str(n.dtype)) if _is_small(n) else None for n in nodes),
+        leaves=tuple(
+            (n.shape, str(n.dtype)) if is_small else None
+            for n, is_small in zip(nodes, small, strict=True)
+        ),
+        at_most=at_most,
     )
+
+
+def flatten_like(tree: PyTree, example: PyTree) -> PyTree:
+    """The tree, flat if the example is."""
+    return flatten(tree, example.at_most) if _is_flat(example) else tree
 
 
 def restore(flat: Flat) -> PyTree:
@@ -67,17 +78,17 @@ def restore(flat: Flat) -> PyTree:
     return jax.tree.unflatten(flat.structure, nodes)
 
 
-def flatten_parts(tree: PyTree, part: PyTree) -> PyTree:
+def flatten_parts(tree: PyTree, part: PyTree, at_most: int) -> PyTree:
     """Flattens each subtree that has the structure of this part of it.
 
     In a training state these are the parameters, the optimizer's moments and the moving average.
     """
-    structure = jax.tree.structure(part)
+    structure: Any = jax.tree.structure(part)
 
     def is_part(node: Any) -> bool:
-        return jax.tree.structure(node) == structure
+        return bool(structure == jax.tree.structure(node))
 
-    return jax.tree.map(lambda n: flatten(n) if is_part(n) else n, tree, is_leaf=is_part)
+    return jax.tree.map(lambda n: flatten(n, at_most) if is_part(n) else n, tree, is_leaf=is_part)
 
 
 def restore_parts(tree: PyTree) -> PyTree:
@@ -87,7 +98,3 @@ def restore_parts(tree: PyTree) -> PyTree:
 
 def _is_flat(node: Any) -> bool:
     return isinstance(node, Flat)
-
-
-def _is_small(node: Any) -> bool:
-    return not _is_flat(node) and node.size <= _LARGE

@@ -111,8 +111,7 @@ def train_step(
 
     params = flat.restore_parts(state.params)
     gradients, (losses, batch_stats) = jax.grad(loss_fn, has_aux=True)(params)
-    if isinstance(state.params, flat.Flat):
-        gradients = flat.flatten(gradients)
+    gradients = flat.flatten_like(gradients, state.params)
     # Decided before the update, so that XLA skips a bad step within the update's own pass over the
     # parameters. A finite sum of squares also keeps Adam's moments finite, and with them its
     # updates, which are at most a few learning rates long.
@@ -140,14 +139,16 @@ def _judge(
 ) -> tuple[Health, Bool[Array, ""]]:
     """The new health, and whether the step is applied."""
     before = state.health
-    all_finite = functools.reduce(jnp.logical_and, finite)
-    first_bad = jnp.select([~term for term in finite], jnp.arange(len(finite)))
+    all_finite = functools.reduce(jnp.logical_and, finite)  # a reduction would be a kernel more
+    first_bad = jnp.int32(0)
+    for index in reversed(range(len(finite))):
+        first_bad = jnp.where(finite[index], first_bad, index)
     bad_in_a_row = jnp.where(all_finite, 0, before.bad_in_a_row + 1)
     fails = (before.failed_at < 0) & (bad_in_a_row > recipe.max_bad_steps)
     health = Health(
         bad_in_a_row=bad_in_a_row,
         failed_at=jnp.where(fails, state.step, before.failed_at),
-        failed_term=jnp.where(fails, first_bad, before.failed_term).astype(jnp.int32),
+        failed_term=jnp.where(fails, first_bad, before.failed_term),
     )
     return health, all_finite & (health.failed_at < 0)
 

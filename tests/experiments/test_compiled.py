@@ -27,9 +27,9 @@ TINY = (
     "--config.batch_size=12",
     f"--images={NUM_IMAGES}",
 )
-# Kernels of a step on each of two GPUs. Each batch norm takes 9, each other layer 5.
-MOST_KERNELS = 100
-ALL_REDUCES = {"h200:2": 10, "v5e:2x2": 10}
+MOST_KERNELS = 98  # of a step on each of two GPUs
+# Exchanges a step: two for each of four batch norms; the others for the loss and the gradients.
+EXCHANGES = {"h200:2": 11, "v5e:2x2": 10}
 
 
 def _has(package):
@@ -46,7 +46,7 @@ def compiled(tmp_path_factory):
         pytest.skip("the compilers are missing: pip install -e '.[compiled]'")
     path = tmp_path_factory.mktemp("compiled") / "found.json"
     command_line = [sys.executable, "-m", "experiments.compiled", *TINY, f"--json={path}"]
-    asked = [f"--target={target}" for target in ALL_REDUCES]
+    asked = [f"--target={target}" for target in EXCHANGES]
     done = subprocess.run(
         [*command_line, *asked], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
@@ -54,7 +54,7 @@ def compiled(tmp_path_factory):
     return json.loads(path.read_text())["targets"]
 
 
-@pytest.mark.parametrize("target", ALL_REDUCES)
+@pytest.mark.parametrize("target", EXCHANGES)
 def test_no_call_copies_the_data_set(compiled, target):
     found = compiled[target]
     assert found["memory"]["arguments"] > DATA_BYTES
@@ -62,9 +62,10 @@ def test_no_call_copies_the_data_set(compiled, target):
     assert found["memory"]["temporaries"] < DATA_BYTES / 4
 
 
-@pytest.mark.parametrize("target", ALL_REDUCES)
+@pytest.mark.parametrize("target", EXCHANGES)
 def test_a_step_exchanges_no_more_than_it_did(compiled, target):
-    assert 0 < compiled[target]["train_step"]["all_reduces"] <= ALL_REDUCES[target]
+    step = compiled[target]["train_step"]
+    assert 0 < step["all_reduces"] <= sum(step["collectives"].values()) <= EXCHANGES[target]
 
 
 def test_a_step_on_a_gpu_has_few_kernels(compiled):
@@ -149,9 +150,7 @@ def test_a_mistake_is_one_line(arguments, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("target", "package"), [("h200", "jax-cuda13-plugin"), ("v5e", "libtpu")]
-)
+@pytest.mark.parametrize(("target", "package"), [("h200", "jax-cuda13-plugin"), ("v5e", "libtpu")])
 def test_a_missing_compiler_is_named(monkeypatch, target, package):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf"{package}; pip install -e '.\[compiled\]'"):

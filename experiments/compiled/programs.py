@@ -66,8 +66,8 @@ def train_step(recipe: Recipe, mesh: Mesh, num_images: int | None) -> Compiled:
     metrics = _placed(jax.eval_shape(TrainMetrics.empty), everywhere)
 
     def rows(count: int, where: NamedSharding | Format) -> jax.ShapeDtypeStruct:
-        images = jax.ShapeDtypeStruct((count, *recipe.image_shape), jnp.uint8)
-        return _placed(jax.eval_shape(feed.rows, images), where)
+        shape = feed.rows_shape((count, *recipe.image_shape))
+        return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=where)
 
     if num_images is None:
         batch = rows(recipe.batch_size, sharding.split_batch(mesh))
@@ -102,7 +102,7 @@ def _key(where: NamedSharding) -> jax.ShapeDtypeStruct:
     return _placed(jax.eval_shape(lambda: jax.random.key(0)), where)
 
 
-def _placed(tree: PyTree, where: NamedSharding | Format) -> PyTree:
+def _placed(tree: PyTree, where: NamedSharding) -> PyTree:
     """Shapes and dtypes of arrays, with a place to live."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree

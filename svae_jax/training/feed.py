@@ -6,6 +6,7 @@ Both give a step the same images: they are a pure function of the seed and the s
 
 import collections
 import functools
+import math
 import os
 from collections.abc import Callable
 from concurrent import futures
@@ -121,13 +122,17 @@ def _loops(mesh: Mesh) -> bool:
     return _platform(mesh) not in _LOOPLESS
 
 
-def rows(images: UInt8[Array | np.ndarray, "n h w c"]) -> UInt8[Array | np.ndarray, "n pixels"]:
-    """Images as they go to the device and lie there; a host's array is not copied."""
-    return images.reshape(len(images), -1)
+def rows_shape(shape: tuple[int, int, int, int]) -> tuple[int, ...]:
+    """The shape in which images `[n, h, w, c]` go to the device and lie there."""
+    return shape[0], math.prod(shape[1:])
+
+
+def _rows(images: Images) -> UInt8[np.ndarray, "n pixels"]:
+    return images.reshape(rows_shape(images.shape))
 
 
 def _resident(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
-    on_device = sharding.put(rows(images), sharding.replicated_rows(mesh))
+    on_device = sharding.put(_rows(images), sharding.replicated_rows(mesh))
     permutation = _permutation(recipe, mesh, len(images))
     steps_per_epoch = len(images) // recipe.batch_size
     update = resident_update(recipe, mesh)
@@ -160,7 +165,7 @@ def _streamed(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
         epoch, position = divmod(at, steps_per_epoch)
         start = position * recipe.batch_size
         chosen = host_order(epoch)[start : start + recipe.batch_size]
-        batch = sharding.put_rows(rows(images), chosen, mesh)
+        batch = sharding.put_rows(_rows(images), chosen, mesh)
         cache.release(images)  # otherwise a whole epoch's images would stay in memory
         return batch
 

@@ -1,6 +1,11 @@
 """What tests share: double precision on request, real data where there is any, tiny runs."""
 
+import importlib.util
 import os
+
+if importlib.util.find_spec("libtpu"):
+    # The compilers of the extra `compiled` bring no devices, and JAX would warn of that each time.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import numpy as np

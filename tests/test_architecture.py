@@ -29,10 +29,12 @@ COMPUTE = {
     "evaluation/grids", "evaluation/pictures", "evaluation/estimates", "evaluation/quality/frechet",
     "evaluation/quality/kernel", "evaluation/quality/neighbours", "evaluation/quality/wasserstein",
     "samplers/aggregate", "samplers/base", "samplers/flow", "samplers/gaussian", "samplers/prior",
-    "samplers/velocity", "training/step",
+    "samplers/velocity", "training/flat", "training/step",
 }  # fmt: skip
 ALLOWED_IN_COMPUTE = {"jax", "flax", "optax", "numpy", "jaxtyping", "dm_pix", "svae_jax"}
-PURE_STDLIB = {"collections", "dataclasses", "functools", "math", "re", "typing"}
+PURE_STDLIB = {
+    "collections", "dataclasses", "functools", "itertools", "math", "re", "typing",
+}  # fmt: skip
 # Heavy packages, and the only places that import them.
 HOMES = {
     "orbax": {"run/checkpoint"},

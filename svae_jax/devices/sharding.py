@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
@@ -32,7 +33,18 @@ def split_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def put(array: np.ndarray, where: NamedSharding) -> Array:
+def replicated_rows(mesh: Mesh) -> NamedSharding | Format:
+    """Puts a whole matrix on every device, each row in one piece, so that rows can be gathered.
+
+    A TPU's own choice for rows of, say, 784 bytes puts the columns in one piece instead; every call
+    that gathers rows would then copy the whole matrix first.
+    """
+    if mesh.devices.flat[0].platform == "cpu":
+        return replicated(mesh)  # the same layout, and `put` maps the host's array without a copy
+    return Format(Layout((0, 1)), replicated(mesh))
+
+
+def put(array: np.ndarray, where: NamedSharding | Format) -> Array:
     """Puts a host array, the same in every process, on the devices."""
     return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 

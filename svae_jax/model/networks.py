@@ -18,7 +18,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
 from svae_jax import latents
-from svae_jax.model import convolutions
+from svae_jax.model import convolutions, norms
 from svae_jax.model.convolutions import Padding
 
 
@@ -299,10 +299,39 @@ class Block(nn.Module):
         norm, dtype = self.style.norm, self.style.dtype
         x = Convolution(self.layer, dtype, self.transposed, use_bias=norm == "none")(x)
         if norm == "batch":
-            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=dtype)(x)
+            x = BatchNorm(dtype)(x, train)
         elif norm == "group":
             x = nn.GroupNorm(num_groups=num_groups(self.layer.features), dtype=dtype)(x)
         return ACTIVATIONS[self.style.activation](x)
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over all axes but the last, as `nn.BatchNorm` computes it.
+
+    Its gradient is written out, and so needs a pass over the activations less than autodiff's.
+    """
+
+    dtype: str
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
+        """Normalises by the batch's statistics and tracks them, or by the tracked ones."""
+        shape = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        variance = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale = self.param("scale", nn.initializers.ones_init(), shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), shape)
+        if not train:
+            return norms.normalize(x, mean.value, variance.value, scale, bias, self.epsilon).astype(
+                self.dtype
+            )
+        y, *statistics = norms.batch_norm(x, scale, bias, self.epsilon)
+        if not self.is_initializing():
+            for tracked, value in zip((mean, variance), statistics, strict=True):
+                tracked.value = self.momentum * tracked.value + (1 - self.momentum) * value
+        return y.astype(self.dtype)
 
 
 class Convolution(nn.Module):

@@ -6,6 +6,7 @@ Both give a step the same images: they are a pure function of the seed and the s
 
 import collections
 import functools
+import math
 import os
 from collections.abc import Callable
 from concurrent import futures
@@ -18,11 +19,14 @@ from jaxtyping import Array, Int, UInt8
 from svae_jax.data import cache
 from svae_jax.devices import compiler, sharding
 from svae_jax.recipe import Recipe
-from svae_jax.training import step
+from svae_jax.training import flat, step
 from svae_jax.training.metrics import TrainMetrics
 from svae_jax.training.step import TrainState
 
 Images = UInt8[np.ndarray, "n h w c"]
+# Images wait on the device as rows of pixels. A TPU keeps `[n, h, w, c]` in another order than
+# gathering wants, so each call would copy the whole data set.
+Rows = UInt8[Array, "n pixels"]
 
 # (state, metrics, step of the state, most steps to make) -> (state, metrics, steps made).
 # The state is donated.
@@ -32,6 +36,11 @@ _PREFETCH = 2  # batches on their way to the device
 
 # Platforms on which XLA runs a convolution's kernel gradient 50 times slower inside a loop.
 _LOOPLESS = ("cpu",)
+
+# Most values of an array that a loop keeps in one vector with others. Copying larger ones in and
+# out takes longer than a kernel more; on a TPU, slices are also worse operands of a convolution.
+_LARGE = 2**20
+_FLAT = {"tpu": 2**10}
 
 
 def make(recipe: Recipe, images: Images, mesh: Mesh, resident_share: float) -> Feed:
@@ -50,8 +59,9 @@ def _device_memory(mesh: Mesh) -> int:
 
 
 def _update(
-    recipe: Recipe, state: TrainState, metrics: TrainMetrics, pixels: UInt8[Array, "b h w c"]
+    recipe: Recipe, state: TrainState, metrics: TrainMetrics, batch: Rows
 ) -> tuple[TrainState, TrainMetrics]:
+    pixels = batch.reshape(len(batch), *recipe.image_shape)
     state, scalars = step.train_step(recipe, state, pixels)
     return state, metrics.merge(TrainMetrics.single_from_model_output(**scalars))
 
@@ -78,35 +88,70 @@ def _permutation(recipe: Recipe, mesh: Mesh, num_images: int) -> Callable[[int],
     return functools.lru_cache(maxsize=1)(compute)
 
 
-def _resident(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
-    on_device = sharding.put(images, sharding.replicated(mesh))
-    permutation = _permutation(recipe, mesh, len(images))
-    steps_per_epoch = len(images) // recipe.batch_size
-    loops = _platform(mesh) not in _LOOPLESS
+def resident_update(recipe: Recipe, mesh: Mesh) -> Callable:
+    """The compiled function that makes steps on resident images.
 
-    def one(carry, images, order):
-        state, metrics = carry
+    It maps (state, metrics, images as rows, the epoch's order, number of steps) to the new state
+    and metrics, and donates the state. On a platform without loops it makes one step.
+    """
+
+    def one(state, metrics, images, order):
         indices = step.batch_indices(order, state.step, recipe.batch_size)
         # Each device gathers only its own part of the batch.
         indices = jax.lax.with_sharding_constraint(indices, sharding.split_batch(mesh))
         return _update(recipe, state, metrics, images[indices])
 
     def many(state, metrics, images, order, num_steps):
-        if not loops:
-            return one((state, metrics), images, order)
-        return jax.lax.fori_loop(
-            0, num_steps, lambda _, carry: one(carry, images, order), (state, metrics)
-        )
+        if not _loops(mesh):
+            return one(state, metrics, images, order)
 
-    update = _jit(many, mesh)
+        at_most = _FLAT.get(_platform(mesh), _LARGE)
+
+        def body(_, carry):
+            return flat.flatten(one(*flat.restore(carry), images, order), at_most)
+
+        # Parameters and moments are flat within the step too, all else only from step to step.
+        carry = flat.flatten((flat.flatten_parts(state, state.params, at_most), metrics), at_most)
+        carry = jax.lax.fori_loop(0, num_steps, body, carry)
+        return flat.restore_parts(flat.restore(carry))
+
+    return _jit(many, mesh)
+
+
+def _loops(mesh: Mesh) -> bool:
+    return _platform(mesh) not in _LOOPLESS
+
+
+def rows_shape(shape: tuple[int, int, int, int]) -> tuple[int, ...]:
+    """The shape in which images `[n, h, w, c]` go to the device and lie there."""
+    return shape[0], math.prod(shape[1:])
+
+
+def _rows(images: Images) -> UInt8[np.ndarray, "n pixels"]:
+    return images.reshape(rows_shape(images.shape))
+
+
+def _resident(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
+    on_device = sharding.put(_rows(images), sharding.replicated_rows(mesh))
+    permutation = _permutation(recipe, mesh, len(images))
+    steps_per_epoch = len(images) // recipe.batch_size
+    update = resident_update(recipe, mesh)
 
     def feed(state, metrics, at, most):
         epoch, position = divmod(at, steps_per_epoch)
-        num_steps = min(most, steps_per_epoch - position) if loops else 1
+        num_steps = min(most, steps_per_epoch - position) if _loops(mesh) else 1
         state, metrics = update(state, metrics, on_device, permutation(epoch), num_steps)
         return state, metrics, num_steps
 
     return feed
+
+
+def streamed_update(recipe: Recipe, mesh: Mesh) -> Callable:
+    """The compiled function that makes one step on a batch that comes from the host.
+
+    It maps (state, metrics, the batch as rows) to the new state and metrics, and donates the state.
+    """
+    return _jit(functools.partial(_update, recipe), mesh)
 
 
 def _streamed(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
@@ -116,22 +161,22 @@ def _streamed(recipe: Recipe, images: Images, mesh: Mesh) -> Feed:
     reader = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed")
     pending: collections.deque[tuple[int, futures.Future]] = collections.deque()
 
-    def load(at: int) -> UInt8[Array, "b h w c"]:
+    def load(at: int) -> Rows:
         epoch, position = divmod(at, steps_per_epoch)
         start = position * recipe.batch_size
         chosen = host_order(epoch)[start : start + recipe.batch_size]
-        batch = sharding.put_rows(images, chosen, mesh)
+        batch = sharding.put_rows(_rows(images), chosen, mesh)
         cache.release(images)  # otherwise a whole epoch's images would stay in memory
         return batch
 
-    def batch(at: int) -> UInt8[Array, "b h w c"]:
+    def batch(at: int) -> Rows:
         if pending and pending[0][0] != at:
             pending.clear()
         for ahead in range(at + len(pending), at + _PREFETCH + 1):
             pending.append((ahead, reader.submit(load, ahead)))
         return pending.popleft()[1].result()
 
-    update = _jit(functools.partial(_update, recipe), mesh)
+    update = streamed_update(recipe, mesh)
 
     def feed(state, metrics, at, most):
         del most

@@ -1,5 +1,7 @@
 """The training state, and the pure function that makes one update of it."""
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,6 +13,7 @@ from svae_jax.model import init as init_model
 from svae_jax.model import objective as objectives
 from svae_jax.model import pixels as pixel_ops
 from svae_jax.recipe import Recipe, stream
+from svae_jax.training import flat
 
 
 class Health(NamedTuple):
@@ -106,13 +109,15 @@ def train_step(
         )
         return losses.loss, (losses, updated.get("batch_stats", {}))
 
-    gradients, (losses, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+    params = flat.restore_parts(state.params)
+    gradients, (losses, batch_stats) = jax.grad(loss_fn, has_aux=True)(params)
+    gradients = flat.flatten_like(gradients, state.params)
     # Decided before the update, so that XLA skips a bad step within the update's own pass over the
     # parameters. A finite sum of squares also keeps Adam's moments finite, and with them its
     # updates, which are at most a few learning rates long.
     norms = (optax.tree.norm(gradients), optax.tree.norm(batch_stats))
     terms = (losses.reconstruction, losses.kl, losses.loss, *norms)
-    health, good = _judge(recipe, state, jnp.isfinite(jnp.stack(terms)))
+    health, good = _judge(recipe, state, [jnp.isfinite(term) for term in terms])
     updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
@@ -130,18 +135,22 @@ def train_step(
 
 
 def _judge(
-    recipe: Recipe, state: TrainState, finite: Bool[Array, " terms"]
+    recipe: Recipe, state: TrainState, finite: Sequence[Bool[Array, ""]]
 ) -> tuple[Health, Bool[Array, ""]]:
     """The new health, and whether the step is applied."""
     before = state.health
-    bad_in_a_row = jnp.where(jnp.all(finite), 0, before.bad_in_a_row + 1)
+    all_finite = functools.reduce(jnp.logical_and, finite)  # a reduction would be a kernel more
+    first_bad = jnp.int32(0)
+    for index in reversed(range(len(finite))):
+        first_bad = jnp.where(finite[index], first_bad, index)
+    bad_in_a_row = jnp.where(all_finite, 0, before.bad_in_a_row + 1)
     fails = (before.failed_at < 0) & (bad_in_a_row > recipe.max_bad_steps)
     health = Health(
         bad_in_a_row=bad_in_a_row,
         failed_at=jnp.where(fails, state.step, before.failed_at),
-        failed_term=jnp.where(fails, jnp.argmin(finite), before.failed_term).astype(jnp.int32),
+        failed_term=jnp.where(fails, first_bad, before.failed_term),
     )
-    return health, jnp.all(finite) & (health.failed_at < 0)
+    return health, all_finite & (health.failed_at < 0)
 
 
 def failure(state: TrainState) -> str | None:

@@ -1,0 +1,207 @@
+"""What a run would cost on a GPU or TPU, by XLA's compilers, on a machine that has neither.
+
+Compiles the train step as the loop runs it, the held-out step and generation for each target, and
+prints the memory that they take, the kernels of a step, what these move and compute, and what a
+call does outside the loop. Nothing is executed: times are estimates.
+
+A target is a device and, behind a colon, how many: h200, h200:4, v5e, v5e:2x2.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+if __name__ == "__main__":
+    # Before JAX is imported, which would look for the devices of the compilers and warn.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+import ml_collections
+
+from experiments.compiled import programs, targets
+from experiments.compiled.programs import Compiled
+from svae_jax import config as configs
+from svae_jax.errors import UserError
+
+# Images of the data sets' default training split.
+_NUM_IMAGES = {"celeb_a": 162_770, "cifar10": 50_000, "shapes": 10_000}
+
+_LAUNCH = 2e-6  # seconds that a small kernel takes a GPU at least, in a CUDA graph
+
+_SHOWN = 10**6  # bytes of a result outside the loop that is worth a line
+
+
+def main(argv: Sequence[str]) -> None:
+    """Compiles for each target, prints, and writes the JSON.
+
+    Raises:
+        UserError: for a mistake in the options, or a compiler that is not installed.
+    """
+    options, config = _parse(argv)
+    for target in options.target:
+        targets.find(target)
+    results = {}
+    for target in options.target:
+        results[target] = _examine(target, config, options)
+        if options.json is not None:
+            text = json.dumps({"targets": results}, indent=2) + "\n"
+            options.json.write_text(text)
+
+
+def _examine(
+    target: str, config: ml_collections.ConfigDict, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Compiles for one target, prints what is found, and returns it for the JSON."""
+    device, layout = targets.find(target)
+    count = targets.num_devices(layout)
+    configs.check(config, num_devices=count)
+    num_images = options.images or _NUM_IMAGES.get(config.dataset.name)
+    if num_images is None:
+        raise UserError(f"--images: how many has dataset.name={config.dataset.name!r}?")
+    data_bytes = num_images * config.dataset.image_size**2 * config.dataset.channels
+    resident = data_bytes <= config.dataset.resident_share * device.memory
+    print(f"\n{target}: {count} x {device.name}, {_amount(device.memory)}B each")
+    place = "on each device" if resident else "streamed"
+    print(f"  {num_images:,} images, {_amount(data_bytes)}B, {place}")
+    found: dict[str, Any] = {}
+    for name, compiled in programs.compile_all(
+        config,
+        targets.devices(target),
+        num_images=num_images,
+        resident=resident,
+        generation_batch=options.generation_batch,
+    ):
+        images = options.generation_batch if name == "generate" else config.batch_size
+        found[name] = _summary(compiled, device, config.model.dtype, images, resident)
+        _print(name, found[name], device)
+    return {**found, "memory": found["train_step"]["memory"], "largest_outside_loop":
+            found["train_step"]["largest_outside_loop"]}  # fmt: skip
+
+
+def _summary(
+    compiled: Compiled, device: targets.Device, dtype: str, images: int, resident: bool
+) -> dict[str, Any]:
+    """What is told of a program, as it stands in the JSON."""
+    cost = compiled.program.cost()
+    outside = compiled.program.outside_loop(at_least=0)
+    number = sum(cost.kernels.values())
+    floor = max(cost.bytes_moved / device.bandwidth, cost.flops / device.flops[dtype])
+    if isinstance(device, targets.Tpu):
+        seconds = (cost.estimated_cycles or 0) / (device.clock * 1e9)
+    else:
+        seconds = floor + number * _LAUNCH
+    return {
+        "kernels": number,
+        "kernels_by_kind": cost.kernels,
+        "bytes_moved": cost.bytes_moved,
+        "flops": cost.flops,
+        "all_reduces": cost.collectives.get("all-reduce", 0),
+        "collectives": cost.collectives,
+        "estimated_cycles": cost.estimated_cycles,
+        "floor_seconds": floor,
+        "estimated_seconds": seconds,
+        "estimated_images_per_second": images / max(seconds, floor),
+        "memory": compiled.memory,
+        "fits": sum(compiled.memory.values()) <= device.memory,
+        "outside_loop": [
+            {"name": name, "shape": shape, "bytes": size}
+            for name, shape, size in outside
+            if size >= _SHOWN
+        ],
+        "largest_outside_loop": outside[0][2] if outside else 0,
+    }
+
+
+def _print(name: str, found: dict[str, Any], device: targets.Device) -> None:
+    memory = ", ".join(f"{kind} {_amount(size)}B" for kind, size in found["memory"].items())
+    verdict = "fits" if found["fits"] else "DOES NOT FIT"
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found["kernels_by_kind"].items())
+    print(f"  {name}, on each device")
+    print(f"    memory      {memory}: {verdict} in {_amount(device.memory)}B")
+    print(f"    kernels     {found['kernels']}: {kinds}")
+    print(f"    moved       {_amount(found['bytes_moved'])}B, {_amount(found['flops'])}FLOP")
+    if found["collectives"]:
+        exchanges = ", ".join(f"{n} {kind}" for kind, n in found["collectives"].items())
+        print(f"    exchanges   {exchanges}")
+    for operation in found["outside_loop"]:
+        print(
+            f"    outside     {_amount(operation['bytes'])}B {operation['shape']} "
+            f"({operation['name']}), once a call"
+        )
+    if found["estimated_cycles"] is not None:
+        print(
+            f"    cycles      {found['estimated_cycles']:,}, by the compiler: "
+            f"{found['estimated_seconds'] * 1e3:.3f} ms at {device.clock} GHz"
+        )
+    print(
+        f"    time        at least {found['floor_seconds'] * 1e3:.3f} ms; ESTIMATE "
+        f"{found['estimated_images_per_second']:,.0f} images/s"
+    )
+
+
+def _amount(value: float) -> str:
+    for unit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.3g} {prefix}"
+    return f"{value:.0f} "
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
+    parser = _Parser(
+        prog="python -m experiments.compiled",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    option = parser.add_argument
+    option(
+        "--config",
+        default="configs/celeba.py:lowrank",
+        help="configuration (default: %(default)s); its fields are given as --config.FIELD=VALUE",
+    )
+    option(
+        "--target",
+        action="append",
+        required=True,
+        help=f"device to compile for, of {', '.join(targets.DEVICES)}; may be given several times",
+    )
+    option("--images", type=int, help="size of the training split (default: the data set's)")
+    option("--generation_batch", type=int, default=1000, help="images generated at a time")
+    option("--json", type=Path, help="file to write the results to, as JSON")
+    options, rest = parser.parse_known_args(argv)
+    return options, _load_config(options.config, rest)
+
+
+def _load_config(path: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
+    """The configuration of a file such as `configs/celeba.py:lowrank`, with fields overridden."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    if not Path(path.partition(":")[0]).is_file():
+        raise UserError(f"--config={path}: there is no such file")
+    if unknown := [text for text in overrides if not text.startswith("--config.")]:
+        raise UserError(f"unexpected argument {unknown[0]!r}; see --help")
+    values = flags.FlagValues()
+    arguments = ["", f"--config={path}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    try:
+        values(arguments)
+    except (AttributeError, KeyError, flags.Error) as error:
+        raise UserError(str(error).strip().splitlines()[-1]) from None
+    return values.config
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,275 @@
+"""Reads a compiled program: its kernels, what they move and compute, and what its loop repeats.
+
+XLA prints a program as computations, lists of operations one a line. A fusion is one operation,
+whose computation stands elsewhere; what stands in the loop's body or in the entry itself is a
+kernel each.
+"""
+
+import collections
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+_BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16} | {
+    f"{kind}{bits}": bits for kind in "suf" for bits in (2, 4, 8, 16, 32, 64)
+}
+# They name, group or wait for arrays that something else has made.
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
+    "replica-id", "opt-barrier", "add-dependency",
+}  # fmt: skip
+_CALLS = ("call", "conditional", "while", "async-start")
+_COLLECTIVES = (
+    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"
+)  # fmt: skip
+# They read of their first operand only what they return.
+_PARTIAL = ("gather", "dynamic-slice", "slice")
+
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_OPERATION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\((.*)$")
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|body|branch_computations)=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)")
+
+
+class Operation(NamedTuple):
+    """One line of a computation: `%name = shape opcode(operands), attributes`."""
+
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    rest: str
+
+    @property
+    def called(self) -> list[str]:
+        """The computations that this operation runs."""
+        return [name.lstrip("%") for m in _CALLED.findall(self.rest) for name in m.split(", ")]
+
+
+class Cost(NamedTuple):
+    """What a list of kernels costs, on one device.
+
+    Attributes:
+        kernels: their number by kind.
+        collectives: the number of exchanges between devices, by name.
+        bytes_moved: read and written by all kernels, as arrays without padding.
+        flops: of convolutions and matrix products, a multiplication and an addition being two.
+        estimated_cycles: the compiler's own estimate; None where it prints none.
+    """
+
+    kernels: dict[str, int]
+    collectives: dict[str, int]
+    bytes_moved: int
+    flops: int
+    estimated_cycles: int | None
+
+
+class Program:
+    """A compiled program, from its text.
+
+    Attributes:
+        body: the operations that are repeated: of the largest loop, or all where there is none.
+        outside: the operations of the entry, without the loop; empty where there is none.
+    """
+
+    def __init__(self, text: str):
+        """Parse the text of `jax.stages.Compiled.as_text()`."""
+        self._computations, entry = _parse(text)
+        operations = list(self._flat(self._computations[entry], through=("call",)))
+        loops = [op for op in operations if op.opcode == "while"]
+        self.body, self.outside = operations, list[Operation]()
+        if loops:
+            loop = max(loops, key=lambda op: len(self._computations[_body(op)]))
+            self.body = list(self._flat(self._computations[_body(loop)]))
+            self.outside = [op for op in operations if op is not loop]
+        self._shapes = {op.name: op.shape for ops in self._computations.values() for op in ops}
+
+    def cost(self, operations: Sequence[Operation] | None = None) -> Cost:
+        """The cost of these operations, or of one pass through the body."""
+        kernels = [op for op in operations or self.body if is_kernel(op)]
+        collectives = collections.Counter(
+            name for op in kernels for name in _COLLECTIVES if op.opcode.startswith(name)
+        )
+        cycles = [_cycles(op) for op in kernels]
+        known = [n for n in cycles if n is not None]
+        return Cost(
+            kernels=dict(collections.Counter(map(self._kind, kernels)).most_common()),
+            collectives=dict(collectives),
+            bytes_moved=sum(self._bytes_moved(op) for op in kernels),
+            flops=sum(map(self._flops, kernels)),
+            estimated_cycles=sum(known) if known else None,
+        )
+
+    def outside_loop(self, at_least: int) -> list[tuple[str, str, int]]:
+        """Name, shape and bytes of each result outside the loop of so many bytes, largest first."""
+        made = [(op.name, _without_layout(op.shape), _result_bytes(op)) for op in self.outside
+                if is_kernel(op)]  # fmt: skip
+        return sorted((m for m in made if m[2] >= at_least), key=lambda m: -m[2])
+
+    def _flat(
+        self, operations: Iterable[Operation], through: Sequence[str] = _CALLS
+    ) -> Iterator[Operation]:
+        """The operations, with calls replaced by what they call."""
+        for op in operations:
+            if op.opcode in through and op.called:
+                for name in op.called:
+                    yield from self._flat(self._computations[name], through)
+            else:
+                yield op
+
+    def _inner(self, op: Operation) -> Iterator[Operation]:
+        """The operation itself, and all that its fusion computes."""
+        yield op
+        if op.opcode == "fusion":
+            for name in op.called:
+                for inner in self._computations[name]:
+                    yield from self._inner(inner)
+
+    def _kind(self, op: Operation) -> str:
+        """The kind of a kernel; "other" is mostly scalars, and what has no kind of its own."""
+        inner = list(self._inner(op))
+        if any(i.opcode == "convolution" and _window(i) for i in inner) or "$conv" in op.rest:
+            return "convolution"
+        if any(i.opcode in ("dot", "convolution") for i in inner) or "$gemm" in op.rest:
+            return "matrix product"
+        opcode = op.opcode.removesuffix("-start")
+        return opcode if opcode in ("fusion", "copy", *_COLLECTIVES) else "other"
+
+    def _bytes_moved(self, op: Operation) -> int:
+        return _result_bytes(op) + sum(
+            self._bytes_read(op, i, name) for i, name in enumerate(op.operands)
+        )
+
+    def _bytes_read(self, op: Operation, index: int, name: str) -> int:
+        """Bytes of an operand that are read: of one that is only sliced, the slices."""
+        whole = _bytes(self._shapes.get(name, ""))
+        if op.opcode in _PARTIAL and index == 0:
+            return min(whole, _bytes(op.shape))
+        if op.opcode != "fusion":
+            return whole
+        inside = self._computations[op.called[0]]
+        names = {i.name for i in inside if i.opcode == "parameter" and i.operands == (str(index),)}
+        for i in inside:  # a bitcast is the same array
+            if i.opcode == "bitcast" and i.operands[0] in names:
+                names.add(i.name)
+        users = [i for i in inside if i.opcode != "bitcast" and names & set(i.operands)]
+        partial = [i for i in users if i.opcode in _PARTIAL and i.operands[0] in names]
+        if users and len(partial) == len(users):
+            return min(whole, sum(_bytes(i.shape) for i in partial))
+        return whole
+
+    def _flops(self, op: Operation) -> int:
+        if "$conv" in op.rest:
+            return self._cudnn_flops(op)
+        return sum(self._product_flops(i) for i in self._inner(op))
+
+    def _product_flops(self, op: Operation) -> int:
+        """FLOPs of a `dot` or `convolution`; zeros that a dilation puts in do not count."""
+        out = _size(op.shape)
+        if op.opcode == "dot":
+            left = _dims(self._shapes[op.operands[0]])
+            axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.rest)
+            return 2 * out * math.prod(left[int(a)] for a in axes[1].split(",")) if axes else 0
+        if op.opcode == "convolution":
+            kernel = self._shapes[op.operands[1]]
+            labels = re.search(r"dim_labels=\w+_(\w+)->", op.rest)
+            dilated = re.search(r"lhs_dilate=([\dx]+)", _window(op))
+            zeros = math.prod(map(int, dilated[1].split("x"))) if dilated else 1
+            features = _dims(kernel)[labels[1].index("o")] if labels else 1
+            return 2 * out * _size(kernel) // features // zeros
+        return 0
+
+    def _cudnn_flops(self, op: Operation) -> int:
+        """FLOPs of cuDNN's convolution: 2 · |kernel| · |pixels of the small image|."""
+        result = _SHAPE.search(op.shape)
+        first, second = (self._shapes[name] for name in op.operands[:2])
+        made = result[0] if result else ""
+        labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.rest)
+        if labels is None:
+            return 0
+        small, kernel, letters = made, second, labels[3]
+        if "BackwardInput" in op.rest:
+            small, letters = first, labels[3]
+        elif "BackwardFilter" in op.rest:
+            small, kernel, letters = second, made, labels[3]
+        return 2 * _size(kernel) * _size(small) // _dims(small)[letters.index("f")]
+
+
+def is_kernel(op: Operation) -> bool:
+    """Whether the operation runs something; an asynchronous one counts where it starts."""
+    return op.opcode not in _FREE and not op.opcode.endswith(("-done", "-update"))
+
+
+def _parse(text: str) -> tuple[Mapping[str, list[Operation]], str]:
+    """Operations by computation, and the name of the entry."""
+    computations: dict[str, list[Operation]] = {}
+    entry = current = ""
+    for line in text.splitlines():
+        if header := _COMPUTATION.match(line):
+            current = header[2]
+            computations[current] = []
+            entry = current if header[1] else entry
+        elif current and (match := _OPERATION.match(line)):
+            name, shape, opcode, rest = match.groups()
+            arguments = rest[: _closing(rest)]
+            operands = re.findall(r"%([\w.\-]+)", arguments)
+            if opcode == "parameter":
+                operands = [arguments]
+            computations[current].append(Operation(name, shape, opcode, tuple(operands), rest))
+    return computations, entry
+
+
+def _closing(text: str) -> int:
+    """Index of the parenthesis that closes one opened before the text."""
+    depth = 1
+    for i, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return i
+    return len(text)
+
+
+def _body(loop: Operation) -> str:
+    match = re.search(r"body=%([\w.\-]+)", loop.rest)
+    assert match is not None
+    return match[1]
+
+
+def _window(op: Operation) -> str:
+    match = re.search(r"window=\{([^}]*)\}", op.rest)
+    return match[1] if match else ""
+
+
+def _cycles(op: Operation) -> int | None:
+    match = re.search(r'"estimated_cycles":"(\d+)"', op.rest)
+    return int(match[1]) if match else None
+
+
+def _dims(shape: str) -> list[int]:
+    match = _SHAPE.search(shape)
+    return [int(n) for n in match[2].split(",") if n] if match else []
+
+
+def _size(shape: str) -> int:
+    return math.prod(_dims(shape))
+
+
+def _bytes(shape: str) -> int:
+    """Bytes of an array, or of all arrays of a tuple."""
+    return sum(
+        math.prod(int(n) for n in dims.split(",") if n) * _BITS.get(kind, 8) // 8
+        for kind, dims in _SHAPE.findall(shape)
+    )
+
+
+def _result_bytes(op: Operation) -> int:
+    """Bytes that an operation makes; the tuple of an asynchronous copy also names its source."""
+    if op.opcode in ("copy-start", "slice-start"):
+        first = _SHAPE.search(op.shape)
+        return _bytes(first[0]) if first else 0
+    return _bytes(op.shape)
+
+
+def _without_layout(shape: str) -> str:
+    return re.sub(r"\{[^}]*\}|/\*.*?\*/", "", shape)

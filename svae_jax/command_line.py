@@ -12,7 +12,11 @@ from svae_jax.errors import UserError
 from svae_jax.run import interrupt
 
 
-def run(main: Callable[[Sequence[str]], None], fields: Callable[[], Collection[str]]) -> None:
+def run(
+    main: Callable[[Sequence[str]], None],
+    fields: Callable[[], Collection[str]],
+    define_flags: Callable[[], object] = lambda: None,
+) -> None:
     """Parses the flags and runs a command.
 
     Exit codes: 2 after a user's mistake, which is one line on stderr; 143 and 130 after SIGTERM and
@@ -21,6 +25,8 @@ def run(main: Callable[[Sequence[str]], None], fields: Callable[[], Collection[s
     Args:
         main: the command; it is given what is left of the arguments, the program's name first.
         fields: gives the dotted names of all fields that `--config.FIELD=VALUE` can set.
+        define_flags: defines flags that look at the command line at once, as those of
+            `config_flags.DEFINE_config_dict` do.
     """
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
@@ -41,12 +47,15 @@ def run(main: Callable[[Sequence[str]], None], fields: Callable[[], Collection[s
             print(stopped, file=sys.stderr)
             sys.exit(stopped.exit_code)
 
-    app.run(guarded, flags_parser=lambda argv: _parse_flags(argv, fields))
+    app.run(guarded, flags_parser=lambda argv: _parse_flags(argv, fields, define_flags))
 
 
-def _parse_flags(argv: list[str], fields: Callable[[], Collection[str]]) -> list[str]:
+def _parse_flags(
+    argv: list[str], fields: Callable[[], Collection[str]], define_flags: Callable[[], object]
+) -> list[str]:
     """Parses the flags, and tells a mistake in them in one line."""
     try:
+        define_flags()
         return flags.FLAGS(argv)
     except flags.Error as error:
         # A config file's own error is the last line of a traceback.

@@ -15,6 +15,7 @@ from svae_jax.run import interrupt
 
 Main = Callable[[Sequence[str]], None]
 Fields = Callable[[], Collection[str]]  # the dotted names that `--config.NAME=VALUE` can set
+Define = Callable[[], object]
 
 
 def training_fields() -> Collection[str]:
@@ -24,7 +25,7 @@ def training_fields() -> Collection[str]:
     return config.flatten(config.base().to_dict())
 
 
-def run(main: Main, fields: Fields = training_fields) -> None:
+def run(main: Main, fields: Fields = training_fields, define: Define = lambda: None) -> None:
     """Parses the flags and runs a command.
 
     Exit codes: 2 after a user's mistake, which is one line on stderr; 143 and 130 after SIGTERM and
@@ -33,12 +34,13 @@ def run(main: Main, fields: Fields = training_fields) -> None:
     Args:
         main: the command; its argument is the program's name alone.
         fields: the fields of the command's configuration.
+        define: defines flags that read the command line at once, so that their errors are caught.
     """
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
 
     def parse_flags(argv: Sequence[str]) -> Sequence[str]:
-        _guard(lambda: parse(flags.FLAGS, argv, fields))
+        _guard(lambda: parse(flags.FLAGS, argv, fields, define))
         return argv[:1]
 
     def prepare_and_run(argv: Sequence[str]) -> None:
@@ -53,14 +55,20 @@ def run(main: Main, fields: Fields = training_fields) -> None:
     app.run(lambda argv: _guard(lambda: prepare_and_run(argv)), flags_parser=parse_flags)
 
 
-def parse(values: flags.FlagValues, argv: Sequence[str], fields: Fields = training_fields) -> None:
-    """Parses a command line into `values`.
+def parse(
+    values: flags.FlagValues,
+    argv: Sequence[str],
+    fields: Fields = training_fields,
+    define: Define = lambda: None,
+) -> None:
+    """Parses a command line into `values`; for `fields` and `define` see `run`.
 
     Raises:
         UserError: an unknown flag or field, a value of the wrong type, a configuration file that
             does not exist or fails, or an argument that is not a flag.
     """
     try:
+        define()
         rest = values(argv)
     except flags.Error as error:
         # A config file's own error is the last line of a traceback.

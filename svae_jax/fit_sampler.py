@@ -27,7 +27,6 @@ from ml_collections import config_flags
 from svae_jax import command_line, sampler_config
 from svae_jax import config as configs
 
-_CONFIG = config_flags.DEFINE_config_dict("config", sampler_config.base())
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of a run", required=True)
 _SAMPLER = flags.DEFINE_string("sampler", None, "gaussian, mixture or flow", required=True)
 
@@ -37,7 +36,11 @@ def main(argv: Sequence[str]) -> None:
     del argv
     from svae_jax.analysis import fitting
 
-    print(json.dumps(fitting.fit(_WORKDIR.value, _SAMPLER.value, _CONFIG.value), indent=2))
+    print(json.dumps(fitting.fit(_WORKDIR.value, _SAMPLER.value, flags.FLAGS.config), indent=2))
+
+
+def _define_config() -> None:
+    config_flags.DEFINE_config_dict("config", sampler_config.base())
 
 
 def _fields() -> list[str]:
@@ -45,4 +48,4 @@ def _fields() -> list[str]:
 
 
 if __name__ == "__main__":
-    command_line.run(main, _fields)
+    command_line.run(main, _fields, _define_config)

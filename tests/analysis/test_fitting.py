@@ -213,7 +213,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(run):
     process.send_signal(signal.SIGTERM)
     code, stdout, stderr = command_line.finish(process)
     assert (code, stdout) == (143, "")
-    saved = int(re.search(r"saved at step (\d+); the same command goes on", stderr)[1])
+    saved = int(re.search(r"saved at step (\d+); the same command continues", stderr)[1])
     again = _start(*args)
     again.stderr.readline()
     assert again.stderr.readline().startswith(f"step {saved + 1}/100000")

@@ -78,7 +78,12 @@ def load_sampler(directory: str | Path, name: str, trained: Trained, **options: 
     folder = place(directory, name) / "checkpoints"
     if not is_fitted(directory, name):
         raise UserError(f"{directory}: the sampler {name} is not fitted; {_cure(directory, name)}")
-    loaded = checkpoint.load(folder)
+    try:
+        loaded = checkpoint.load(folder)
+    except UserError as error:
+        raise UserError(
+            f"{error}; or delete {folder.parent}, and {_cure(directory, name)}"
+        ) from None
     if "params" not in loaded.state:
         raise UserError(
             f"{directory}: the fit of the sampler {name} stopped at step {loaded.step}; to finish "

@@ -90,7 +90,10 @@ def _finished(job: Job) -> PyTree | None:
     folder = job.folder / "checkpoints"
     if not folder.is_dir() or not any(path.name.isdecimal() for path in folder.iterdir()):
         return None
-    loaded = checkpoint.load(folder)
+    try:
+        loaded = checkpoint.load(folder)
+    except UserError as error:
+        raise UserError(f"{error}; or delete {job.folder} to fit it anew") from None
     if loaded.config["model"] != job.identity["model"]:
         print(
             f"the sampler {job.name} of step {loaded.config['model']['step']} is replaced by one "

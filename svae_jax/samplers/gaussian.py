@@ -1,6 +1,5 @@
 """The Gaussian with the aggregate posterior's mean and full covariance."""
 
-import contextlib
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -56,6 +55,8 @@ def cholesky(covariance: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "d d
         shifted = covariance.copy()
         for jitter in _JITTERS:
             np.fill_diagonal(shifted, np.diag(covariance) + jitter * scale)
-            with contextlib.suppress(np.linalg.LinAlgError):
+            try:
                 return np.linalg.cholesky(shifted)
+            except np.linalg.LinAlgError:
+                continue
     raise ValueError("covariance must be finite and positive semi-definite")

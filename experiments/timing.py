@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     variants = {name: terminal.variant(values, name) for name in PAPER}
     for config in variants.values():
         configs.check(config, num_devices=jax.device_count())
-    results = terminal.begin(values.config)
+    results = terminal.begin(values.config, "four models")
     images = load_images(values.config)
     recipes = {name: workloads.recipe(c, len(images)) for name, c in variants.items()}
     say("training:")

@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     if "pytorch" in against and importlib.util.find_spec("torch") is None:
         say("PyTorch is not installed and is left out; pip install -e '.[bench]' installs it")
         against.remove("pytorch")
-    results = terminal.begin(config)
+    results = terminal.begin(config, config.latent.name)
     if not {*_COMPARED}.isdisjoint(values.parts):
         results["differences"] = baselines.check_same(config, against)
     for part in values.parts:

@@ -73,7 +73,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(2)
 
 
-def begin(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def begin(config: ml_collections.ConfigDict, model: str) -> dict[str, Any]:
     """What decides about speed: the configuration, the machine and the libraries; printed too."""
     cpuinfo = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
@@ -87,8 +87,7 @@ def begin(config: ml_collections.ConfigDict) -> dict[str, Any]:
         **runtime.versions(),
         "torch": importlib.metadata.version("torch") if torch else None,
     }
-    names = (config.dataset.name, config.latent.name, config.model.dtype)
-    print(*names, f"batch {config.batch_size}", sep=", ")
+    print(config.dataset.name, model, f"batch {config.batch_size}", config.model.dtype, sep=", ")
     print(", ".join(f"{name} {value}" for name, value in environment.items()), flush=True)
     return {"config": config.to_dict(), "environment": environment}
 

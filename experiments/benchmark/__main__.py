@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
         say("PyTorch is not installed and is left out; pip install -e '.[bench]' installs it")
         against.remove("pytorch")
     results = terminal.begin(config, config.latent.name)
-    if not {*_COMPARED}.isdisjoint(values.parts):
+    if against and not {*_COMPARED}.isdisjoint(values.parts):
         results["differences"] = baselines.check_same(config, against)
     for part in values.parts:
         say(f"{part}:")

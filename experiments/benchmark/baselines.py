@@ -64,7 +64,7 @@ def check_same(
     """
     fields = configs.flatten(config.to_dict())
     for field, value in (_NEEDED | {"latent.width": config.latent.height}).items():
-        if against and fields[field] != value:
+        if fields[field] != value:
             raise UserError(f"baselines need {field}={value!r}, got {fields[field]!r}")
     config = configs.from_dict(config.to_dict())
     config.model.dtype = "float32"  # rounding to bfloat16 would hide a difference
@@ -92,7 +92,12 @@ def check_same(
 
                 gradients = pytorch.translated(recipe.model, ours["gradients"])
                 expected = ours | {"gradients": gradients}
-                found = pytorch.numbers(pytorch.make(recipe, variables), pixels, noise)
+                try:
+                    found = pytorch.numbers(pytorch.make(recipe, variables), pixels, noise)
+                except (RuntimeError, ValueError) as error:
+                    raise UserError(
+                        f"PyTorch lacks a layer; use --against=plain: {error}"
+                    ) from None
             differences[name] = largest_difference(name, expected, found)
     return differences
 

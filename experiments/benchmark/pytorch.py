@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from experiments.benchmark.stopwatch import Contender
 from experiments.benchmark.workloads import Images
 from svae_jax import latents
-from svae_jax.errors import UserError
 from svae_jax.model import SpatialVAE, convolutions, networks
 from svae_jax.model.objective import MIN_SIGMA
 from svae_jax.recipe import Recipe
@@ -161,11 +160,8 @@ def make(recipe: Recipe, variables: PyTree) -> Network:
     """The network, channels last, with a copy of our parameters and batch statistics."""
     torch.set_num_threads(os.cpu_count() or 1)
     values = translated(recipe.model, **jax.device_get(variables))
-    try:
-        network = Network(recipe.model, *recipe.image_shape[1:])
-        network.load_state_dict({name: torch.from_numpy(value) for name, value in values.items()})
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"PyTorch has no such layers: {error}; use --against=plain") from None
+    network = Network(recipe.model, *recipe.image_shape[1:])
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in values.items()})
     return network.to(_DEVICE, memory_format=torch.channels_last)
 
 

@@ -16,6 +16,9 @@ Shape = tuple[int, int, int]
 
 _BATCH = 250  # latents drawn at a time
 
+# Added to the diagonal, as shares of its mean, until the Cholesky factorisation succeeds.
+_JITTERS = (0.0, 1e-12, 1e-10, 1e-8, 1e-6)
+
 
 @runtime_checkable
 class Sampler(Protocol):
@@ -82,9 +85,30 @@ def normal(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "count ..."]:
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
+def cholesky(covariance: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "d d"]:
+    """The lower Cholesky factor in float64.
+
+    Where rounding makes the matrix indefinite, the smallest share of 1e-12, 1e-10, 1e-8 and 1e-6 of
+    the mean of the diagonal that helps is added to the diagonal.
+
+    Raises:
+        ValueError: nothing helps: the matrix is not positive semi-definite, or not finite.
+    """
+    scale = np.mean(np.diag(covariance))
+    if np.isfinite(scale):
+        shifted = covariance.copy()
+        for jitter in _JITTERS:
+            np.fill_diagonal(shifted, np.diag(covariance) + jitter * scale)
+            try:
+                return np.linalg.cholesky(shifted)
+            except np.linalg.LinAlgError:
+                continue
+    raise ValueError("covariance must be finite and positive semi-definite")
+
+
 def noise_factor(covariances: Float64[np.ndarray, "n hw hw"]) -> Float[np.ndarray, "n hw hw"]:
     """Cholesky factors of the posteriors' mean covariance of each map, float32."""
-    return np.linalg.cholesky(covariances).astype(np.float32)
+    return np.stack([cholesky(covariance) for covariance in covariances]).astype(np.float32)
 
 
 def posterior_noise(

@@ -16,7 +16,6 @@ from svae_jax.devices import compiler
 from svae_jax.samplers import base, velocity
 from svae_jax.samplers.aggregate import Moments
 from svae_jax.samplers.base import Keys
-from svae_jax.samplers.gaussian import cholesky
 
 
 class FlowState(NamedTuple):
@@ -86,7 +85,7 @@ class Flow:
     batch_size: int = 256
     learning_rate: float = 1e-3
     ema_decay: float = 0.999
-    ode_steps: int = 25
+    ode_steps: int = 12
     noise: bool = False
     seed: int = 0
 
@@ -106,7 +105,7 @@ class Flow:
         return Fixed(
             mean=moments.mean.astype(np.float32),
             scale=scale.astype(np.float32),
-            factor=cholesky(correlation).astype(np.float32),
+            factor=base.cholesky(correlation).astype(np.float32),
             noise=base.noise_factor(moments.of_noise),
         )
 

@@ -61,7 +61,7 @@ def test_a_fitted_sampler_is_loaded_in_one_call(run, name):
         result = fitting.fit(run, name, tiny(name))
         assert (result["sampler"], result["step"]) == (name, 2)
         assert result["parameters"] > 0
-    options = {"ode_steps": 2} if name == "flow" else {}  # of 25, which takes long
+    options = {"ode_steps": 2} if name == "flow" else {}  # of 12, which take long
     sampler = fitted.load_sampler(run, name, trained, **options)
     z = sampler(KEY, 7)
     assert z.shape == (7, 3, 3, 4)

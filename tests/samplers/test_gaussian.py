@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from svae_jax import samplers
 from svae_jax.model import SpatialVAE
-from svae_jax.samplers import aggregate, gaussian
+from svae_jax.samplers import aggregate, base
 from tests.latents.oracles import one_of_each_name
 from tests.samplers.toys import dense_moments
 
@@ -78,13 +78,13 @@ def test_no_images_are_refused():
 
 def test_jitter_is_added_only_where_it_is_needed():
     positive = np.array([[2.0, 1.0], [1.0, 2.0]])
-    np.testing.assert_array_equal(gaussian.cholesky(positive), np.linalg.cholesky(positive))
+    np.testing.assert_array_equal(base.cholesky(positive), np.linalg.cholesky(positive))
     singular = np.outer([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
-    factor = gaussian.cholesky(singular)
+    factor = base.cholesky(singular)
     np.testing.assert_allclose(factor @ factor.T, singular, atol=1e-5)
     for wrong in (np.diag([1.0, -1.0]), np.diag([1.0, np.nan])):
         with pytest.raises(ValueError, match="covariance must be finite and positive"):
-            gaussian.cholesky(wrong)
+            base.cholesky(wrong)
 
 
 def test_the_prior_has_the_temperature_as_its_standard_deviation():

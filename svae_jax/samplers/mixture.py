@@ -21,11 +21,10 @@ _POINTS = 10  # images of a mixture component for each principal component, at l
 class Mixture:
     """A mixture with full covariances, of as many components as RAE's (Ghosh et al. 2020).
 
-    It models the posteriors' means in the k leading principal components, whitened, of their
-    covariance. There it is well posed: the components hold `share` of the variance (1 of 10 of all
-    dimensions, in a small VAE), all scales are 1, and k is small enough that each component of the
-    mixture has at least ten images for each of its dimensions. In all h·w·n dimensions a
-    component's covariance would have more entries than there are numbers to estimate it from.
+    It models the posteriors' means in the k leading principal components of their covariance,
+    whitened. There it is well posed: all scales are 1, and k is at most the number that holds
+    `share` of the variance, and at most a tenth of the images of a component of the mixture. In all
+    h·w·n dimensions a component's covariance could have more entries than there are images.
 
     What is left out is drawn too, or samples look washed out: the other principal components are
     uncorrelated with the modelled ones, and drawn from their own Gaussian. Thus the mean and the
@@ -42,7 +41,7 @@ class Mixture:
     shape: base.Shape
     components: int = 10
     share: float = 0.9
-    noise: bool = False
+    noise: bool = True
     seed: int = 0
 
     def fit(

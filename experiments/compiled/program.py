@@ -144,8 +144,8 @@ class Program:
     def _bytes_read(self, op: Operation, index: int, name: str) -> int:
         """Bytes of an operand that are read: of one that is only sliced, the slices."""
         whole = _bytes(self._shapes.get(name, ""))
-        if op.opcode in _PARTIAL and index == 0:
-            return min(whole, _bytes(op.shape))
+        if op.opcode.removesuffix("-start") in _PARTIAL and index == 0:
+            return min(whole, _result_bytes(op))
         if op.opcode != "fusion":
             return whole
         inside = self._computations[op.called[0]]
@@ -198,7 +198,9 @@ class Program:
 
 def is_kernel(op: Operation) -> bool:
     """Whether the operation runs something; an asynchronous one counts where it starts."""
-    return op.opcode not in _FREE and not op.opcode.endswith(("-done", "-update"))
+    if op.opcode in _FREE or '"ConcatBitcast"' in op.rest:
+        return False
+    return not op.opcode.endswith(("-done", "-update"))
 
 
 def _parse(text: str) -> tuple[Mapping[str, list[Operation]], str]:
@@ -264,10 +266,9 @@ def _bytes(shape: str) -> int:
 
 
 def _result_bytes(op: Operation) -> int:
-    """Bytes that an operation makes; the tuple of an asynchronous copy also names its source."""
-    if op.opcode in ("copy-start", "slice-start"):
-        first = _SHAPE.search(op.shape)
-        return _bytes(first[0]) if first else 0
+    """Bytes that an operation makes; a copy's or slice's start also names its source."""
+    if op.opcode in ("copy-start", "slice-start"):  # (result, source, _) or ((source), result, _)
+        return min(_bytes(match[0]) for match in list(_SHAPE.finditer(op.shape))[:2])
     return _bytes(op.shape)
 
 

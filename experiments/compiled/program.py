@@ -85,9 +85,9 @@ class Program:
             self.outside = [op for op in operations if op is not loop]
         self._shapes = {op.name: op.shape for ops in self._computations.values() for op in ops}
 
-    def cost(self, operations: Sequence[Operation] | None = None) -> Cost:
-        """The cost of these operations, or of one pass through the body."""
-        kernels = [op for op in operations or self.body if is_kernel(op)]
+    def cost(self) -> Cost:
+        """The cost of one pass through the body."""
+        kernels = [op for op in self.body if is_kernel(op)]
         collectives = collections.Counter(
             name for op in kernels for name in _COLLECTIVES if op.opcode.startswith(name)
         )
@@ -103,9 +103,12 @@ class Program:
 
     def outside_loop(self, at_least: int) -> list[tuple[str, str, int]]:
         """Name, shape and bytes of each result outside the loop of so many bytes, largest first."""
-        made = [(op.name, _without_layout(op.shape), _result_bytes(op)) for op in self.outside
-                if is_kernel(op)]  # fmt: skip
-        return sorted((m for m in made if m[2] >= at_least), key=lambda m: -m[2])
+        made = (
+            (op.name, _without_layout(op.shape), _result_bytes(op))
+            for op in self.outside
+            if is_kernel(op)
+        )
+        return sorted((one for one in made if one[2] >= at_least), key=lambda one: -one[2])
 
     def _flat(
         self, operations: Iterable[Operation], through: Sequence[str] = _CALLS
@@ -131,7 +134,7 @@ class Program:
         inner = list(self._inner(op))
         if any(i.opcode == "convolution" and _window(i) for i in inner) or "$conv" in op.rest:
             return "convolution"
-        if any(i.opcode in ("dot", "convolution") for i in inner) or "$gemm" in op.rest:
+        if any(i.opcode in ("dot", "convolution") for i in inner) or "__cublas$" in op.rest:
             return "matrix product"
         opcode = op.opcode.removesuffix("-start")
         return opcode if opcode in ("fusion", "copy", *_COLLECTIVES) else "other"
@@ -162,6 +165,9 @@ class Program:
     def _flops(self, op: Operation) -> int:
         if "$conv" in op.rest:
             return self._cudnn_flops(op)
+        if "__cublas$" in op.rest:  # m·k, k·n and m·n values: the root of their product is m·k·n
+            arrays = [*(self._shapes[name] for name in op.operands[:2]), op.shape]
+            return 2 * math.isqrt(math.prod(map(_size, arrays)))
         return sum(self._product_flops(i) for i in self._inner(op))
 
     def _product_flops(self, op: Operation) -> int:
@@ -182,18 +188,15 @@ class Program:
 
     def _cudnn_flops(self, op: Operation) -> int:
         """FLOPs of cuDNN's convolution: 2 · |kernel| · |pixels of the small image|."""
-        result = _SHAPE.search(op.shape)
         first, second = (self._shapes[name] for name in op.operands[:2])
-        made = result[0] if result else ""
-        labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.rest)
-        if labels is None:
-            return 0
-        small, kernel, letters = made, second, labels[3]
+        small, kernel = op.shape, second
         if "BackwardInput" in op.rest:
-            small, letters = first, labels[3]
+            small = first
         elif "BackwardFilter" in op.rest:
-            small, kernel, letters = second, made, labels[3]
-        return 2 * _size(kernel) * _size(small) // _dims(small)[letters.index("f")]
+            small, kernel = second, op.shape
+        labels = re.search(r"dim_labels=\w+->(\w+)", op.rest)
+        features = _dims(small)[labels[1].index("f")] if labels else 1
+        return 2 * _size(kernel) * _size(small) // features
 
 
 def is_kernel(op: Operation) -> bool:

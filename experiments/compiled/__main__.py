@@ -21,8 +21,8 @@ if __name__ == "__main__":
 
 import ml_collections
 
-from experiments.compiled import programs, targets
-from experiments.compiled.programs import Compiled
+from experiments.compiled import compiling, targets
+from experiments.compiled.compiling import Compiled
 from svae_jax import config as configs
 from svae_jax.errors import UserError
 
@@ -67,7 +67,7 @@ def _examine(
     place = "on each device" if resident else "streamed"
     print(f"  {num_images:,} images, {_amount(data_bytes)}B, {place}")
     found: dict[str, Any] = {}
-    for name, compiled in programs.compile_all(
+    for name, compiled in compiling.compile_all(
         config,
         targets.devices(target),
         num_images=num_images,

@@ -7,8 +7,8 @@ For each feature, over the n values x of a batch, with x̂ = (x − mean) / sqrt
     ∂/∂x = scale / sqrt(variance + ε) · (dy − Σ dy / n − x̂ · Σ dy · x̂ / n)
 
 (Ioffe and Szegedy 2015). So forward and backward each need one pass that takes two sums, and one
-that uses them. XLA's kernels for a GPU make more of what autodiff writes; those for a CPU and a TPU
-do not, and there the gradient is autodiff's.
+that uses them. From what autodiff writes, XLA makes more passes on a GPU. On a CPU and a TPU it
+does not, and there the gradient is autodiff's.
 """
 
 import functools

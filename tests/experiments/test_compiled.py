@@ -12,24 +12,25 @@ import pytest
 
 from experiments.compiled import __main__ as command
 from experiments.compiled import targets
-from experiments.compiled.program import Program
+from experiments.compiled.hlo import Program
 from svae_jax.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 
 NUM_IMAGES = 100_000
-DATA_BYTES = NUM_IMAGES * 8 * 8 * 3  # rows of 192 bytes, which a TPU would rather keep as columns
+# Rows of no multiple of 128 bytes: a TPU would rather keep the columns of the data set together.
+DATA_BYTES = NUM_IMAGES * 28 * 28 * 3
 TINY = (
     "--config=configs/shapes.py:lowrank,N=4",
-    "--config.dataset.image_size=8",
+    "--config.dataset.image_size=28",
     "--config.model.encoder=3x3/4/s2 3x3/8/s2",
-    "--config.model.decoder=3x3/6 3x3/4 3x3/image",
+    "--config.model.decoder=3x3/6 3x3/4 7x7/4/valid 3x3/image/s2",
     "--config.batch_size=12",
     f"--images={NUM_IMAGES}",
 )
-MOST_KERNELS = 98  # of a step on each of two GPUs
-# Exchanges a step: two for each of four batch norms; the others for the loss and the gradients.
-EXCHANGES = {"h200:2": 11, "v5e:2x2": 10}
+MOST_KERNELS = 115  # of a step on each of two GPUs
+# Exchanges a step: two for each of five batch norms, one for the loss, one for the gradients.
+EXCHANGES = {"h200:2": 12, "v5e:2x2": 12}
 
 
 def _has(package):
@@ -70,7 +71,7 @@ def test_a_step_exchanges_no_more_than_it_did(compiled, target):
 
 def test_a_step_on_a_gpu_has_few_kernels(compiled):
     step = compiled["h200:2"]["train_step"]
-    assert step["kernels_by_kind"]["convolution"] == 14
+    assert step["kernels_by_kind"]["convolution"] == 17
     assert step["kernels"] <= MOST_KERNELS
 
 

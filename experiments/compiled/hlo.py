@@ -85,9 +85,9 @@ class Program:
             self.outside = [op for op in operations if op is not loop]
         self._shapes = {op.name: op.shape for ops in self._computations.values() for op in ops}
 
-    def cost(self, operations: Sequence[Operation] | None = None) -> Cost:
-        """The cost of these operations, or of one pass through the body."""
-        kernels = [op for op in operations or self.body if is_kernel(op)]
+    def cost(self) -> Cost:
+        """The cost of one pass through the body."""
+        kernels = [op for op in self.body if is_kernel(op)]
         collectives = collections.Counter(
             name for op in kernels for name in _COLLECTIVES if op.opcode.startswith(name)
         )
@@ -103,9 +103,12 @@ class Program:
 
     def outside_loop(self, at_least: int) -> list[tuple[str, str, int]]:
         """Name, shape and bytes of each result outside the loop of so many bytes, largest first."""
-        made = [(op.name, _without_layout(op.shape), _result_bytes(op)) for op in self.outside
-                if is_kernel(op)]  # fmt: skip
-        return sorted((m for m in made if m[2] >= at_least), key=lambda m: -m[2])
+        made = (
+            (op.name, _without_layout(op.shape), _result_bytes(op))
+            for op in self.outside
+            if is_kernel(op)
+        )
+        return sorted((one for one in made if one[2] >= at_least), key=lambda one: -one[2])
 
     def _flat(
         self, operations: Iterable[Operation], through: Sequence[str] = _CALLS
@@ -131,7 +134,7 @@ class Program:
         inner = list(self._inner(op))
         if any(i.opcode == "convolution" and _window(i) for i in inner) or "$conv" in op.rest:
             return "convolution"
-        if any(i.opcode in ("dot", "convolution") for i in inner) or "$gemm" in op.rest:
+        if any(i.opcode in ("dot", "convolution") for i in inner) or "__cublas$" in op.rest:
             return "matrix product"
         opcode = op.opcode.removesuffix("-start")
         return opcode if opcode in ("fusion", "copy", *_COLLECTIVES) else "other"
@@ -144,8 +147,8 @@ class Program:
     def _bytes_read(self, op: Operation, index: int, name: str) -> int:
         """Bytes of an operand that are read: of one that is only sliced, the slices."""
         whole = _bytes(self._shapes.get(name, ""))
-        if op.opcode in _PARTIAL and index == 0:
-            return min(whole, _bytes(op.shape))
+        if op.opcode.removesuffix("-start") in _PARTIAL and index == 0:
+            return min(whole, _result_bytes(op))
         if op.opcode != "fusion":
             return whole
         inside = self._computations[op.called[0]]
@@ -162,6 +165,9 @@ class Program:
     def _flops(self, op: Operation) -> int:
         if "$conv" in op.rest:
             return self._cudnn_flops(op)
+        if "__cublas$" in op.rest:  # m·k, k·n and m·n values: the root of their product is m·k·n
+            arrays = [*(self._shapes[name] for name in op.operands[:2]), op.shape]
+            return 2 * math.isqrt(math.prod(map(_size, arrays)))
         return sum(self._product_flops(i) for i in self._inner(op))
 
     def _product_flops(self, op: Operation) -> int:
@@ -182,23 +188,22 @@ class Program:
 
     def _cudnn_flops(self, op: Operation) -> int:
         """FLOPs of cuDNN's convolution: 2 · |kernel| · |pixels of the small image|."""
-        result = _SHAPE.search(op.shape)
         first, second = (self._shapes[name] for name in op.operands[:2])
-        made = result[0] if result else ""
-        labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.rest)
-        if labels is None:
-            return 0
-        small, kernel, letters = made, second, labels[3]
+        small, kernel = op.shape, second
         if "BackwardInput" in op.rest:
-            small, letters = first, labels[3]
+            small = first
         elif "BackwardFilter" in op.rest:
-            small, kernel, letters = second, made, labels[3]
-        return 2 * _size(kernel) * _size(small) // _dims(small)[letters.index("f")]
+            small, kernel = second, op.shape
+        labels = re.search(r"dim_labels=\w+->(\w+)", op.rest)
+        features = _dims(small)[labels[1].index("f")] if labels else 1
+        return 2 * _size(kernel) * _size(small) // features
 
 
 def is_kernel(op: Operation) -> bool:
     """Whether the operation runs something; an asynchronous one counts where it starts."""
-    return op.opcode not in _FREE and not op.opcode.endswith(("-done", "-update"))
+    if op.opcode in _FREE or '"ConcatBitcast"' in op.rest:
+        return False
+    return not op.opcode.endswith(("-done", "-update"))
 
 
 def _parse(text: str) -> tuple[Mapping[str, list[Operation]], str]:
@@ -264,10 +269,9 @@ def _bytes(shape: str) -> int:
 
 
 def _result_bytes(op: Operation) -> int:
-    """Bytes that an operation makes; the tuple of an asynchronous copy also names its source."""
-    if op.opcode in ("copy-start", "slice-start"):
-        first = _SHAPE.search(op.shape)
-        return _bytes(first[0]) if first else 0
+    """Bytes that an operation makes; a copy's or slice's start also names its source."""
+    if op.opcode in ("copy-start", "slice-start"):  # (result, source, _) or ((source), result, _)
+        return min(_bytes(match[0]) for match in list(_SHAPE.finditer(op.shape))[:2])
     return _bytes(op.shape)
 
 

@@ -10,7 +10,7 @@ from jax.experimental.layout import Format
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
-from experiments.compiled.program import Program
+from experiments.compiled.hlo import Program
 from svae_jax import config as configs
 from svae_jax.devices import sharding
 from svae_jax.evaluation import steps

@@ -23,6 +23,7 @@ import ml_collections
 
 from experiments.compiled import compiling, targets
 from experiments.compiled.compiling import Compiled
+from svae_jax import command_line
 from svae_jax import config as configs
 from svae_jax.errors import UserError
 
@@ -185,17 +186,11 @@ def _load_config(path: str, overrides: Sequence[str]) -> ml_collections.ConfigDi
     from absl import flags
     from ml_collections import config_flags
 
-    if not Path(path.partition(":")[0]).is_file():
-        raise UserError(f"--config={path}: there is no such file")
-    if unknown := [text for text in overrides if not text.startswith("--config.")]:
-        raise UserError(f"unexpected argument {unknown[0]!r}; see --help")
     values = flags.FlagValues()
     arguments = ["", f"--config={path}", *overrides]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-    try:
-        values(arguments)
-    except (AttributeError, KeyError, flags.Error) as error:
-        raise UserError(str(error).strip().splitlines()[-1]) from None
+    config_flags.DEFINE_config_file("config", None, "", values, sys_argv=arguments)
+    command_line.parse(values, arguments)
+    command_line.check_config_file(values)
     return values.config
 
 

@@ -141,7 +141,7 @@ def test_a_sliced_array_counts_as_its_slice():
         ([], "--target"),
         (["--target=h200", "--config=configs/no.py"], "there is no such file"),
         (["--target=h200", "--config.N=3"], "N"),
-        (["--target=h200", "--batch=3"], "unexpected argument '--batch=3'"),
+        (["--target=h200", "--batch=3"], "Unknown command line flag 'batch'"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, message):

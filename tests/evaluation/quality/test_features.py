@@ -89,9 +89,9 @@ def load_torch_fidelity():
 
 
 def test_inception_features_are_torch_fidelitys(tmp_path, monkeypatch):
+    package = load_torch_fidelity()
     import torch
 
-    package = load_torch_fidelity()
     fetch = "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url"
     # Any weights will do: drawn here, since the real ones may not be at hand.
     torch.manual_seed(0)

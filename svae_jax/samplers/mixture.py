@@ -41,7 +41,7 @@ class Mixture:
     shape: base.Shape
     components: int = 10
     share: float = 0.9
-    noise: bool = True
+    noise: bool = False
     seed: int = 0
 
     def fit(

@@ -38,7 +38,11 @@ def _rows(workdir):
 
 
 def _events(workdir):
-    """The steps of each tag, in order, as TensorBoard reads them from all files."""
+    """The steps of each tag, as TensorBoard reads them from all files.
+
+    Sorted: the files' names hold the second and a counter, so two of one second may be read as
+    10 before 9.
+    """
     from tensorboard.backend.event_processing import event_accumulator
 
     accumulator = event_accumulator.EventAccumulator(
@@ -46,7 +50,7 @@ def _events(workdir):
     )
     accumulator.Reload()
     return {
-        tag: [event.step for event in accumulator.Tensors(tag)]
+        tag: sorted(event.step for event in accumulator.Tensors(tag))
         for tag in accumulator.Tags()["tensors"]
     }
 

@@ -28,7 +28,7 @@ from svae_jax import config as configs
 from svae_jax.errors import UserError
 
 # Images of the data sets' default training split.
-_NUM_IMAGES = {"celeb_a": 162_770, "cifar10": 50_000, "shapes": 10_000}
+_NUM_IMAGES = {"celeb_a": 162_770, "cifar10": 50_000, "shapes": 20_000}
 
 _LAUNCH = 2e-6  # seconds that a small kernel takes a GPU at least, in a CUDA graph
 

@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
-from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -105,14 +104,19 @@ def _guard(action: Callable[[], None]) -> None:
     """Runs an action; ends the process if it fails by the user's mistake or is stopped."""
     try:
         action()
-    except UserError as error:
-        _exit(f"error: {error}", 2)
-    except KeyboardInterrupt:  # before the first step, when there is nothing to save
-        _exit("interrupted; the same command continues", 128 + signal.SIGINT)
-    except interrupt.Stopped as stopped:
-        _exit(str(stopped), stopped.exit_code)
+    except (UserError, KeyboardInterrupt, interrupt.Stopped) as error:
+        message, code = ending(error) or ("", 1)
+        print(message, file=sys.stderr)
+        sys.exit(code)
 
 
-def _exit(message: str, code: int) -> NoReturn:
-    print(message, file=sys.stderr)
-    sys.exit(code)
+def ending(error: BaseException) -> tuple[str, int] | None:
+    """The line and the exit code with which an exception ends a command; None for a bug."""
+    match error:
+        case UserError():
+            return f"error: {error}", 2
+        case KeyboardInterrupt():  # before the first step, when there is nothing to save
+            return "interrupted; the same command continues", 128 + signal.SIGINT
+        case interrupt.Stopped():
+            return str(error), error.exit_code
+    return None

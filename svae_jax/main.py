@@ -22,7 +22,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from svae_jax import command_line
-from svae_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "configuration and posterior, such as configs/cifar10.py:lowrank,rank=2"
@@ -36,37 +35,31 @@ _DISTRIBUTED = flags.DEFINE_string(
     "train on several processes: 'auto' on a cluster that JAX detects (Slurm, Open MPI, "
     "Kubernetes, TPU), else COORDINATOR_HOST:PORT,NUM_PROCESSES,PROCESS_ID",
 )
+_HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
+    "heartbeat_timeout",
+    100,
+    "with --distributed: seconds after which a process that is silent counts as dead, which ends "
+    "the others; the same command then goes on from the last checkpoint",
+    lower_bound=10,
+)
 flags.mark_flag_as_required("config")
 
 
 def main(argv: Sequence[str]) -> None:
     """Trains, and prints the result."""
     del argv
-    command_line.check_config_file(flags.FLAGS)
     import jax
 
+    from svae_jax.devices import processes
+    from svae_jax.run import interrupt
     from svae_jax.training import loop
 
-    _join(_DISTRIBUTED.value)
-    result = loop.train(_CONFIG.value, _WORKDIR.value)
-    if jax.process_index() == 0:
-        print(json.dumps(result, indent=2))
-
-
-def _join(distributed: str | None) -> None:
-    import jax
-
-    if distributed == "auto":
-        jax.distributed.initialize()
-    elif distributed:
-        try:
-            address, num_processes, process_id = distributed.split(",")
-            numbers = int(num_processes), int(process_id)
-        except ValueError:
-            raise UserError(
-                f"--distributed={distributed} must be 'auto' or HOST:PORT,NUM_PROCESSES,PROCESS_ID"
-            ) from None
-        jax.distributed.initialize(address, *numbers)
+    given = (_DISTRIBUTED.value, _HEARTBEAT_TIMEOUT.value)
+    with processes.joined(*given, command_line.ending, agreed=interrupt.Stopped):
+        command_line.check_config_file(flags.FLAGS)
+        result = loop.train(_CONFIG.value, _WORKDIR.value)
+        if jax.process_index() == 0:
+            print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

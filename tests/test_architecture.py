@@ -40,7 +40,7 @@ HOMES = {
     "orbax": {"run/checkpoint"},
     "tensorflow_datasets": {"data/splits", "data/sources"},
     "ml_collections": {"config", "sampler_config", "analysis", "main", "fit_sampler"}
-    | {"command_line", "training/loop"},
+    | {"command_line", "training/job", "training/loop"},
     "tensorflow": {"devices/lazy_tensorflow"},
     "tensorboard": {"run/writer"},
     "torch": {"evaluation/quality/features"},

@@ -23,22 +23,47 @@ class Stopped(Exception):
 
 
 class Request:
-    """The signal that asked the run to stop, or None."""
+    """What has asked the run to stop.
+
+    Attributes:
+        signal_number: the signal that this process has got, or None.
+    """
 
     signal_number: int | None = None
 
+    def __init__(self) -> None:
+        self._checks = 0
+        self._has_told = False
+
+    def agreed(self) -> int | None:
+        """The signal for which to stop now, or None.
+
+        A signal to one of several processes stops all of them at the same call, a call or two
+        later. So each of them must make the same calls.
+        """
+        # Imported late, so that --help answers at once.
+        import jax
+
+        from svae_jax.devices import processes
+
+        number = self.signal_number  # read once: a signal may arrive between two lines
+        if jax.process_count() == 1:
+            return number
+        self._checks += 1
+        if number is not None and not self._has_told:
+            processes.ask_to_stop(number)
+            self._has_told = True
+        return processes.asked_to_stop(self._checks)
+
 
 @contextlib.contextmanager
-def listening(*, enabled: bool = True) -> Iterator[Request]:
+def listening() -> Iterator[Request]:
     """Notes the first SIGTERM or Ctrl-C for the loop; a second one ends the process at once.
 
     Outside the main thread Python allows no signal handlers, so nothing is noted there.
-
-    Args:
-        enabled: False leaves the signal handlers unchanged.
     """
     request = Request()
-    if not enabled or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield request
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -54,4 +79,5 @@ def listening(*, enabled: bool = True) -> Iterator[Request]:
         yield request
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # Python cannot give back a handler that C has set, which JAX's for SIGTERM is.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -57,6 +57,11 @@ def has_begun(workdir: Path) -> bool:
     return metrics.exists() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
+def saved(workdir: Path) -> list[str]:
+    """Returns the names of the results and checkpoints in the directory."""
+    return sorted(path.name for path in (*workdir.glob("*.json"), *workdir.glob("checkpoints/*")))
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Returns the JSON object in a file, or None if there is no such file.
 

@@ -1,7 +1,6 @@
 """The training loop."""
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,36 +8,20 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import PyTree, UInt8
+from jaxtyping import PyTree
 
 from svae_jax import config as configs
-from svae_jax import data
 from svae_jax.devices import runtime, sharding
 from svae_jax.errors import UserError
 from svae_jax.evaluation import bounds, pictures
 from svae_jax.model import SpatialVAE, networks
-from svae_jax.recipe import Recipe
 from svae_jax.run import interrupt, workdir
 from svae_jax.run.checkpoint import Checkpointer
 from svae_jax.run.progress import Progress
 from svae_jax.run.writer import Writer, truncate
 from svae_jax.training import feed, step
+from svae_jax.training import job as jobs
 from svae_jax.training.metrics import TrainMetrics
-
-Pixels = UInt8[np.ndarray, "n h w c"]
-
-
-class Job(NamedTuple):
-    """Everything a run needs that stays fixed: configuration, data, mesh."""
-
-    config: ml_collections.ConfigDict
-    directory: Path
-    mesh: Mesh
-    recipe: Recipe
-    train_images: Pixels
-    eval_images: Pixels
-    num_steps: int
 
 
 class LoopState(NamedTuple):
@@ -66,9 +49,10 @@ def train(
         UserError: a mistake that the user can correct; nothing already saved is lost.
         interrupt.Stopped: after SIGTERM or Ctrl-C, once the run has saved.
     """
-    job = _prepare(config, Path(directory).absolute(), model)
+    job = jobs.prepare(config, Path(directory).absolute(), model)
     is_first = jax.process_index() == 0
     with workdir.locked(job.directory) if is_first else contextlib.nullcontext():
+        jobs.check_same(job)
         before = workdir.read_json(job.directory / "result.json") or {}
         wanted = {"step": job.num_steps, "importance_samples": config.importance_samples}
         if wanted.items() <= before.items():
@@ -81,7 +65,7 @@ def train(
     return result
 
 
-def run(job: Job, is_first: bool = True) -> dict[str, Any]:
+def run(job: jobs.Job, is_first: bool = True) -> dict[str, Any]:
     """Trains a job to its end, from its newest checkpoint if there is one; one process writes."""
     config = job.config
     with Checkpointer(job.directory / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
@@ -93,34 +77,14 @@ def run(job: Job, is_first: bool = True) -> dict[str, Any]:
         with (
             Writer(job.directory, enabled=is_first) as writer,
             Progress(job.num_steps, config.batch_size, step=begin, enabled=is_first) as progress,
-            # With several processes, each would stop at a different step and wait for the others.
-            interrupt.listening(enabled=jax.process_count() == 1) as request,
+            interrupt.listening() as request,
         ):
             if begin == 0:
                 writer.write_config(configs.flatten(config.to_dict()))
             return _loop(job, loop_state, checkpoints, writer, progress, request)
 
 
-def _prepare(config: ml_collections.ConfigDict, directory: Path, model: SpatialVAE | None) -> Job:
-    """Validates the configuration, the workdir and the data, before anything compiles."""
-    mesh = sharding.make_mesh()
-    configs.check(config, num_devices=mesh.size)
-    workdir.create(directory)
-    earlier = workdir.read_json(directory / "config.json") if workdir.has_begun(directory) else None
-    if earlier is not None:
-        configs.check_continues(config, configs.from_dict(earlier))
-    dataset = config.dataset
-    fields = ("name", "image_size", "channels", "data_dir", "cache_dir")
-    load = functools.partial(data.load, **{field: dataset[field] for field in fields})
-    train_images, eval_images = load(split=dataset.split), load(split=dataset.eval_split)
-    num_steps = configs.num_steps(config, len(train_images))
-    if earlier is not None:
-        configs.check_duration(config, configs.from_dict(earlier), len(train_images))
-    recipe = configs.recipe(config, num_steps, model)
-    return Job(config, directory, mesh, recipe, train_images, eval_images, num_steps)
-
-
-def _restore_or_init(job: Job, checkpoints: Checkpointer) -> LoopState:
+def _restore_or_init(job: jobs.Job, checkpoints: Checkpointer) -> LoopState:
     """The newest intact checkpoint, or the state before the first step."""
     everywhere = sharding.replicated(job.mesh)
     init = jax.jit(
@@ -136,7 +100,7 @@ def _restore_or_init(job: Job, checkpoints: Checkpointer) -> LoopState:
 
 
 def _loop(
-    job: Job,
+    job: jobs.Job,
     loop_state: LoopState,
     checkpoints: Checkpointer,
     writer: Writer,
@@ -160,7 +124,7 @@ def _loop(
             jax.block_until_ready(before)  # at most one call is in flight
             at += made
             progress.advance(at)
-            stopped_by = request.signal_number  # read once: a signal may arrive between two checks
+            stopped_by = request.agreed()
         _check_health(state, checkpoints)
         if at == begin + 1:
             jax.block_until_ready(state)  # compilation is over: the clock starts here
@@ -215,7 +179,7 @@ def _check_health(state: step.TrainState, checkpoints: Checkpointer) -> None:
         raise UserError(f"{failure}. Last good checkpoint: {latest and f'step {latest}'}")
 
 
-def _stops(job: Job, begin: int) -> Iterator[int]:
+def _stops(job: jobs.Job, begin: int) -> Iterator[int]:
     """Steps after `begin` at which the loop logs, evaluates, samples or saves."""
     config = job.config
     every = (config.log_every, config.eval_every, config.sample_every, config.checkpoint.every)
@@ -227,7 +191,7 @@ def _stops(job: Job, begin: int) -> Iterator[int]:
         yield at
 
 
-def _evaluate(job: Job, variables: PyTree) -> dict[str, float]:
+def _evaluate(job: jobs.Job, variables: PyTree) -> dict[str, float]:
     """Held-out metrics, by their names in metrics.jsonl."""
     images = (job.train_images, job.eval_images)
     return _named(bounds.held_out(job.recipe, variables, *images, job.mesh))
@@ -238,7 +202,7 @@ def _named(values: dict[str, float]) -> dict[str, float]:
 
 
 def _result(
-    job: Job, state: step.TrainState, evaluation: dict[str, float], rates: list[float]
+    job: jobs.Job, state: step.TrainState, evaluation: dict[str, float], rates: list[float]
 ) -> dict[str, Any]:
     return {
         "metrics": evaluation,

@@ -62,6 +62,8 @@ def joined(
         yield
         return
     _initialize(address, heartbeat_timeout + _JAX_LATER)
+    # JAX aborts when process 0 dies, and absl would print the stack of every thread.
+    signal.signal(signal.SIGABRT, signal.SIG_DFL)
     with _Watch(heartbeat_timeout) as watch:
         try:
             yield

@@ -1,12 +1,9 @@
 """The command line, as a user meets it."""
 
 import json
-import socket
 
 import pytest
 
-from svae_jax.run import checkpoint
-from svae_jax.training import loop
 from tests import command_line
 from tests.command_line import finish, run
 
@@ -72,31 +69,3 @@ def test_bad_input_gets_one_line_and_a_non_zero_exit(start, tiny_args, tmp_path)
             assert stderr.count("\n") == 1, (name, stderr)
             assert message in stderr, (name, stderr)
     assert not list(tmp_path.glob("run/*"))
-
-
-def test_two_processes_train_as_one(start, tiny_args, tiny_config, tmp_path):
-    """Two processes of two devices each: one workdir, and the numbers of a single process."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    distributed = f"--distributed=localhost:{port},2,"
-    processes = [
-        start(
-            *tiny_args,
-            f"--workdir={tmp_path}/two",
-            f"{distributed}{i}",
-            XLA_FLAGS=f"{command_line.COMPILED_QUICKLY} {_DEVICES.format(2)}",
-        )
-        for i in range(2)
-    ]
-    outputs = [finish(process) for process in processes]
-    assert [code for code, _, _ in outputs] == [0, 0], outputs
-    stdout = outputs[0][1]  # Gloo, too, writes to it
-    result = json.loads(stdout[stdout.index("{\n") :])
-    assert result["device"]["count"] == 4
-    assert result["device"]["processes"] == 2
-    assert "{" not in outputs[1][1]
-    metrics = loop.train(tiny_config, tmp_path / "one")["metrics"]
-    for name, value in metrics.items():
-        assert result["metrics"][name] == pytest.approx(value, rel=1e-4), name
-    assert checkpoint.load(tmp_path / "two" / "checkpoints").step == 8

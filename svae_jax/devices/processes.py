@@ -31,8 +31,6 @@ _SIGNAL, _END, _READ, _BEATS = (f"svae_jax/{name}/" for name in ("signal", "end"
 _TICK = 0.5  # seconds between two looks at the store
 _PATIENCE = 5.0  # seconds without a sign of life that explain a failed exchange
 _LAST_WORDS = 5.0  # seconds that process 0 serves the others after the end
-# JAX, too, notices a death, but ends all processes with a stack trace. So it must come later.
-_JAX_LATER = 10  # seconds
 _LEFT = "left"
 
 # The line and the exit code with which an exception ends a command; None for a bug.
@@ -61,8 +59,10 @@ def joined(
     if address is None:
         yield
         return
-    _initialize(address, heartbeat_timeout + _JAX_LATER)
-    # JAX aborts when process 0 dies, and absl would print the stack of every thread.
+    # JAX, too, notices a death, but aborts all processes with a stack trace, so it must come later.
+    # It may count from a heartbeat that is half of its timeout older than the death.
+    _initialize(address, 2 * heartbeat_timeout + 20)
+    # It also aborts once process 0 is gone, where absl would print the stacks of all threads.
     signal.signal(signal.SIGABRT, signal.SIG_DFL)
     with _Watch(heartbeat_timeout) as watch:
         try:
@@ -138,8 +138,8 @@ class _Watch:
     0 also looks for processes that have ceased to give signs.
     """
 
-    def __init__(self, heartbeat_timeout: float):
-        self._timeout = heartbeat_timeout
+    def __init__(self, heartbeat_timeout: int):
+        self._timeout = float(heartbeat_timeout)
         self._me = str(distributed.global_state.process_id)
         self._name = f"process {self._me} on {socket.gethostname()}"
         self._ending = threading.Lock()

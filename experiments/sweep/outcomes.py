@@ -92,6 +92,11 @@ def mark(trial: Trial, status: str, reason: str) -> None:
     workdirs.write_json(trial.workdir / _MARK, {"status": status, "reason": reason})
 
 
+def is_pruned(trial: Trial) -> bool:
+    """Whether early stopping has pruned a trial."""
+    return (workdirs.read_json(trial.workdir / _MARK) or {}).get("status") == PRUNED
+
+
 def forget_mark(trial: Trial) -> None:
     """Removes the note."""
     (trial.workdir / _MARK).unlink(missing_ok=True)
@@ -101,13 +106,13 @@ def evaluations(workdir: Path) -> Iterator[tuple[int, dict[str, float]]]:
     """Step and metrics of each evaluation in `metrics.jsonl`."""
     path = workdir / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.exists() else ():
+        if '"eval/' not in line:
+            continue
         try:
             row: dict[str, Any] = json.loads(line)
         except ValueError:  # the line that is being written
             continue
-        found = {name: value for name, value in row.items() if name.startswith("eval/")}
-        if found:
-            yield row["step"], _finite(found)
+        yield row["step"], _finite({k: x for k, x in row.items() if k.startswith("eval/")})
 
 
 def newest_evaluation(workdir: Path) -> tuple[int, dict[str, float]] | None:

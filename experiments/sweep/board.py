@@ -59,6 +59,11 @@ class Board(contextlib.AbstractContextManager):
         self._running[trial.name] = trial
         self._tell(f"{trial.name} started")
 
+    def will_be_repeated(self, trial: Trial) -> None:
+        """Shows that a trial failed and will be started again."""
+        self._running.pop(trial.name, None)
+        self.print(f"{trial.name} failed, is tried again: {outcomes.read(trial).reason}")
+
     def ended(self, trial: Trial) -> None:
         """Shows what has become of a trial."""
         self._running.pop(trial.name, None)

@@ -125,5 +125,5 @@ def _one_after_another(
             except process.TrialFailed as failure:
                 if failure.is_final or attempt == options.retries:
                     break
-                board.print(f"{trial.name} failed and is started again: {failure}")
+                board.will_be_repeated(trial)
         board.ended(trial)

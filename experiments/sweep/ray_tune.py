@@ -7,6 +7,7 @@ looks, and Tune sees it end by itself.
 """
 
 import contextlib
+import logging
 import math
 import os
 import shutil
@@ -35,6 +36,7 @@ _STEP, _VALUE = "step", "value"  # what a trial reports; a higher value is bette
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints, however quiet it is asked to be
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -91,6 +93,7 @@ def run(
                 callbacks=[watch],
                 stop=_Stopper(watch),
                 failure_config=tune.FailureConfig(max_failures=options.retries),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
 
@@ -219,6 +222,9 @@ class _Watch(tune.Callback):
             outcomes.mark(ours, outcomes.FAILED, "its Ray worker died")
         self._board.ended(ours)
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._board.will_be_repeated(self._ours(trial))
+
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
         self._board.refresh()
         if self._request.signal_number is None:
@@ -257,6 +263,7 @@ def _cluster(address: str | None) -> Iterator[None]:
     """Ray, on this machine or at an address, for the duration of the block."""
     os.environ.update(_ENVIRONMENT)
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the board tells what fails
     if address is None:
         # Nothing large passes through the object store; by default it takes 30% of the memory.
         ray.init(include_dashboard=False, object_store_memory=10**8, **quiet)

@@ -100,7 +100,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     option("--dry_run", action="store_true", help="print the commands of the trials that are left")
     option(
         "--metric",
-        default=Metric().name,
+        default=outcomes.ELBO.name,
         help="number of metrics.jsonl to compare by (default: %(default)s)",
     )
     option("--mode", choices=("max", "min"), help="whether higher or lower is better (by its name)")
@@ -142,7 +142,9 @@ def _whole(least: int) -> type:
 def _gpus(text: str) -> float:
     value = float(text)
     if not (0 <= value < 1 or value.is_integer()):
-        raise argparse.ArgumentTypeError(f"must be a fraction below 1 or a whole number, got {text}")
+        raise argparse.ArgumentTypeError(
+            f"must be a fraction below 1 or a whole number, got {text}"
+        )
     return value
 
 

@@ -30,7 +30,7 @@ class Options:
     """
 
     engine: str = "ray"
-    metric: Metric = Metric()
+    metric: Metric = outcomes.ELBO
     retries: int = 2
     address: str | None = None
     cpus: int | None = None
@@ -64,9 +64,7 @@ def check(options: Options) -> None:
             raise UserError(f"--{name}={value} needs --engine=ray")
 
 
-def run(
-    trials: Sequence[Trial], directory: Path, options: Options = Options()
-) -> list[Outcome]:
+def run(trials: Sequence[Trial], directory: Path, options: Options = Options()) -> list[Outcome]:
     """Runs trials to their end, except those that are done or pruned; progress is on stderr.
 
     A trial that fails does not stop the others: see its outcome.
@@ -116,8 +114,8 @@ def _one_after_another(
     for trial in trials:
         if request.signal_number is not None:
             return
-        board.started(trial)
         for attempt in range(options.retries + 1):
+            board.started(trial)
             try:
                 for _ in process.train(trial, lambda: request.signal_number is not None):
                     board.refresh()

@@ -23,8 +23,8 @@ _LOWER_IS_BETTER = ("bits_per_dim", "error", "mse", "loss", "sigma", "kl")
 class Metric(NamedTuple):
     """A number of `metrics.jsonl` by which trials are compared, and its direction."""
 
-    name: str = "eval/elbo"
-    mode: str = "max"  # or min
+    name: str
+    mode: str  # max or min
 
     @classmethod
     def of(cls, name: str, mode: str | None = None) -> "Metric":
@@ -36,6 +36,9 @@ class Metric(NamedTuple):
     def sign(self) -> int:
         """By which values are multiplied so that higher is better."""
         return 1 if self.mode == "max" else -1
+
+
+ELBO = Metric("eval/elbo", "max")
 
 
 class Outcome(NamedTuple):
@@ -53,8 +56,8 @@ class Outcome(NamedTuple):
 
     trial: Trial
     status: str
-    step: int | None = None
-    metrics: dict[str, float] = {}
+    step: int | None
+    metrics: dict[str, float]
     images_per_second: float | None = None
     num_parameters: int | None = None
     reason: str = ""

@@ -1,5 +1,6 @@
 """A trial's process: the ordinary command line, which saves when it is asked to stop."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -86,7 +87,8 @@ def train(
             if should_stop() and not is_asked:
                 process.terminate()  # once: a second signal ends it without saving
                 is_asked = True
-            _wait(process)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_PAUSE)
     finally:
         if process.poll() is None:
             process.terminate()
@@ -122,13 +124,6 @@ def _start(
 def _is_free(workdir: Path) -> bool:
     with files.lock(workdir / ".lock", wait=False) as free:
         return free
-
-
-def _wait(process: subprocess.Popen) -> None:
-    try:
-        process.wait(_PAUSE)
-    except subprocess.TimeoutExpired:
-        return
 
 
 def _reason(log: Path, begin: int, exit_code: int) -> str:

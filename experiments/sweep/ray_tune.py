@@ -98,9 +98,7 @@ def run(
         ).fit()
 
 
-def resources(
-    nodes: Sequence[dict[str, float]], cpus: int | None, gpus: float | None
-) -> Resources:
+def resources(nodes: Sequence[dict[str, float]], cpus: int | None, gpus: float | None) -> Resources:
     """A trial's share of a node: by default a GPU and its share of the cores, or a whole machine.
 
     Args:

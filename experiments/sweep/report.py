@@ -95,7 +95,9 @@ def _markdown(title: str, found: Sequence[Outcome], metric: Metric, picture: Pat
     return "\n".join(lines)
 
 
-def _row(group: dict[str, Any], swept: Sequence[str], own: Sequence[Outcome], metric: Metric) -> str:
+def _row(
+    group: dict[str, Any], swept: Sequence[str], own: Sequence[Outcome], metric: Metric
+) -> str:
     mean, deviation = _mean(own, metric)
     speeds = [o.images_per_second for o in own if o.images_per_second is not None]
     told = [
@@ -138,7 +140,7 @@ def _mean(own: Sequence[Outcome], metric: Metric) -> tuple[float, float]:
 
 
 def _figure(directory: Path, done: Sequence[Outcome], metric: Metric) -> Path:
-    """A panel for each parameter that has several values; points are trials, lines are means."""
+    """A panel for each parameter with several values: small points are trials, large ones means."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -173,8 +175,9 @@ def _draw(axes: Any, done: Sequence[Outcome], name: str, metric: Metric) -> None
         means = [(x, *_mean(here[x], metric)) for x in sorted(here)]
         x, mean, deviation = zip(*means, strict=True)
         spread = [0 if math.isnan(d) else d for d in deviation]
-        label = ", ".join(f"{key}={value}" for key, value in group)
-        axes.errorbar(x, mean, spread, color=color, capsize=3, label=label)
+        label = ", ".join(f"{key}={value}" for key, value in group) or "nothing else set"
+        line = "o-" if numeric else "o"
+        axes.errorbar(x, mean, spread, fmt=line, color=color, capsize=3, label=label)
     axes.set_xlabel(name)
     axes.set_ylabel(metric.name)
     if not numeric:

@@ -56,12 +56,6 @@ class Trial:
         return found
 
 
-def names(config: str) -> list[str]:
-    """The sweeps of a configuration's file: its functions `sweep_NAME`, without the prefix."""
-    module = runpy.run_path(_file(config))
-    return [name.removeprefix(_PREFIX) for name in module if name.startswith(_PREFIX)]
-
-
 def load(config: str, name: str) -> list[Overrides]:
     """What the function `sweep_<name>` of a configuration's file yields.
 
@@ -69,11 +63,11 @@ def load(config: str, name: str) -> list[Overrides]:
         UserError: there is no such file or function (the message lists those there are), or it
             fails, or yields nothing or something else than dictionaries of plain values.
     """
-    command_line.load_config(config)
-    if name not in names(config):
-        known = ", ".join(names(config)) or "none"
-        raise UserError(f"--sweep={name}: {_file(config)} has {known}")
-    generate = runpy.run_path(_file(config))[f"{_PREFIX}{name}"]
+    command_line.load_config(config)  # whose errors are one line
+    module = runpy.run_path(_file(config))
+    if (generate := module.get(_PREFIX + name)) is None:
+        known = [key.removeprefix(_PREFIX) for key in module if key.startswith(_PREFIX)]
+        raise UserError(f"--sweep={name}: {_file(config)} has {', '.join(known) or 'no sweep'}")
     try:
         found = list(itertools.islice(generate(), _MOST + 1))
     except Exception as error:

@@ -63,9 +63,10 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         engines.run(trials, options.workdir, chosen)
-    finally:
-        code = _report(options.workdir, metric)
-    return code
+    except engines.Stopped:
+        _report(options.workdir, metric)
+        raise
+    return _report(options.workdir, metric)
 
 
 def _report(workdir: Path, metric: Metric) -> int:

@@ -11,8 +11,10 @@ import logging
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,7 +81,7 @@ def run(
             trials=trials,
             metric=options.metric,
             stop_file=stop_file,
-            environment=process.limits(needed.cpus, needed.gpus),
+            environment=_settings() | process.limits(needed.cpus, needed.gpus),
             directory=os.getcwd(),
         )
         tune.Tuner(
@@ -251,6 +253,12 @@ class _Stopper(tune.Stopper):
         return self._watch.is_over
 
 
+def _settings() -> dict[str, str]:
+    """This process's settings of libraries, which the nodes of a cluster may not have."""
+    prefixes = ("JAX_", "XLA_", "LIBTPU_", "TF_", "TFDS_")
+    return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
+
+
 def _absolute(trial: Trial) -> Trial:
     """Another node may have another working directory."""
     return trial.__class__(trial.name, trial.overrides, trial.arguments, trial.workdir.absolute())
@@ -260,14 +268,17 @@ def _absolute(trial: Trial) -> Trial:
 def _cluster(address: str | None) -> Iterator[None]:
     """Ray, on this machine or at an address, for the duration of the block."""
     os.environ.update(_ENVIRONMENT)
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the board tells what fails
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    handler = signal.getsignal(signal.SIGTERM)
     if address is None:
         # Nothing large passes through the object store; by default it takes 30% of the memory.
         ray.init(include_dashboard=False, object_store_memory=10**8, **quiet)
     else:
         _check_answers(address)
         ray.init(address=address, **quiet)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray has set its own, which ends the process
     try:
         yield
     finally:

@@ -51,8 +51,9 @@ class Trial:
         found = dict(self.overrides)
         if POSTERIOR in found:
             name, *options = str(found.pop(POSTERIOR)).split(",")
-            pairs = (option.partition("=") for option in options)
-            found = {POSTERIOR: name, **{key.strip(): int(x) for key, _, x in pairs}, **found}
+            pairs = (option.strip().partition("=") for option in options)
+            numbers = {key: int(x) if x.isdecimal() else x for key, _, x in pairs}
+            found = {POSTERIOR: name, **numbers, **found}
         return found
 
 

@@ -28,14 +28,14 @@ from tests.command_line import COMPILED_QUICKLY, ROOT
 
 NUM_STEPS = 120
 
-# Tiny trials of the embedded set.
+# Tiny trials, of the 48 pictures of `tiny_images`.
 CONFIG = """
 from svae_jax import config as configs
 
 
 def get_config(arg="lowrank"):
     config = configs.base()
-    config.dataset.update(split="train[:48]", eval_split="test[:20]", image_size=8)
+    config.dataset.update(name="folder", data_dir={images!r}, image_size=8)
     config.dataset.cache_dir = {cache!r}
     config.model.update(encoder="3x3/4/s2 3x3/8/s2", decoder="3x3/6 3x3/4 3x3/image")
     configs.latent_from_arg(config, arg, d=3, N=4, C=8)
@@ -88,10 +88,11 @@ def sweep_endless():
 
 
 @pytest.fixture(scope="session")
-def config(tmp_path_factory):
+def config(tmp_path_factory, tiny_images):
     """The path of a configuration's file with sweeps."""
     path = tmp_path_factory.mktemp("sweep") / "tiny_sweeps.py"
-    path.write_text(CONFIG.format(cache=str(path.parent / "cache"), num_steps=NUM_STEPS))
+    places = {"images": str(tiny_images), "cache": str(path.parent / "cache")}
+    path.write_text(CONFIG.format(**places, num_steps=NUM_STEPS))
     return str(path)
 
 

@@ -28,10 +28,12 @@ from experiments.sweep.board import Board
 from experiments.sweep.engines import Options
 from experiments.sweep.outcomes import Metric
 from experiments.sweep.trials import Trial
+from svae_jax import files
 from svae_jax.errors import UserError
 from svae_jax.run import interrupt
 
 _PATIENCE = 30  # seconds for a cluster to answer
+_STARTS = 3  # attempts to start Ray, which gives up after 30 s, too soon for a busy machine
 _WORST = -1e30  # in place of a metric that is not finite: ASHA's percentiles must be finite
 _NO_LIMIT = 10**12  # steps
 _STEP, _VALUE = "step", "value"  # what a trial reports; a higher value is better
@@ -272,8 +274,7 @@ def _cluster(address: str | None) -> Iterator[None]:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     handler = signal.getsignal(signal.SIGTERM)
     if address is None:
-        # Nothing large passes through the object store; by default it takes 30% of the memory.
-        ray.init(include_dashboard=False, object_store_memory=10**8, **quiet)
+        _start(**quiet)
     else:
         _check_answers(address)
         ray.init(address=address, **quiet)
@@ -283,6 +284,25 @@ def _cluster(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(**quiet: Any) -> None:
+    """Starts Ray on this machine.
+
+    Raises:
+        UserError: it does not start.
+    """
+    for left in reversed(range(_STARTS)):
+        try:
+            # Nothing large passes through the object store; by default it takes 30% of the memory.
+            ray.init(include_dashboard=False, object_store_memory=10**8, **quiet)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if not left:
+                raise UserError(
+                    f"Ray does not start ({files.reason(error)}); --engine=local does without it"
+                ) from error
 
 
 def _check_answers(address: str) -> None:

@@ -7,6 +7,8 @@ import itertools
 import json
 import math
 import os
+import random
+import re
 import shlex
 import shutil
 import signal
@@ -399,6 +401,17 @@ def test_the_sweeps_of_the_configurations_are_valid(name, tmp_path):
     path = f"{ROOT}/configs/{name}.py"
     for sweep in ("models", "learning_rate", "objective", "latents"):
         assert len(trials_lib.make(path, trials_lib.load(path, sweep), tmp_path)) >= 10
+
+
+def test_the_sweeps_of_the_page_are_valid(tmp_path):
+    page = Path(f"{ROOT}/experiments/sweep/README.md").read_text()
+    names: dict = {"itertools": itertools, "random": random}
+    for block in re.findall(r"```python\n(def .*?)```", page, re.DOTALL):
+        exec(block, names)  # our own page
+    for sweep, count in (("sweep_latents", 10), ("sweep_random", 20)):
+        made = trials_lib.make(f"{ROOT}/configs/cifar10.py", names[sweep](), tmp_path)
+        assert len(made) == count
+        assert made == trials_lib.make(f"{ROOT}/configs/cifar10.py", names[sweep](), tmp_path)
 
 
 def test_the_driver_starts_no_jax_backend(config, tmp_path):

@@ -110,10 +110,12 @@ class Board(contextlib.AbstractContextManager):
 
     def _draw(self) -> None:
         from rich import box
+        from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
         self._drawn = time.monotonic()
-        table = Table(title=self.summary(), title_justify="left", title_style="", box=box.SIMPLE)
+        table = Table(box=box.SIMPLE)
         table.add_column("running")
         table.add_column("step", justify="right")
         table.add_column(self._metric.name, justify="right")
@@ -122,7 +124,7 @@ class Board(contextlib.AbstractContextManager):
             table.add_row(name, str(step), _number(metrics.get(self._metric.name, math.nan)))
         if (more := len(self._running) - _MOST_ROWS) > 0:
             table.add_row(f"and {more} more", "", "")
-        self._live.update(table, refresh=True)
+        self._live.update(Group(Text(self.summary()), table), refresh=True)
 
 
 def best_of(found: Sequence[Outcome], metric: Metric) -> Outcome | None:

@@ -40,7 +40,8 @@ def write(directory: Path, title: str, found: Sequence[Outcome], metric: Metric)
         raise UserError(f"--metric={metric.name}: the trials have {known}")
     written = [directory / "sweep.csv", directory / "sweep.md"]
     with files.os_errors_for_user(f"--workdir={directory} cannot be written"):
-        picture = _figure(directory, done, metric) if done and _can_draw() else None
+        has_axes = any(outcome.trial.overrides for outcome in done) and _can_draw()
+        picture = _figure(directory, done, metric) if has_axes else None
         written[0].write_text(_csv(found))
         written[1].write_text(_markdown(title, found, metric, picture))
     return [*written, *([picture] if picture else [])]
@@ -146,7 +147,7 @@ def _figure(directory: Path, done: Sequence[Outcome], metric: Metric) -> Path:
 
     swept = _names(outcome.trial.parameters() for outcome in done)
     several = [name for name in swept if len(_values(done, name)) > 1 and name != SEED]
-    shown = several or [SEED]
+    shown = several or swept
     rows = math.ceil(len(shown) / _COLUMNS)
     columns = min(len(shown), _COLUMNS)
     figure = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")

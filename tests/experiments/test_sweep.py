@@ -441,7 +441,7 @@ MISTAKES = {
     "lists": (["--sweep=lists"], "--sweep=lists must yield {field: plain value}, got [1]"),
     "broken": (["--sweep=broken"], "--sweep=broken fails: ZeroDivisionError"),
     "config": (["--config=configs/cifar11.py"], "there is no such file"),
-    "gpus": (["--gpus=1.5"], "--gpus: must be below 1 or a whole number, got 1.5"),
+    "gpus": (["--gpus=1.5"], "--gpus: must be a fraction below 1 or a whole number, got 1.5"),
     "devices": (["--gpus=5"], "batch_size must be a multiple of the 5 devices"),
     "cpus": (["--cpus=0"], "--cpus: must be at least 1, got 0"),
     "early": (["--engine=local", "--early_stopping=9"], "--early_stopping=9 needs --engine=ray"),
@@ -487,7 +487,7 @@ def test_a_workdir_of_something_else_is_refused(config, tmp_path):
 def _results(config, workdir):
     """A finished sweep: two learning rates with three seeds, a trial that failed and one pruned."""
     grid = [{"optimizer.learning_rate": r, "seed": s} for r in (1e-3, 1e-1) for s in range(3)]
-    others = [{"posterior": "mvn"}, {"posterior": "naive"}, {"posterior": "vector"}]
+    others = [{"posterior": "mvn"}, {"posterior": "naive"}, {"posterior": "mvn_full"}]
     trials = trials_lib.make(config, [*grid, *others], workdir)
     trials_lib.claim(workdir, "rates", config, trials)
     for trial in trials[:-1]:
@@ -571,9 +571,9 @@ def test_the_figure_has_a_panel_for_each_parameter(config, tmp_path, monkeypatch
     found = [Outcome(t, "done", 8, {"eval/elbo": float(i)}) for i, t in enumerate(made)]
     assert report.write(tmp_path, "x", found, ELBO)[-1] == tmp_path / "sweep.png"
     (picture,) = drawn
-    assert [axes.get_xlabel() for axes in picture.axes] == ["posterior", "rank", "objective.beta"]
-    assert picture.axes[2].get_xscale() == "log"
-    means = [tuple(line.get_ydata()) for line in picture.axes[2].get_lines()]
+    assert [axes.get_xlabel() for axes in picture.axes] == ["posterior", "objective.beta", "rank"]
+    assert picture.axes[1].get_xscale() == "log"
+    means = [tuple(line.get_ydata()) for line in picture.axes[1].get_lines()]
     assert (0.5, 2.5) in means  # mvn: trials 0 and 1 at β = 0.1, 2 and 3 at 4
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
@@ -598,10 +598,7 @@ def test_the_board_shows_what_runs_and_what_is_best(config, tmp_path, stream, mo
         board.started(trials[8])
         board.ended(trials[7])
     text = out.getvalue()
-    assert (
-        "6/9 done, 2 running, 1 failed, 1 pruned, best eval/elbo 25 (" in text
-        or stream is io.StringIO
-    )
+    assert "6/9 done, 1 running, 1 failed, 1 pruned, best eval/elbo 25 (" in text
     assert trials[8].name in text
     assert "pruned: by early stopping" in text
     assert "ETA" in text

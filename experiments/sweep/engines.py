@@ -87,8 +87,8 @@ def run(trials: Sequence[Trial], directory: Path, options: Options = Options()) 
         before = [outcomes.read(trial) for trial in trials]
         left = [outcome.trial for outcome in before if outcome.status not in outcomes.ENDED]
         if left:
-            with Board(before, options.metric) as board:
-                _engine(options)(left, directory, options, board, request)
+            board = Board(before, options.metric)
+            _engine(options)(left, directory, options, board, request)
         if request.signal_number is not None:
             raise Stopped(request.signal_number)
     return [outcomes.read(trial) for trial in trials]
@@ -111,17 +111,25 @@ def _one_after_another(
 ) -> None:
     """Runs each trial on all of this machine."""
     del directory
-    for trial in trials:
-        if request.signal_number is not None:
-            return
-        for attempt in range(options.retries + 1):
-            board.started(trial)
-            try:
-                for _ in process.train(trial, lambda: request.signal_number is not None):
-                    board.refresh()
+
+    def should_stop() -> bool:
+        return request.signal_number is not None
+
+    with board:
+        for trial in trials:
+            if not should_stop():
+                _run_one(trial, options.retries, board, should_stop)
+
+
+def _run_one(trial: Trial, retries: int, board: Board, should_stop: Callable[[], bool]) -> None:
+    for attempt in range(retries + 1):
+        board.started(trial)
+        try:
+            for _ in process.train(trial, should_stop):
+                board.refresh()
+            break
+        except process.TrialFailed as failure:
+            if failure.is_final or attempt == retries:
                 break
-            except process.TrialFailed as failure:
-                if failure.is_final or attempt == options.retries:
-                    break
-                board.will_be_repeated(trial)
-        board.ended(trial)
+            board.will_be_repeated(trial)
+    board.ended(trial)

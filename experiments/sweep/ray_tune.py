@@ -86,7 +86,7 @@ def run(
             environment=_settings() | process.limits(needed.cpus, needed.gpus),
             directory=os.getcwd(),
         )
-        tune.Tuner(
+        tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": needed.cpus, "gpu": needed.gpus}),
             param_space={"index": tune.grid_search(list(range(len(trials))))},
             tune_config=tune.TuneConfig(scheduler=_scheduler(trials, options)),
@@ -99,7 +99,9 @@ def run(
                 failure_config=tune.FailureConfig(max_failures=options.retries),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
-        ).fit()
+        )
+        with board:
+            tuner.fit()
 
 
 def resources(nodes: Sequence[dict[str, float]], cpus: int | None, gpus: float | None) -> Resources:
@@ -312,17 +314,16 @@ def _check_answers(address: str) -> None:
         UserError: no Ray of this version answers in time.
     """
     code = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
+    command = [sys.executable, "-c", code, address]
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code, address],
-            capture_output=True,
-            text=True,
-            timeout=_PATIENCE,
-        )
-    except subprocess.TimeoutExpired:
+        done = subprocess.run(command, capture_output=True, timeout=_PATIENCE)
+        told, failed = done.stderr.decode(errors="replace"), done.returncode != 0
+    except subprocess.TimeoutExpired as error:
+        told, failed = (error.stderr or b"").decode(errors="replace"), True
+    if "AuthToken" in told and failed:
+        raise UserError(f"--address={address}: Ray wants its token; set RAY_AUTH_MODE=token")
+    if failed:
         raise UserError(
-            f"--address={address}: no Ray answers within {_PATIENCE} s; ray start --head starts one"
-        ) from None
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1:]
-        raise UserError(f"--address={address}: {' '.join(reason)}")
+            f"--address={address}: no Ray of version {ray.__version__} answers within "
+            f"{_PATIENCE} s; ray start --head starts one"
+        )

@@ -297,7 +297,7 @@ def _start(**quiet: Any) -> None:
     for left in reversed(range(_STARTS)):
         try:
             # Nothing large passes through the object store; by default it takes 30% of the memory.
-            ray.init(include_dashboard=False, object_store_memory=10**8, **quiet)
+            ray.init("local", include_dashboard=False, object_store_memory=10**8, **quiet)
             return
         except Exception as error:
             ray.shutdown()

@@ -272,7 +272,7 @@ def test_an_address_where_no_ray_answers_is_told_soon(config, tmp_path, monkeypa
     monkeypatch.setattr(ray_tune, "_PATIENCE", 3)
     trials = trials_lib.make(config, [{"seed": 0}], tmp_path)
     options = engines.Options(address="localhost:1")
-    with pytest.raises(UserError, match="--address=localhost:1: no Ray of .* answers within 3 s"):
+    with pytest.raises(UserError, match=r"--address=localhost:1: no Ray of .* answers within 3 s"):
         engines.run(trials, tmp_path, options)
 
 

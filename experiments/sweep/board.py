@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.sweep import outcomes
 from experiments.sweep.outcomes import Metric, Outcome
-from experiments.sweep.trials import Trial
+from experiments.sweep.trial import Trial
 
 _REDRAWN_EVERY = 1.0  # seconds
 _MOST_ROWS = 20

@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments.sweep import outcomes, process
 from experiments.sweep.board import Board
 from experiments.sweep.outcomes import Metric, Outcome
-from experiments.sweep.trials import Trial
+from experiments.sweep.trial import Trial
 from svae_jax.errors import UserError
 from svae_jax.run import interrupt, workdir
 

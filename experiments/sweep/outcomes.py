@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.sweep.trials import Trial
+from experiments.sweep.trial import Trial
 from svae_jax.run import workdir as workdirs
 
 DONE, PRUNED, FAILED, UNFINISHED, PENDING = "done", "pruned", "failed", "unfinished", "pending"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from experiments.sweep import outcomes
-from experiments.sweep.trials import Trial
+from experiments.sweep.trial import Trial
 from svae_jax import files
 from svae_jax.run import workdir as workdirs
 

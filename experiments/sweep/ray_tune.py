@@ -27,7 +27,7 @@ from experiments.sweep import outcomes, process
 from experiments.sweep.board import Board
 from experiments.sweep.engines import Options
 from experiments.sweep.outcomes import Metric
-from experiments.sweep.trials import Trial
+from experiments.sweep.trial import Trial
 from svae_jax import files
 from svae_jax.errors import UserError
 from svae_jax.run import interrupt
@@ -89,7 +89,7 @@ def run(
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": needed.cpus, "gpu": needed.gpus}),
             param_space={"index": tune.grid_search(list(range(len(trials))))},
-            tune_config=tune.TuneConfig(scheduler=_scheduler(trials, options)),
+            tune_config=tune.TuneConfig(scheduler=_scheduler(trials, options), reuse_actors=True),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(storage),
@@ -132,24 +132,26 @@ def resources(nodes: Sequence[dict[str, float]], cpus: int | None, gpus: float |
 class _Train(tune.Trainable):
     """A trial: an actor that watches over the trial's process."""
 
-    def setup(
-        self,
-        config: dict[str, Any],
-        *,
-        trials: Sequence[Trial],
-        metric: Metric,
-        stop_file: Path,
-        environment: dict[str, str],
-        directory: str,
-    ) -> None:
-        self._trial = trials[config["index"]]
-        self._metric = metric
+    def setup(self, config: dict[str, Any], **given: Any) -> None:
+        """For what is given see `run`."""
+        self._given = given
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Goes on with another trial, since a new actor would take seconds to start."""
+        given = self._given
+        self._trial: Trial = given["trials"][new_config["index"]]
+        self._metric: Metric = given["metric"]
         self._reported = -1  # the step of the last evaluation that Tune knows
+        stop_file: Path = given["stop_file"]
 
         def should_stop() -> bool:
             return stop_file.exists() or outcomes.is_pruned(self._trial)
 
-        self._training = process.train(self._trial, should_stop, environment, directory)
+        self._training = process.train(
+            self._trial, should_stop, given["environment"], given["directory"]
+        )
+        return True
 
     def step(self) -> dict[str, Any]:
         """Reports the next evaluation if there is one; else waits for about half a second."""
@@ -213,6 +215,10 @@ class _Watch(tune.Callback):
         self._stop_file = stop_file
         self._awaited: set[str] | None = None  # the trials that ran when the signal came
         self.is_over = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks, but a terminal cannot be, and nobody reads it."""
+        return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._board.started(self._ours(trial))

@@ -13,7 +13,7 @@ from typing import Any
 from experiments.sweep import outcomes
 from experiments.sweep.board import best_of
 from experiments.sweep.outcomes import Metric, Outcome
-from experiments.sweep.trials import SEED
+from experiments.sweep.trial import SEED
 from svae_jax import files
 from svae_jax.errors import UserError
 

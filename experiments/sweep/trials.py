@@ -1,6 +1,5 @@
-"""Trials: a sweep's overrides, validated, as command lines of `svae_jax.main`."""
+"""Makes the trials of a sweep from the overrides that it yields, and checks each."""
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -8,53 +7,17 @@ import re
 import runpy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import ml_collections
 
+from experiments.sweep.trial import POSTERIOR, Overrides, Trial
 from svae_jax import command_line
 from svae_jax import config as configs
 from svae_jax.errors import UserError
 from svae_jax.run import workdir as workdirs
 
-POSTERIOR = "posterior"  # the override that stands for the text after the configuration's colon
-SEED = "seed"
-
 _PREFIX = "sweep_"  # of the functions beside `get_config`
 _MOST = 10_000  # trials; a generator that never ends passes it
-
-Overrides = Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """One run of a sweep.
-
-    Attributes:
-        name: the overrides and a hash of what decides the trial's numbers.
-        overrides: what the sweep sets; dotted fields, and `posterior`.
-        arguments: those of `svae_jax.main`, without the workdir.
-        workdir: where it runs.
-    """
-
-    name: str
-    overrides: Overrides
-    arguments: tuple[str, ...]
-    workdir: Path
-
-    def command(self, python: str = "python") -> list[str]:
-        """The ordinary command line."""
-        return [python, "-m", "svae_jax.main", *self.arguments, f"--workdir={self.workdir}"]
-
-    def parameters(self) -> dict[str, Any]:
-        """The overrides, with a posterior's options apart: posterior=lowrank, rank=2."""
-        found = dict(self.overrides)
-        if POSTERIOR in found:
-            name, *options = str(found.pop(POSTERIOR)).split(",")
-            pairs = (option.strip().partition("=") for option in options)
-            numbers = {key: int(x) if x.isdecimal() else x for key, _, x in pairs}
-            found = {POSTERIOR: name, **numbers, **found}
-        return found
 
 
 def load(config: str, name: str) -> list[Overrides]:

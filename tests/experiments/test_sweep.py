@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import random
 import re
 import shlex
@@ -25,6 +26,7 @@ from experiments.sweep import engines, outcomes, process, report
 from experiments.sweep import trials as trials_lib
 from experiments.sweep.board import Board
 from experiments.sweep.outcomes import ELBO, Metric, Outcome
+from experiments.sweep.trial import Trial
 from svae_jax.errors import UserError
 from tests.command_line import COMPILED_QUICKLY, ROOT
 
@@ -96,6 +98,11 @@ def config(tmp_path_factory, tiny_images):
     places = {"images": str(tiny_images), "cache": str(path.parent / "cache")}
     path.write_text(CONFIG.format(**places, num_steps=NUM_STEPS))
     return str(path)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
 
 def _environment():
@@ -265,6 +272,14 @@ def test_a_trial_takes_its_share_of_a_node():
         resources([{"CPU": 64.0}, two], 17, 1)
 
 
+def test_tune_can_pickle_what_shows_its_state():
+    pytest.importorskip("ray")
+    from experiments.sweep import ray_tune
+
+    board = Board([], ELBO, Terminal())
+    assert pickle.dumps(ray_tune._Watch([], board, None, Path()))
+
+
 def test_an_address_where_no_ray_answers_is_told_soon(config, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     from experiments.sweep import ray_tune
@@ -311,7 +326,7 @@ def test_the_local_engine_needs_no_ray(config, alone, tmp_path, capsys, monkeypa
 def _stub(trial, code):
     """A trial whose process runs this code."""
 
-    class Stub(trials_lib.Trial):
+    class Stub(Trial):
         def command(self, python="python"):
             return [python, "-c", code]
 
@@ -579,11 +594,6 @@ def test_the_figure_has_a_panel_for_each_parameter(config, tmp_path, monkeypatch
 
 
 # ---------------------------------------------------------------------------------- terminal
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal])

@@ -7,6 +7,7 @@ looks, and Tune sees it end by itself.
 """
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
@@ -70,7 +71,8 @@ def run(
         UserError: no Ray answers at the address, or no node has the resources of a trial.
     """
     storage = (directory / "ray").absolute()
-    trials = [_absolute(trial) for trial in trials]
+    # Absolute, since another node may have another working directory.
+    trials = [dataclasses.replace(trial, workdir=trial.workdir.absolute()) for trial in trials]
     with _cluster(options.address):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         needed = resources(nodes, options.cpus, options.gpus)
@@ -267,11 +269,6 @@ def _settings() -> dict[str, str]:
     """This process's settings of libraries, which the nodes of a cluster may not have."""
     prefixes = ("JAX_", "XLA_", "LIBTPU_", "TF_", "TFDS_")
     return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
-
-
-def _absolute(trial: Trial) -> Trial:
-    """Another node may have another working directory."""
-    return trial.__class__(trial.name, trial.overrides, trial.arguments, trial.workdir.absolute())
 
 
 @contextlib.contextmanager

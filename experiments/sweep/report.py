@@ -18,6 +18,7 @@ from svae_jax import files
 from svae_jax.errors import UserError
 
 _MOST_LABELS = 10  # lines of a panel with a legend
+_MOST_TICKS = 10  # of an axis that names each value
 _COLUMNS = 3  # of panels
 _LOGARITHMIC = 20  # the ratio of a parameter's values from which its axis is logarithmic
 
@@ -181,10 +182,12 @@ def _draw(axes: Any, done: Sequence[Outcome], name: str, metric: Metric) -> None
         axes.errorbar(x, mean, spread, fmt=line, color=color, capsize=3, label=label)
     axes.set_xlabel(name)
     axes.set_ylabel(metric.name)
-    if not numeric:
-        axes.set_xticks(range(len(values)), [str(value) for value in values], rotation=30)
-    elif min(values) > 0 and max(values) / min(values) >= _LOGARITHMIC:
+    if numeric and min(values) > 0 and max(values) / min(values) >= _LOGARITHMIC:
         axes.set_xscale("log")
+    if not numeric or len(values) <= _MOST_TICKS:
+        places = [place[value] for value in values]
+        axes.set_xticks(places, [str(value) for value in values], rotation=30)
+        axes.minorticks_off()
     if 1 < len(groups) <= _MOST_LABELS:
         axes.legend(fontsize="x-small")
 

@@ -1,8 +1,11 @@
 """CIFAR-10, 32×32 (Wang, Yuan, Ji 2017, §4.2): N = 128 maps of 3×3, or a vector of C = 150."""
 
+import itertools
+
 import ml_collections
 
 from svae_jax import config as config_lib
+from svae_jax import sweeps
 
 
 def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
@@ -15,3 +18,14 @@ def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 1e-4
     config.num_epochs = 100.0
     return config
+
+
+sweep_models = sweeps.models
+sweep_learning_rate = sweeps.learning_rate
+sweep_objective = sweeps.objective
+
+
+def sweep_latents() -> sweeps.Sweep:
+    """The size of a map against the number of maps."""
+    for size, maps in itertools.product((2, 3, 4, 6, 8), (32, 128)):
+        yield {"posterior": f"lowrank,d={size},N={maps}"}

@@ -1,8 +1,11 @@
 """The embedded default: 32×32 scenes of discs, squares and triangles. Minutes on a CPU."""
 
+import itertools
+
 import ml_collections
 
 from svae_jax import config as config_lib
+from svae_jax import sweeps
 
 
 def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
@@ -18,3 +21,14 @@ def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
     config.sample_every = 100
     config.checkpoint.every = 300
     return config
+
+
+sweep_models = sweeps.models
+sweep_learning_rate = sweeps.learning_rate
+sweep_objective = sweeps.objective
+
+
+def sweep_latents() -> sweeps.Sweep:
+    """The size of a map against the number of maps."""
+    for size, maps in itertools.product((2, 3, 4, 6, 8), (32, 128)):
+        yield {"posterior": f"lowrank,d={size},N={maps}"}

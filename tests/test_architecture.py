@@ -15,7 +15,7 @@ ROWS = [
     {"command_line"},
     {"training", "analysis"},
     {"sampler_config"},
-    {"config"},
+    {"config", "sweeps"},
     {"evaluation"},
     {"samplers"},
     {"recipe"},

@@ -18,7 +18,10 @@ from svae_jax.training import loop
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *(ROOT / room / "README.md" for room in ("configs", "svae_jax"))]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / room / "README.md" for room in ("configs", "svae_jax", "experiments/sweep")),
+]
 
 
 def _example(word):

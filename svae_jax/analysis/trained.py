@@ -1,7 +1,9 @@
 """Loads a trained model from a workdir."""
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,9 @@ from svae_jax.model import SpatialVAE
 from svae_jax.run import checkpoint, workdir
 
 
-class Trained(NamedTuple):
-    """A trained model.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained model; it unpacks as ``model, variables, config, step``.
 
     Attributes:
         model: the Flax module; `model.apply(variables, images, method="encode")` gives the
@@ -31,6 +34,10 @@ class Trained(NamedTuple):
     variables: PyTree
     config: ml_collections.ConfigDict
     step: int
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yields the model, its variables, the configuration and the step."""
+        return iter((self.model, self.variables, self.config, self.step))
 
 
 def load(directory: str | Path, *, best: bool = False, model: SpatialVAE | None = None) -> Trained:

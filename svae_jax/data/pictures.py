@@ -4,6 +4,7 @@ import functools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,11 +15,9 @@ from svae_jax.data.sources import folder
 from svae_jax.data.sources.base import Reader
 from svae_jax.errors import UserError
 
-Picture = str | os.PathLike[str] | Image.Image
-
 
 def read_pictures(
-    pictures: Sequence[Picture], *, image_size: int, channels: int, field: str
+    pictures: Sequence[Any], *, image_size: int, channels: int, field: str
 ) -> UInt8[np.ndarray, "n height width channels"]:
     """Reads pictures, converted, cropped and resized as `load` does for a folder.
 

@@ -29,17 +29,17 @@ class Posteriors(NamedTuple):
     """
 
     params: Params
-    mean: Float[Array | np.ndarray, "b h w n"]
-    stddev: Float[Array | np.ndarray, "b h w n"]
-    kl: Float[Array | np.ndarray, " b"]
-    marginal_kl_per_location: Float[Array | np.ndarray, "b h w"]
+    mean: Float[np.ndarray, "b h w n"]
+    stddev: Float[np.ndarray, "b h w n"]
+    kl: Float[np.ndarray, " b"]
+    marginal_kl_per_location: Float[np.ndarray, "b h w"]
 
 
 def encode(
     model: SpatialVAE, variables: PyTree, images: Float[np.ndarray, "b h w c"]
 ) -> Posteriors:
     """Encodes any number of images in [-1, 1]."""
-    return over(functools.partial(_encode, model, variables), images)
+    return Posteriors(**over(functools.partial(_encode, model, variables), images))
 
 
 def decode(
@@ -63,13 +63,15 @@ def over(function: Callable[[Any], PyTree], rows: Float[np.ndarray, "n ..."]) ->
 
 
 @functools.partial(compiler.jit, static_argnums=0)
-def _encode(model: SpatialVAE, variables: PyTree, images: Float[Array, "b h w c"]) -> Posteriors:
+def _encode(
+    model: SpatialVAE, variables: PyTree, images: Float[Array, "b h w c"]
+) -> dict[str, PyTree]:
     params: Any = model.apply(variables, images, method="encode")
     posterior = model.posterior
-    return Posteriors(
-        params,
-        posterior.mean(params),
-        posterior.stddev(params),
-        posterior.kl(params),
-        jnp.sum(posterior.marginal_kl(params), axis=-1),
-    )
+    return {
+        "params": params,
+        "mean": posterior.mean(params),
+        "stddev": posterior.stddev(params),
+        "kl": posterior.kl(params),
+        "marginal_kl_per_location": jnp.sum(posterior.marginal_kl(params), axis=-1),
+    }

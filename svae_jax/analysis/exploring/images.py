@@ -38,7 +38,7 @@ def prepare(images: Any, *, size: int, channels: int) -> Float[np.ndarray, "n si
         parts = [prepare(image, size=size, channels=channels) for image in images]
         return np.concatenate(parts)
     pixels = data.read_pictures(images, image_size=size, channels=channels, field="images")
-    return np.asarray(pixel_ops.to_float(pixels))
+    return _to_float(pixels)
 
 
 def _from_array(images: np.ndarray, size: int, channels: int) -> np.ndarray:
@@ -53,7 +53,7 @@ def _from_array(images: np.ndarray, size: int, channels: int) -> np.ndarray:
         )
     images = images.reshape(-1, *shape)
     if images.dtype == np.uint8:
-        return np.asarray(pixel_ops.to_float(images))
+        return _to_float(images)
     if not np.issubdtype(images.dtype, np.floating):
         raise UserError(
             f"images must be uint8 levels or floats in [-1, 1], got dtype {images.dtype}"
@@ -65,3 +65,8 @@ def _from_array(images: np.ndarray, size: int, channels: int) -> np.ndarray:
             "255 must be uint8"
         )
     return images.astype(np.float32)
+
+
+def _to_float(levels: np.ndarray) -> np.ndarray:
+    # By a table, so that nothing is compiled for each number of images.
+    return np.asarray(pixel_ops.to_float(np.arange(256, dtype=np.uint8)))[levels]

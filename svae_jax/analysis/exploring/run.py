@@ -95,7 +95,8 @@ class Run(Trained):
 
     def encode(self, images: Any) -> Encoding:
         """The posteriors of images."""
-        return Encoding(*self._posteriors(images)[:3])
+        found = self._posteriors(images)
+        return Encoding(jax.device_put(found.params), found.mean, found.stddev)
 
     def decode(self, z: Any) -> Images:
         """The images of latents `[h, w, n]` or `[b, h, w, n]`."""
@@ -103,7 +104,7 @@ class Run(Trained):
 
     def reconstruct(self, images: Any) -> Images:
         """Decodes the posteriors' means."""
-        return self.decode(self.encode(images).mean)
+        return self.decode(self._posteriors(images).mean)
 
     def sampler(self, name: str, **options: Any) -> Fitted:
         """A sampler of latents; see `fitted.load_sampler` for the options.
@@ -171,7 +172,7 @@ class Run(Trained):
             The principal directions of those entries, each as long as the standard deviation along
             it, the largest first.
         """
-        means = self.encode(images).mean
+        means = self._posteriors(images).mean
         if len(means) < 2 or count < 1:
             raise UserError(
                 f"directions need 2 images and count=1 at least, got {len(means)}, count={count}"
@@ -205,9 +206,11 @@ class Run(Trained):
         Returns:
             The images; b's reconstructions where all cells are taken, a's where none is.
         """
-        target, source = self.encode(a).mean, self.encode(b).mean
+        target, source = self._posteriors(a).mean, self._posteriors(b).mean
         if len(source) not in (1, len(target)):
-            raise UserError(f"edit: {len(target)} images a need as many b, or one, got {len(source)}")
+            raise UserError(
+                f"edit: {len(target)} images a need as many b, or one, got {len(source)}"
+            )
         return self.decode(np.where(self._entries(where), source, target))
 
     def cell(self, row: int, col: int) -> Bool[np.ndarray, "h w"]:
@@ -230,18 +233,16 @@ class Run(Trained):
 
         It takes h·w·n products with the Jacobian an image, so a few images are enough.
         """
-        means = self.encode(images).mean
-        total = 0.0
-        for z in tqdm.tqdm(means, "locality", unit=" images", disable=None, leave=False):
-            total = total + locality.energy(self.model, self.variables, z)
-        h, w, _ = self.latent_shape
-        energy = np.asarray(total) / len(means)
-        return locality.summarise(energy.reshape(h, w, *energy.shape[1:]))
+        means = self._posteriors(images).mean
+        bar = tqdm.tqdm(means, "locality", unit=" images", disable=None, leave=False)
+        energies = [locality.energy(self.model, self.variables, z) for z in bar]
+        energy = np.mean(energies, axis=0)
+        return locality.summarise(energy.reshape(*self.latent_shape[:2], *energy.shape[1:]))
 
     def reach(self, images: Any, row: int, col: int) -> Float[np.ndarray, "height width"]:
         """How far one cell reaches: its energy over the image, as in `locality`."""
         self._check_cell(row, col)
-        means = self.encode(images).mean
+        means = self._posteriors(images).mean
         energies = [locality.energy(self.model, self.variables, z, (row, col))[0] for z in means]
         return np.mean(energies, axis=0)
 
@@ -261,7 +262,7 @@ class Run(Trained):
 
     def _one(self, image: Any, name: str) -> Float[np.ndarray, "h w n"]:
         """The latent of one image."""
-        means = self.encode(image).mean
+        means = self._posteriors(image).mean
         if len(means) != 1:
             raise UserError(f"{name} must be one image, got {len(means)}")
         return means[0]
@@ -292,7 +293,7 @@ class Run(Trained):
     def _check_cell(self, row: int, col: int) -> None:
         h, w, _ = self.latent_shape
         if not (0 <= row < h and 0 <= col < w):
-            raise UserError(f"cell ({row}, {col}) is not among the {h}×{w} cells")
+            raise UserError(f"cell ({row}, {col}) is not among the {h} x {w} cells")
 
 
 def load(directory: str | Path, *, best: bool = False, model: SpatialVAE | None = None) -> Run:
@@ -302,4 +303,5 @@ def load(directory: str | Path, *, best: bool = False, model: SpatialVAE | None 
         UserError: the directory is not a workdir, or holds no intact checkpoint.
     """
     found = trained.load(directory, best=best, model=model)
-    return Run(*found, Path(directory))
+    model, variables, config, step = found
+    return Run(model, variables, config, step, Path(directory))

@@ -48,6 +48,7 @@ HOMES = {
     "PIL": {"data", "run/image_files"},
     "filelock": {"files"},
     "sklearn": {"samplers/mixture"},
+    "matplotlib": {"analysis/figures"},
 }
 
 

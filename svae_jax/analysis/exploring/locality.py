@@ -9,7 +9,7 @@ cell's entries.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -123,9 +123,8 @@ def _squared_columns(
     entries = start + jnp.arange(count)
     tangents = jax.nn.one_hot(entries, z.size, dtype=z.dtype).reshape(count, *z.shape)
 
-    def decode(z: Array) -> Array:
-        images: Array = model.apply(variables, z, method="decode")
-        return images
+    def decode(z: Array) -> Any:
+        return model.apply(variables, z, method="decode")
 
     images, pull_back = jax.vjp(decode, jnp.broadcast_to(z, tangents.shape))
     # u ↦ Jᵀu is linear, so its own gradient is v ↦ Jv. Forward mode would be shorter, but does not

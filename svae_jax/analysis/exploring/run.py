@@ -1,6 +1,7 @@
 """A trained run to play with."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Bool, Float, UInt8
 
-from svae_jax import latents, samplers
+from svae_jax import files, latents, samplers
 from svae_jax.analysis import fitted, trained
 from svae_jax.analysis.exploring import batches, locality, paths
 from svae_jax.analysis.exploring import images as image_lib
@@ -84,6 +85,18 @@ class Run(Trained):
     def samplers(self) -> list[str]:
         """The names of the samplers that are fitted; `prior` always is."""
         return [name for name in samplers.names() if fitted.is_fitted(self.directory, name)]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`: `step`, and what was logged or evaluated at it.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        path = self.directory / "metrics.jsonl"
+        with files.os_errors_for_user(f"{path} cannot be read"):
+            lines = path.read_text().splitlines() if path.exists() else []
+        # A run that is being written to may end in half a line.
+        return [json.loads(line) for line in lines if line.endswith("}")]
 
     def images(self, split: str = "") -> UInt8[np.ndarray, "b height width c"]:
         """Images of the run's data set: `dataset.eval_split`, or a split such as "test[:8]".

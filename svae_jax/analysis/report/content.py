@@ -23,7 +23,7 @@ _EDITS = 2  # pairs of images
 _PATHS = 3  # pairs of images
 _DIRECTIONS = 3
 _MOST_OF_DIRECTIONS = 500  # images from which the directions are found
-_LOCALITY = 4  # images at whose latents the Jacobian is taken
+_LOCALITY = 8  # images at whose latents the Jacobian is taken
 _SHOWN_CELLS = 16  # the most cells along a side that are shown one by one
 
 
@@ -85,14 +85,20 @@ def of_run(run: Run, label: str, seed: int) -> Content:
     found = run.locality(images[:_LOCALITY])
     shown["locality"] = {"": _locality(found, label)}
     shown["kl"] = {"": _kl(run, label, images[:_COLUMNS])}
+    evaluation = workdir.read_json(run.directory / "evaluation.json")
+    facts = _facts(run, metrics, found)
+    identity = fitted.model_identity(run)
+    if evaluation and any(evaluation.get(name) != value for name, value in identity.items()):
+        facts["evaluation.json"] = "of another checkpoint: run svae_jax.evaluate again"
+        evaluation = None
     return Content(
         label=label,
         data=f"{dataset.name} {dataset.eval_split}",
-        facts=_facts(run, metrics, found),
+        facts=facts,
         config=configs.flatten(run.config.to_dict()),
         metrics=metrics,
         pictures=shown,
-        evaluation=_evaluation(run),
+        evaluation=evaluation,
     )
 
 
@@ -229,14 +235,6 @@ def _kl(run: Run, label: str, images: UInt8[np.ndarray, "b h w c"]) -> Shown:
     return Shown(
         picture, f"images above the KL of each location of their latents by {label}", caption
     )
-
-
-def _evaluation(run: Run) -> dict[str, Any] | None:
-    """What `evaluate` wrote of this very checkpoint."""
-    found = workdir.read_json(run.directory / "evaluation.json")
-    if found is None or any(found.get(k) != v for k, v in fitted.model_identity(run).items()):
-        return None
-    return found
 
 
 def _say(line: str) -> None:

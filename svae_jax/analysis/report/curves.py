@@ -9,7 +9,7 @@ import numpy as np
 from svae_jax.analysis.report.markup import Markup, tag
 
 _WIDTH, _HEIGHT = 340, 210
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 8, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 10, 8, 40
 _MOST_MARKED = 12  # points of a curve that are marked one by one
 
 Points = list[tuple[float, float]]
@@ -29,16 +29,13 @@ def chart(metrics: Sequence[Sequence[Mapping[str, Any]]], name: str, title: str)
     points = [point for curve in curves for point in curve]
     if not points:
         return Markup()
-    (x_ticks, y_ticks) = (_ticks(*_range(values)) for values in zip(*points, strict=True))
-    x_low, x_high = 0.0, max(x for x, _ in points)
-    y_low, y_high = (
-        min(y_ticks[0], *(y for _, y in points)),
-        max(y_ticks[-1], *(y for _, y in points)),
-    )
+    steps, values = zip(*points, strict=True)
+    x_high, y_ticks = max(steps), _ticks(min(values), max(values))
+    y_low, y_high = y_ticks[0], y_ticks[-1]
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_low) / ((x_high - x_low) or 1)
-        up = (y - y_low) / ((y_high - y_low) or 1)
+        across = x / (x_high or 1)
+        up = (y - y_low) / (y_high - y_low)
         return (
             round(_LEFT + across * (_WIDTH - _LEFT - _RIGHT), 1),
             round(_HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM), 1),
@@ -46,7 +43,7 @@ def chart(metrics: Sequence[Sequence[Mapping[str, Any]]], name: str, title: str)
 
     parts = []
     for y in y_ticks:
-        _, at = place(x_low, y)
+        _, at = place(0, y)
         parts += [
             tag(
                 "line",
@@ -58,13 +55,12 @@ def chart(metrics: Sequence[Sequence[Mapping[str, Any]]], name: str, title: str)
             ),
             tag("text", _label(y), x=f"{_LEFT - 6}", y=f"{at + 4}", text_anchor="end"),
         ]
-    for x in x_ticks:
-        if x <= x_high:
-            at, _ = place(x, y_low)
-            anchor = "end" if at > _WIDTH - 30 else "middle"
-            parts += [tag("text", _label(x), x=f"{at}", y=f"{_HEIGHT - 16}", text_anchor=anchor)]
+    for x in (x for x in _ticks(0, x_high) if x <= x_high):
+        at, _ = place(x, y_low)
+        anchor = "end" if at > _WIDTH - 30 else "middle"
+        parts += [tag("text", _label(x), x=f"{at}", y=f"{_HEIGHT - 21}", text_anchor=anchor)]
     middle = f"{(_LEFT + _WIDTH - _RIGHT) / 2}"
-    parts += [tag("text", "updates", x=middle, y=f"{_HEIGHT - 2}", text_anchor="middle")]
+    parts += [tag("text", "updates", x=middle, y=f"{_HEIGHT - 4}", text_anchor="middle")]
     for i, curve in enumerate(curves):
         parts += [_curve([place(*point) for point in curve], f"run-{i}")]
     return tag("svg", *parts, role="img", aria_label=title, viewBox=f"0 0 {_WIDTH} {_HEIGHT}")
@@ -75,10 +71,6 @@ def _curve(points: Points, run: str) -> Markup:
     dots = points if len(points) <= _MOST_MARKED else []
     marks = [tag("circle", cx=f"{x}", cy=f"{y}", r="2.5") for x, y in dots]
     return tag("g", tag("path", d=path), *marks, class_=f"curve {run}")
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    return min(values), max(values)
 
 
 def _ticks(low: float, high: float, count: int = 4) -> list[float]:

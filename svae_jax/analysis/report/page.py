@@ -18,10 +18,10 @@ from svae_jax.run import image_files
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 _CHARTS = (
-    ("eval/elbo", "Held-out ELBO, nats an image (higher is better)"),
-    ("train/loss", "Training loss, nats an image"),
-    ("train/reconstruction", "log p(x|z) in training, nats an image"),
-    ("train/kl", "KL in training, nats an image"),
+    ("eval/elbo", "Held-out ELBO, nats (higher is better)"),
+    ("train/loss", "Training loss, nats"),
+    ("train/reconstruction", "log p(x|z) in training, nats"),
+    ("train/kl", "KL in training, nats"),
 )
 _SECTIONS = (
     ("samples", "Samples", "Images of latents drawn from each sampler that is fitted to the run."),
@@ -110,25 +110,23 @@ def _overview(runs: Sequence[Content]) -> Markup:
     table = _table(
         ["", *(run.label for run in runs)],
         [[name, *(run.facts.get(name, "-") for run in runs)] for name in facts],
-        marked=True,
+        of_runs=True,
     )
     fields = list(dict.fromkeys(name for run in runs for name in run.config))
     values = {name: [_value(run.config.get(name)) for run in runs] for name in fields}
     differing = [name for name in fields if len(set(values[name])) > 1]
-    details = []
+
+    def configuration(names: Sequence[str]) -> Markup:
+        rows = [[name, *values[name]] for name in names]
+        return _table(["", *(run.label for run in runs)], rows, of_runs=True)
+
+    difference = []
     if differing:
-        rows = [[name, *values[name]] for name in differing]
-        details += [_details("Where the configurations differ", runs, rows, is_open=True)]
-    details += [_details("Configuration", runs, [[name, *values[name]] for name in fields])]
-    return tag("section", tag("h2", "Runs"), *notes, table, *details)
-
-
-def _details(
-    title: str, runs: Sequence[Content], rows: Sequence[Sequence[str]], is_open: bool = False
-) -> Markup:
-    given = {"open": ""} if is_open else {}
-    table = _table(["field", *(run.label for run in runs)], rows, marked=True)
-    return tag("details", tag("summary", title), table, **given)
+        title = tag("h3", "Where the configurations differ")
+        difference = [tag("div", title, configuration(differing))]
+    everything = tag("details", tag("summary", "Configuration"), configuration(fields))
+    first = tag("div", table, *difference, class_="runs")
+    return tag("section", tag("h2", "Runs"), *notes, first, everything)
 
 
 def _value(value: object) -> str:
@@ -152,23 +150,32 @@ def _pictures(runs: Sequence[Content]) -> Iterable[Markup]:
             if row:
                 parts += [tag("h3", row)]
             missing = "not fitted" if key == "samples" else "-"
-            cells = [
-                _figure(_name(i, run), run.pictures[key].get(row, missing))
-                for i, run in enumerate(runs)
-            ]
+            shown = [run.pictures[key].get(row, missing) for run in runs]
+            widest = max(
+                (cell.picture.shape[1] for cell in shown if isinstance(cell, Shown)), default=1
+            )
+            names = [_name(i, run) for i, run in enumerate(runs)]
+            cells = [_figure(*pair, widest) for pair in zip(names, shown, strict=True)]
             parts += [tag("div", *cells, class_="runs")]
         yield tag("section", *parts)
 
 
-def _figure(name: Markup, shown: Shown | str) -> Markup:
+def _figure(name: Markup, shown: Shown | str, widest: int) -> Markup:
+    """A run's picture in a row, whose widest picture fills its place: all have one scale."""
     if isinstance(shown, str):
         return tag("figure", tag("figcaption", name), tag("p", shown, class_="missing"))
     data = base64.b64encode(image_files.png(shown.picture)).decode()
-    height, width = (str(side) for side in shown.picture.shape[:2])
+    height, width = shown.picture.shape[:2]
     image = void(
-        "img", src=f"data:image/png;base64,{data}", alt=shown.alt, width=width, height=height
+        "img",
+        src=f"data:image/png;base64,{data}",
+        alt=shown.alt,
+        width=str(width),
+        height=str(height),
+        style=f"width:{width / widest:.1%}",
     )
-    return tag("figure", tag("figcaption", name, f" {shown.caption}"), image)
+    caption = tag("figcaption", name, f" {shown.caption}")
+    return tag("figure", caption, tag("div", image, class_="picture"))
 
 
 def _name(index: int, run: Content) -> Markup:
@@ -192,10 +199,10 @@ def _records(records: Sequence[Mapping[str, str]]) -> Markup:
     return _table(columns, [[record.get(column, "") for column in columns] for record in records])
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: bool = False) -> Markup:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], of_runs: bool = False) -> Markup:
     """A table that scrolls within itself where it is wide; the first cell of a row names it."""
     heads = [tag("th", cell, scope="col") for cell in head]
-    if marked:
+    if of_runs:
         heads[1:] = [
             tag("th", cell, scope="col", class_=f"run-{i}") for i, cell in enumerate(head[1:])
         ]
@@ -204,4 +211,5 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: bool = Fa
         for row in rows
     ]
     table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *lines))
-    return tag("div", table, class_="table", tabindex="0")
+    kind = "table of-runs" if of_runs else "table"
+    return tag("div", table, class_=kind, tabindex="0")

@@ -10,7 +10,8 @@ from jaxtyping import Float, UInt8
 from svae_jax.analysis.exploring import locality
 from svae_jax.model import pixels as pixel_ops
 
-MIN_TILE = 64  # pixels of an image's longer side, reached by whole factors
+# Pixels of a tile's longer side; images are enlarged or shrunk by whole factors.
+_MIN_TILE, _MAX_TILE = 64, 96
 _GAP = 4
 # Colours from low to high, evenly spaced: dark to light, so that they read in grey too.
 _HEAT = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]])
@@ -20,15 +21,16 @@ Picture = UInt8[np.ndarray, "height width 4"]
 
 
 def tiles(images: Any) -> Tiles:
-    """Images in [-1, 1] or uint8, grey or colour, as enlarged tiles."""
-    levels = images if images.dtype == np.uint8 else np.asarray(pixel_ops.to_uint8(images))
+    """Images in [-1, 1] or uint8, grey or colour, as tiles."""
+    floats = pixel_ops.to_float(images) if images.dtype == np.uint8 else images
+    levels = np.asarray(pixel_ops.to_uint8(_shrunk(np.asarray(floats))))
     return _enlarged(np.broadcast_to(levels, (*levels.shape[:-1], 3)))
 
 
 def heat(values: Float[np.ndarray, "n h w"], top: float | None = None) -> Tiles:
     """Maps of numbers from 0 to `top` as tiles; by default, each to its own largest."""
     tops = np.maximum(values.max((1, 2), keepdims=True) if top is None else np.float64(top), 1e-30)
-    place = (values / tops).clip(0, 1)
+    place = _shrunk(values / tops).clip(0, 1)
     grid = np.linspace(0, 1, len(_HEAT))
     colours = np.stack([np.interp(place, grid, channel) for channel in _HEAT.T], axis=-1)
     return _enlarged(np.round(colours).astype(np.uint8))
@@ -75,6 +77,14 @@ def beside(*pictures: Picture) -> Picture:
     return np.concatenate(parts[1:], axis=1)
 
 
-def _enlarged(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n height width c"]:
-    factor = math.ceil(MIN_TILE / max(images.shape[1:3]))
+def _shrunk(images: Float[np.ndarray, "n h w *c"]) -> Float[np.ndarray, "n _h _w *c"]:
+    """Means of blocks, as small as a tile may be large; what fills no block is left out."""
+    n, h, w, *channels = images.shape
+    factor = math.ceil(max(h, w) / _MAX_TILE)
+    images = images[:, : h // factor * factor, : w // factor * factor]
+    return images.reshape(n, h // factor, factor, w // factor, factor, *channels).mean((2, 4))
+
+
+def _enlarged(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n _h _w c"]:
+    factor = math.ceil(_MIN_TILE / max(images.shape[1:3]))
     return images.repeat(factor, axis=1).repeat(factor, axis=2)

@@ -24,7 +24,8 @@ def chart(metrics: Sequence[Sequence[Mapping[str, Any]]], name: str, title: str)
         title: what a screen reader says.
     """
     curves = [
-        [(row["step"], row[name]) for row in rows if row.get(name) is not None] for rows in metrics
+        [(float(row["step"]), float(row[name])) for row in rows if row.get(name) is not None]
+        for rows in metrics
     ]
     points = [point for curve in curves for point in curve]
     if not points:
@@ -43,7 +44,7 @@ def chart(metrics: Sequence[Sequence[Mapping[str, Any]]], name: str, title: str)
 
     parts = []
     for y in y_ticks:
-        _, at = place(0, y)
+        _, at = place(0.0, y)
         parts += [
             tag(
                 "line",
@@ -55,7 +56,7 @@ def chart(metrics: Sequence[Sequence[Mapping[str, Any]]], name: str, title: str)
             ),
             tag("text", _label(y), x=f"{_LEFT - 6}", y=f"{at + 4}", text_anchor="end"),
         ]
-    for x in (x for x in _ticks(0, x_high) if x <= x_high):
+    for x in (x for x in _ticks(0.0, x_high) if x <= x_high):
         at, _ = place(x, y_low)
         anchor = "end" if at > _WIDTH - 30 else "middle"
         parts += [tag("text", _label(x), x=f"{at}", y=f"{_HEIGHT - 21}", text_anchor=anchor)]
@@ -74,11 +75,16 @@ def _curve(points: Points, run: str) -> Markup:
 
 
 def _ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers, about `count`, from below `low` or at it to `high` or above it."""
-    span = (high - low) or abs(high) or 1.0
+    """Round numbers, about `count`, from below `low` or at it to `high` or above it.
+
+    Values that differ by less than a millionth are taken for one.
+    """
+    size = max(abs(low), abs(high))
+    span = high - low if high - low > 1e-6 * size else size or 1.0
     power = 10.0 ** math.floor(math.log10(span / count))
     step = min((power * factor for factor in (1, 2, 5, 10)), key=lambda s: abs(span / s - count))
-    return [step * i for i in range(math.floor(low / step), math.ceil(high / step) + 1)]
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [step * i for i in range(first, max(last, first + 1) + 1)]
 
 
 def _label(value: float) -> str:

@@ -16,8 +16,8 @@ _GAP = 4
 # Colours from low to high, evenly spaced: dark to light, so that they read in grey too.
 _HEAT = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]])
 
-Tiles = UInt8[np.ndarray, "n h w 3"]
-Picture = UInt8[np.ndarray, "height width 4"]
+Tiles = UInt8[np.ndarray, "n _h _w 3"]
+Picture = UInt8[np.ndarray, "_height _width 4"]
 
 
 def tiles(images: Any) -> Tiles:

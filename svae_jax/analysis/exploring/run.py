@@ -127,21 +127,25 @@ class Run(Trained):
         """
         return fitted.load_sampler(self.directory, name, self, **options)
 
-    def sample(self, num: int, sampler: str = "prior", seed: int = 0, **options: Any) -> Images:
+    def sample(
+        self, num: int, sampler: str | Fitted = "prior", seed: int = 0, **options: Any
+    ) -> Images:
         """Draws images; number i depends on the seed and i alone.
 
         Args:
             num: how many, at least 1.
-            sampler: one of `samplers`.
+            sampler: one of `samplers`, or what `sampler` returns, which spares reading it again.
             seed: of the latents.
-            **options: of the sampler, such as `temperature` of the prior.
+            **options: of a sampler given by name, such as `temperature` of the prior.
 
         Raises:
             UserError: `num` is below 1, or as `sampler`.
         """
         if num < 1:
             raise UserError(f"num must be at least 1, got {num}")
-        return self.decode(self.sampler(sampler, **options)(jax.random.key(seed), num))
+        if isinstance(sampler, str):
+            sampler = self.sampler(sampler, **options)
+        return self.decode(sampler(jax.random.key(seed), num))
 
     def interpolate(
         self,

@@ -163,7 +163,7 @@ def _pictures(runs: Sequence[Content]) -> Iterable[Markup]:
 def _figure(name: Markup, shown: Shown | str, widest: int) -> Markup:
     """A run's picture in a row, whose widest picture fills its place: all have one scale."""
     if isinstance(shown, str):
-        return tag("figure", tag("figcaption", name), tag("p", shown, class_="missing"))
+        return tag("figure", tag("figcaption", name), tag("p", shown))
     data = base64.b64encode(image_files.png(shown.picture)).decode()
     height, width = shown.picture.shape[:2]
     image = void(
@@ -174,8 +174,9 @@ def _figure(name: Markup, shown: Shown | str, widest: int) -> Markup:
         height=str(height),
         style=f"width:{width / widest:.1%}",
     )
-    caption = tag("figcaption", name, f" {shown.caption}")
-    return tag("figure", caption, tag("div", image, class_="picture"))
+    # Below the picture: captions of different length above it would set a row askew.
+    caption = [tag("p", shown.caption)] if shown.caption else []
+    return tag("figure", tag("figcaption", name), tag("div", image, class_="picture"), *caption)
 
 
 def _name(index: int, run: Content) -> Markup:

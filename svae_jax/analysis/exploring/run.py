@@ -23,7 +23,6 @@ from svae_jax.model import SpatialVAE
 
 Images = Float[np.ndarray, "_b height width c"]
 Latents = Float[np.ndarray, "_b h w n"]
-Mask = Bool[np.ndarray, "h w"] | Bool[np.ndarray, "h w n"]
 
 
 class Encoding(NamedTuple):
@@ -90,13 +89,16 @@ class Run(Trained):
         """The rows of `metrics.jsonl`: `step`, and what was logged or evaluated at it.
 
         Raises:
-            UserError: the file cannot be read.
+            UserError: the file cannot be read, or is damaged.
         """
         path = self.directory / "metrics.jsonl"
         with files.os_errors_for_user(f"{path} cannot be read"):
             lines = path.read_text().splitlines() if path.exists() else []
-        # A run that is being written to may end in half a line.
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        try:
+            # The last line may be half written.
+            return [json.loads(line) for line in lines if line.endswith("}")]
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); remove the damaged line") from None
 
     def images(self, split: str = "") -> UInt8[np.ndarray, "b height width c"]:
         """Images of the run's data set: `dataset.eval_split`, or a split such as "test[:8]".

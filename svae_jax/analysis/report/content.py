@@ -69,7 +69,8 @@ def of_run(run: Run, label: str, seed: int) -> Content:
     Raises:
         UserError: its data set or its files cannot be read, or it holds too few images.
     """
-    dataset = run.config.dataset
+    dataset, size = run.config.dataset, run.config.dataset.image_size
+    name = dataset.data_dir if dataset.name == "folder" else dataset.name
     images = run.images()
     if len(images) < 2:
         raise UserError(f"{run.directory}: a report needs 2 held-out images, got {len(images)}")
@@ -93,7 +94,7 @@ def of_run(run: Run, label: str, seed: int) -> Content:
         evaluation = None
     return Content(
         label=label,
-        data=f"{dataset.name} {dataset.eval_split}",
+        data=f"{name} {dataset.eval_split}, {size} x {size}",
         facts=facts,
         config=configs.flatten(run.config.to_dict()),
         metrics=metrics,
@@ -166,16 +167,12 @@ def _edits(run: Run, label: str, images: UInt8[np.ndarray, "b h w c"]) -> dict[s
         return {"": f"{h} x {w} cells are too many to show one by one"}
     rows: dict[str, Shown | str] = {}
     for i in range(min(_EDITS, len(images) // 2)):
-        a, b = images[2 * i], images[2 * i + 1]
-        changed = [run.edit(a, b, run.cell(*cell))[0] for cell in np.ndindex(h, w)]
-        tiles = [
-            pictures.framed(tile, cell, (h, w)) if h * w > 1 else tile
-            for tile, cell in zip(pictures.tiles(np.stack(changed)), np.ndindex(h, w), strict=True)
-        ]
-        ends = pictures.tiles(run.reconstruct([a, b]))
-        picture = pictures.beside(
-            pictures.grid(ends, 1 if h > 1 else 2), pictures.grid(np.stack(tiles), w)
-        )
+        a, b = run.encode(images[2 * i : 2 * i + 2]).mean
+        # As `run.edit` does for one cell, for all in one batch.
+        single = np.eye(h * w, dtype=bool).reshape(h * w, h, w, 1)
+        ends = pictures.tiles(run.decode(np.stack([a, b])))
+        tiles = _framed(pictures.tiles(run.decode(np.where(single, b, a))), (h, w))
+        picture = pictures.beside(pictures.grid(ends, 1 if h > 1 else 2), pictures.grid(tiles, w))
         alt = (
             f"reconstructions of two images by {label}, and the first with each cell of the second"
         )
@@ -209,12 +206,7 @@ def _locality(found: exploring.locality.Locality, label: str) -> Shown | str:
     h, w, *size = found.energy.shape
     if max(h, w) > _SHOWN_CELLS:
         return f"{h} x {w} cells are too many to show one by one"
-    tiles = pictures.heat(found.energy.reshape(h * w, *size))
-    if h * w > 1:
-        cells = list(np.ndindex(h, w))
-        tiles = np.stack(
-            [pictures.framed(tile, cell, (h, w)) for tile, cell in zip(tiles, cells, strict=True)]
-        )
+    tiles = _framed(pictures.heat(found.energy.reshape(h * w, *size)), (h, w))
     caption = f"spread {found.spread:.1f} pixels"
     if h * w > 1:
         caption = f"{found.own_share:.0%} in the own patch, {caption}"
@@ -234,6 +226,16 @@ def _kl(run: Run, label: str, images: UInt8[np.ndarray, "b h w c"]) -> Shown:
     picture = pictures.grid(tiles, len(images), row_gaps=(2,))
     return Shown(
         picture, f"images above the KL of each location of their latents by {label}", caption
+    )
+
+
+def _framed(tiles: pictures.Tiles, shape: tuple[int, int]) -> pictures.Tiles:
+    """A tile for each cell, with the cell's patch framed; a single cell needs no frame."""
+    if shape == (1, 1):
+        return tiles
+    cells = np.ndindex(*shape)
+    return np.stack(
+        [pictures.framed(tile, cell, shape) for tile, cell in zip(tiles, cells, strict=True)]
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from svae_jax import files
 from svae_jax.analysis import exploring, tables
+from svae_jax.analysis.exploring import Run
 from svae_jax.analysis.report import content, curves
 from svae_jax.analysis.report.content import Content, Shown
 from svae_jax.analysis.report.markup import Markup, tag, void
@@ -39,11 +40,11 @@ _SECTIONS = (
 )  # fmt: skip
 
 
-def write(directories: Sequence[str | Path], out: str | Path, seed: int = 0) -> Path:
+def write(runs: Sequence[str | Path | Run], out: str | Path, seed: int = 0) -> Path:
     """Writes the report of some runs, which may still be training: they are only read.
 
     Args:
-        directories: the workdirs.
+        runs: workdirs; or runs that are loaded, such as those of networks of your own.
         out: an HTML file that does not exist.
         seed: of the samples.
 
@@ -58,11 +59,11 @@ def write(directories: Sequence[str | Path], out: str | Path, seed: int = 0) -> 
             raise UserError(f"--out={out} exists; remove it, or choose another --out")
         target.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=target.parent).close()  # it must not fail after the work
-    paths = list(dict.fromkeys(Path(directory) for directory in directories))
-    # All are loaded before anything is computed.
-    runs = [exploring.load(path) for path in paths]
-    labels = _labels(paths)
-    found = [content.of_run(*pair, seed) for pair in zip(runs, labels, strict=True)]
+    loaded = [run if isinstance(run, Run) else exploring.load(run) for run in runs]
+    if not loaded:
+        raise UserError("--workdir names no run")
+    labels = _labels([run.directory for run in loaded])
+    found = [content.of_run(*pair, seed) for pair in zip(loaded, labels, strict=True)]
     with (
         files.os_errors_for_user(f"--out={out} cannot be written"),
         files.replacing(target) as file,
@@ -108,6 +109,7 @@ def _overview(runs: Sequence[Content]) -> Markup:
                      "not compare.", class_="note")]  # fmt: skip
     facts = list(dict.fromkeys(name for run in runs for name in run.facts))
     table = _table(
+        "facts",
         ["", *(run.label for run in runs)],
         [[name, *(run.facts.get(name, "-") for run in runs)] for name in facts],
         of_runs=True,
@@ -118,7 +120,7 @@ def _overview(runs: Sequence[Content]) -> Markup:
 
     def configuration(names: Sequence[str]) -> Markup:
         rows = [[name, *values[name]] for name in names]
-        return _table(["", *(run.label for run in runs)], rows, of_runs=True)
+        return _table("configuration", ["", *(run.label for run in runs)], rows, of_runs=True)
 
     difference = []
     if differing:
@@ -190,18 +192,29 @@ def _evaluations(runs: Sequence[Content]) -> Markup:
     results = [run.evaluation | {"workdir": run.label} for run in runs if run.evaluation]
     if not results:
         return Markup()
-    bodies = [_records(tables.runs(results)), tag("h3", "Samples"), _records(tables.sets(results))]
+    bodies = [
+        _records("evaluation", tables.runs(results)),
+        tag("h3", "Samples"),
+        _records("evaluation of samples", tables.sets(results)),
+    ]
     notes = tag("p", tables.notes(results), class_="lines")
     return tag("section", tag("h2", "Evaluation"), *bodies, notes)
 
 
-def _records(records: Sequence[Mapping[str, str]]) -> Markup:
+def _records(name: str, records: Sequence[Mapping[str, str]]) -> Markup:
     columns = list(dict.fromkeys(column for record in records for column in record))
-    return _table(columns, [[record.get(column, "") for column in columns] for record in records])
+    return _table(
+        name, columns, [[record.get(column, "") for column in columns] for record in records]
+    )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], of_runs: bool = False) -> Markup:
-    """A table that scrolls within itself where it is wide; the first cell of a row names it."""
+def _table(
+    name: str, head: Sequence[str], rows: Sequence[Sequence[str]], of_runs: bool = False
+) -> Markup:
+    """A table that scrolls within itself where it is wide; the first cell of a row names it.
+
+    With `of_runs`, each column but the first is of one run.
+    """
     heads = [tag("th", cell, scope="col") for cell in head]
     if of_runs:
         heads[1:] = [
@@ -213,4 +226,4 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], of_runs: bool = F
     ]
     table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *lines))
     kind = "table of-runs" if of_runs else "table"
-    return tag("div", table, class_=kind, tabindex="0")
+    return tag("div", table, class_=kind, tabindex="0", role="region", aria_label=name)

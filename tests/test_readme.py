@@ -106,7 +106,7 @@ def test_a_network_of_ones_own_trains_and_loads(tiny_config, tmp_path):
     assert names["train"](tiny_config, tmp_path / "run")["step"] == 2
     posterior = latents.make("mvn", height=3, width=3, maps=16)
     model = names["SpatialVAE"](posterior, names["Encoder"](posterior), names["Decoder"](8))
-    with pytest.raises(UserError, match=r"not of the model .* load\(\.\.\., model=\.\.\.\)"):
+    with pytest.raises(UserError, match=r"not of the model .*load\(\.\.\., model=\.\.\.\)"):
         svae_jax.load(tmp_path / "run")
     trained = svae_jax.load(tmp_path / "run", model=model)
     z = trained.model.sample_prior(jax.random.key(0), 2)

@@ -2,13 +2,13 @@
 
 from svae_jax import latents      # posteriors, as pure functions
 
-trained = svae_jax.load(workdir)  # a trained model, see `svae_jax.analysis.trained`
+run = svae_jax.load(workdir)      # a trained model to play with, see `svae_jax.analysis.exploring`
 """
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from svae_jax.analysis.trained import load as load
+    from svae_jax.analysis.exploring import load as load
 
 __all__ = ["load"]
 
@@ -16,7 +16,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> object:
     # Imported on first use, so that `from svae_jax import latents` does not import Orbax.
     if name == "load":
-        from svae_jax.analysis.trained import load
+        from svae_jax.analysis.exploring import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import svae_jax
-from svae_jax import latents
+from svae_jax import latents, sampler_config
+from svae_jax.analysis import fitting
 from svae_jax.data import sources
+from svae_jax.errors import UserError
 from svae_jax.evaluation import bounds, steps
 from svae_jax.latents import posterior as posteriors
 from svae_jax.training import loop
@@ -24,9 +26,9 @@ PAGES = [
 ]
 
 
-def _example(word):
-    """The Python block of the README that holds `word`."""
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def _example(word, page=README):
+    """The Python block of the README, or of another page, that holds `word`."""
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (block,) = (block for block in blocks if word in block)
     return block
 
@@ -54,6 +56,23 @@ def test_pictures_and_files_that_are_shown_exist(page):
     targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
     for target in targets:
         assert (page.parent / target).exists(), target
+
+
+def test_a_trained_model_is_one_call_away(tiny_config, tmp_path, monkeypatch):
+    tiny_config.num_steps = 4
+    monkeypatch.chdir(tmp_path)
+    loop.train(tiny_config, Path("runs/shapes"))
+    fitting.fit("runs/shapes", "gaussian", sampler_config.base())
+    names: dict = {}
+    exec(_example('method="decode"'), names)  # our own README
+    assert names["images"].shape == (8, 8, 8, 3)
+    exploring = (ROOT / "svae_jax" / "README.md").read_text().replace("test[:500]", "test")
+    exec(_example("run.locality", exploring), names)
+    assert names["encoding"].mean.shape == (1, 3, 3, 4)
+    assert names["nats"].shape == (1, 3, 3)
+    assert names["found"].energy.shape == (3, 3, 8, 8)
+    assert names["drawn"].shape == (8, 8, 8, 3)
+    assert Path("edit.pdf").stat().st_size > 0
 
 
 @pytest.fixture
@@ -90,6 +109,8 @@ def test_a_network_of_ones_own_trains_and_loads(tiny_config, tmp_path):
     assert names["train"](tiny_config, tmp_path / "run")["step"] == 2
     posterior = latents.make("mvn", height=3, width=3, maps=16)
     model = names["SpatialVAE"](posterior, names["Encoder"](posterior), names["Decoder"](8))
+    with pytest.raises(UserError, match=r"not of the model .*load\(\.\.\., model=\.\.\.\)"):
+        svae_jax.load(tmp_path / "run")
     trained = svae_jax.load(tmp_path / "run", model=model)
     z = trained.model.sample_prior(jax.random.key(0), 2)
     assert trained.model.apply(trained.variables, z, method="decode").shape == (2, 8, 8, 3)

@@ -90,7 +90,9 @@ def reconstruct(
     target, grid = _targets(out, image_format)
     model = trained.load(directory)
     size, channels = model.config.dataset.image_size, model.config.dataset.channels
-    originals = data.read_pictures(pictures, image_size=size, channels=channels)
+    originals = data.read_pictures(
+        pictures, image_size=size, channels=channels, field="--reconstruct"
+    )
 
     def batches() -> Iterator[Pixels]:
         for begin in range(0, len(originals), _BATCH):

@@ -1,25 +1,49 @@
-"""Reads picture files of the user's as one array."""
+"""Reads pictures of the user's as one array."""
 
 import functools
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from svae_jax.data.decode import decode, to_array
 from svae_jax.data.sources import folder
+from svae_jax.data.sources.base import Reader
+from svae_jax.errors import UserError
 
 
 def read_pictures(
-    paths: Sequence[str | Path], *, image_size: int, channels: int
+    pictures: Sequence[Any], *, image_size: int, channels: int, field: str
 ) -> UInt8[np.ndarray, "n height width channels"]:
-    """Decodes PNG and JPEG files, converted, cropped and resized as `load` does for a folder.
+    """Reads pictures, converted, cropped and resized as `load` does for a folder.
+
+    Args:
+        pictures: PNG and JPEG files, or Pillow's images, which are not changed.
+        image_size: height and width of the result.
+        channels: 1 or 3.
+        field: what the errors call the pictures.
 
     Raises:
-        UserError: naming the files that cannot be read or decoded.
+        UserError: naming the pictures that cannot be read or decoded, or that are neither a path
+            nor an image.
     """
-    images = ((str(path), functools.partial(folder.open_image, Path(path))) for path in paths)
+
+    def readers() -> Iterator[tuple[str, Reader]]:
+        for i, picture in enumerate(pictures):
+            if isinstance(picture, Image.Image):
+                yield f"image {i}", picture.copy
+            elif isinstance(picture, str | os.PathLike):
+                yield str(picture), functools.partial(folder.open_image, Path(picture))
+            else:
+                kind = type(picture).__name__
+                raise UserError(f"{field}: {kind} is no array, path of a picture or Pillow image")
+
     convert = functools.partial(to_array, size=image_size, channels=channels, crop=None)
-    batches = decode(images, convert, count=len(paths), title="pictures", field="--reconstruct")
-    return np.concatenate(list(batches))
+    count = len(pictures)
+    return np.concatenate(
+        list(decode(readers(), convert, count=count, title="pictures", field=field))
+    )

@@ -138,7 +138,9 @@ def test_the_workdir_may_be_in_use_but_not_the_samplers_directory(run):
 def test_a_sampler_of_another_checkpoint_is_refused_and_fitted_anew(run, capsys):
     fitting.fit(run, "gaussian", tiny("gaussian"))
     first = svae_jax.load(run)
-    changed = first._replace(variables=jax.tree.map(lambda leaf: leaf + 1, first.variables))
+    changed = dataclasses.replace(
+        first, variables=jax.tree.map(lambda leaf: leaf + 1, first.variables)
+    )
     cure = f"python -m svae_jax.fit_sampler --workdir={run} --sampler=gaussian"
     with pytest.raises(UserError, match="is fitted to another checkpoint") as caught:
         fitted.load_sampler(run, "gaussian", changed)

@@ -1,0 +1,74 @@
+"""`figures`: each call gives one figure of what it was given, and changes no setting."""
+
+import io
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+
+from svae_jax.analysis import figures
+from svae_jax.analysis.exploring import KLMap, locality
+from svae_jax.errors import UserError
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), np.uint8)
+FLOATS = PICTURES / 127.5 - 1
+MASK = np.eye(2, dtype=bool)
+KL = KLMap(np.ones((4, 2, 2)), np.zeros(4), np.arange(144.0).reshape(4, 6, 6))
+REACH = locality.summarise(np.random.default_rng(1).random((2, 3, 6, 6)))
+METRICS = {"a": [{"step": 1, "eval/elbo": 3.0}, {"step": 2}, {"step": 3, "eval/elbo": None}]}
+
+# name -> (a call, the number of pictures in it)
+CALLS = {
+    "images": (lambda: figures.images(PICTURES), 1),
+    "grey": (lambda: figures.rows({"grey": FLOATS[..., :1]}), 4),
+    "reconstructions": (lambda: figures.reconstructions(PICTURES, FLOATS), 8),
+    "uneven rows": (lambda: figures.rows({"prior": FLOATS, "flow": FLOATS[:2]}), 6),
+    "traversal": (lambda: figures.traversal(FLOATS, [-1.0, 0.0, 1.0, 2.0]), 4),
+    "edits": (lambda: figures.edits(PICTURES, FLOATS[:1], FLOATS, MASK), 12),
+    "one edit": (lambda: figures.edits(PICTURES[0], FLOATS[0], FLOATS[:1], MASK), 3),
+    "reach": (lambda: figures.reach(REACH), 6),
+    "kl_maps": (lambda: figures.kl_maps(PICTURES, KL), 8),
+    "curves": (lambda: figures.curves(METRICS | {"b": METRICS["a"]}, "eval/elbo"), 0),
+}
+
+
+@pytest.mark.parametrize(("call", "pictures"), CALLS.values(), ids=CALLS.keys())
+def test_a_call_gives_a_figure_and_changes_no_setting(call, pictures):
+    before = dict(matplotlib.rcParams)
+    figure = call()
+    assert sum(len(axis.get_images()) for axis in figure.axes) == pictures
+    file = io.BytesIO()
+    figure.savefig(file, format="svg")
+    assert b"<svg" in file.getvalue()
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_levels_and_floats_are_the_same_colours():
+    shown = [
+        figures.rows({"": pictures}).axes[0].get_images()[0].get_array()
+        for pictures in (PICTURES, FLOATS)
+    ]
+    np.testing.assert_allclose(shown[0], PICTURES[0] / 255)
+    np.testing.assert_allclose(shown[1], PICTURES[0] / 255)
+
+
+def test_points_without_a_value_are_left_out():
+    (line,) = figures.curves(METRICS, "eval/elbo").axes[0].get_lines()
+    np.testing.assert_array_equal(line.get_xydata(), [[1, 3]])
+
+
+def test_a_frame_surrounds_the_patches_of_its_cells():
+    framed = figures.edits(PICTURES[:1], PICTURES[:1], FLOATS[:1], MASK).axes[1]
+    x, y = framed.get_lines()[0].get_data()
+    edges = {(x[i : i + 2].mean(), y[i : i + 2].mean()) for i in range(0, len(x), 3)}
+    assert len(edges) == 2 * 4 * 3  # two squares of 3 × 3 pixels
+    assert {(0.0, -0.5), (-0.5, 0.0), (2.5, 1.0), (5.5, 4.0), (4.0, 2.5)} <= edges
+    assert (2.5, 4.0) in edges
+    assert (1.0, 1.5) not in edges
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UserError, match=r"pip install 'svae_jax\[notebook\]'"):
+        figures.images(PICTURES)

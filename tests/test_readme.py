@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import svae_jax
-from svae_jax import latents
+from svae_jax import latents, sampler_config
+from svae_jax.analysis import fitting
 from svae_jax.data import sources
 from svae_jax.evaluation import bounds, steps
 from svae_jax.latents import posterior as posteriors
@@ -21,9 +22,9 @@ README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *(ROOT / room / "README.md" for room in ("configs", "svae_jax"))]
 
 
-def _example(word):
-    """The Python block of the README that holds `word`."""
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def _example(word, page=README):
+    """The Python block of the README, or of another page, that holds `word`."""
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (block,) = (block for block in blocks if word in block)
     return block
 
@@ -51,6 +52,23 @@ def test_pictures_and_files_that_are_shown_exist(page):
     targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
     for target in targets:
         assert (page.parent / target).exists(), target
+
+
+def test_a_trained_model_is_one_call_away(tiny_config, tmp_path, monkeypatch):
+    tiny_config.num_steps = 4
+    monkeypatch.chdir(tmp_path)
+    loop.train(tiny_config, Path("runs/shapes"))
+    fitting.fit("runs/shapes", "gaussian", sampler_config.base())
+    names: dict = {}
+    exec(_example('method="decode"'), names)  # our own README
+    assert names["images"].shape == (8, 8, 8, 3)
+    exploring = (ROOT / "svae_jax" / "README.md").read_text().replace("test[:500]", "test")
+    exec(_example("run.locality", exploring), names)
+    assert names["encoding"].mean.shape == (1, 3, 3, 4)
+    assert names["nats"].shape == (1, 3, 3)
+    assert names["found"].energy.shape == (3, 3, 8, 8)
+    assert names["drawn"].shape == (8, 8, 8, 3)
+    assert Path("edit.pdf").stat().st_size > 0
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """Figures of what `exploring` computes: each call returns a Matplotlib figure (extra `notebook`).
 
-Images are uint8 or floats in [-1, 1], `[b, height, width, channels]`. Figures are as wide as a page
-or a column of it, with fonts of 8 points and colours that the colour-blind can tell apart; nothing
-of Matplotlib's own settings is changed. In a notebook, `%matplotlib inline` shows them.
+Images are uint8 or floats in [-1, 1], `[height, width, channels]`, or many of them. Figures are as
+wide as a page or a column of it, with fonts of 8 points and colours that the colour-blind can tell
+apart; nothing of Matplotlib's own settings is changed. In a notebook, `%matplotlib inline` shows
+them.
 
     figures.edits(a, b, run.edit(a, b, run.cell(0, 2)), run.cell(0, 2)).savefig("edit.pdf")
 """
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 WIDTH = 5.5  # inches: the text of a page
 # Okabe and Ito's colours, dark ones first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_HEAT = "magma"  # even steps of lightness, so that it reads in grey too
 _STYLE: Any = {
     "figure.dpi": 150,
     "savefig.dpi": 300,
@@ -37,7 +37,7 @@ _STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.2,
     "image.interpolation": "nearest",
-    "image.cmap": _HEAT,
+    "image.cmap": "magma",  # even steps of lightness, so that it reads in grey too
 }
 
 
@@ -45,7 +45,7 @@ def images(pictures: Any, columns: int | None = None) -> "Figure":
     """Images in a grid."""
     grid = grids.grid(pictures, columns, min_tile=1)
     with _figure(WIDTH, WIDTH * grid.shape[0] / grid.shape[1]) as figure:
-        _show(figure.add_subplot(), grid)
+        _show(figure.add_subplot(), _batch(grid)[0])
     return figure
 
 
@@ -56,6 +56,7 @@ def rows(pictures: Mapping[str, Any], titles: Sequence[str] = ()) -> "Figure":
         pictures: as many images in each row.
         titles: above the columns, if given.
     """
+    pictures = {name: _batch(row) for name, row in pictures.items()}
     columns = max(len(row) for row in pictures.values())
     with _figure(WIDTH, WIDTH / columns * len(pictures) + 0.2 * bool(titles)) as figure:
         axes = figure.subplots(len(pictures), columns, squeeze=False)
@@ -81,7 +82,7 @@ def traversal(path: Any, values: Sequence[float], name: str = "") -> "Figure":
 
 
 def edits(a: Any, b: Any, changed: Any, where: Bool[np.ndarray, "h w"]) -> "Figure":
-    """Images a, images b with the taken cells framed, a with these cells of b, and the change.
+    """Images a, images b with the taken cells framed, and a with these cells of b.
 
     Args:
         a: images.
@@ -89,7 +90,7 @@ def edits(a: Any, b: Any, changed: Any, where: Bool[np.ndarray, "h w"]) -> "Figu
         changed: from `Run.edit`.
         where: the cells that were taken.
     """
-    a, b, changed = (_floats(pictures) for pictures in (a, b, changed))
+    a, b, changed = (_batch(pictures) for pictures in (a, b, changed))
     b = np.broadcast_to(b, a.shape)
     with _figure(WIDTH * 0.6, WIDTH * 0.2 * len(a) + 0.2) as figure:
         axes = figure.subplots(len(a), 3, squeeze=False)
@@ -126,7 +127,7 @@ def reach(found: Locality) -> "Figure":
 
 def kl_maps(pictures: Any, found: KLMap) -> "Figure":
     """Images above the nats of their latents' locations, on one scale."""
-    shown = _floats(pictures)
+    shown = _batch(pictures)
     with _figure(WIDTH, 2 * WIDTH / len(shown) * 0.92) as figure:
         axes = figure.subplots(2, len(shown), squeeze=False)
         top = float(found.over_image.max())
@@ -176,7 +177,7 @@ def _figure(width: float, height: float) -> "Iterator[Figure]":
 def _show(axis: Any, picture: Any, **scale: Any) -> Any:
     """One picture, or one map of numbers `[h, w]`, without ticks."""
     if picture.ndim == 3:
-        picture = (_floats(picture) + 1) / 2
+        picture = (picture + 1) / 2
         picture = np.repeat(picture, 3, -1) if picture.shape[-1] == 1 else picture
         picture = picture.clip(0, 1)
     axis.set(xticks=[], yticks=[])
@@ -202,7 +203,8 @@ def _frame(
         axis.plot(x, y, color=line_colour, linewidth=width, solid_capstyle="projecting")
 
 
-def _floats(pictures: Any) -> Float[np.ndarray, "..."]:
-    """Images as floats in [-1, 1]."""
+def _batch(pictures: Any) -> Float[np.ndarray, "b height width c"]:
+    """One image or many as floats in [-1, 1]."""
     array = np.asarray(pictures)
-    return array / 127.5 - 1 if array.dtype == np.uint8 else array
+    array = array / 127.5 - 1 if array.dtype == np.uint8 else array
+    return array.reshape(-1, *array.shape[-3:])

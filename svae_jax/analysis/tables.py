@@ -12,13 +12,21 @@ def evaluations(results: Sequence[Mapping[str, Any]]) -> str:
 
     A figure stands as value ± standard error. Distances are named as in `quality.report`.
     """
-    runs = [{"run": _run(result), **_run_figures(result)} for result in results]
-    sets = [
+    return f"{markdown(runs(results))}\n\n{markdown(sets(results))}\n\n{notes(results)}"
+
+
+def runs(results: Sequence[Mapping[str, Any]]) -> list[Record]:
+    """One row a run: bounds, quality of reconstructions, active units."""
+    return [{"run": _run(result), **_run_figures(result)} for result in results]
+
+
+def sets(results: Sequence[Mapping[str, Any]]) -> list[Record]:
+    """One row a set of samples: its distances to held-out images."""
+    return [
         {"run": _run(result), "samples": name, **_set_figures(distances)}
         for result in results
         for name, distances in result["samples"].items()
     ]
-    return f"{markdown(runs)}\n\n{markdown(sets)}\n\n{_notes(results)}"
 
 
 def markdown(records: Sequence[Record]) -> str:
@@ -74,7 +82,7 @@ def _set_figures(distances: Mapping[str, Any]) -> Record:
     return figures | nearest
 
 
-def _notes(results: Sequence[Mapping[str, Any]]) -> str:
+def notes(results: Sequence[Mapping[str, Any]]) -> str:
     """What the numbers are of, one line for each run and space."""
     lines = []
     for result in results:

@@ -5,6 +5,7 @@ batch at a time is in memory.
 """
 
 import contextlib
+import io
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -56,6 +57,13 @@ def write(out: Path, image_format: str, shape: tuple[int, int, int, int], batche
     """
     with files.os_errors_for_user(f"--out={out} cannot be written"):
         (_write_npz if image_format == "npz" else _write_pngs)(out, shape, batches)
+
+
+def png(picture: UInt8[np.ndarray, "h w c"]) -> bytes:
+    """The bytes of a PNG file of one picture: grey, colour, or colour with opacity."""
+    file = io.BytesIO()
+    _as_image(picture).save(file, format="png", optimize=True)
+    return file.getvalue()
 
 
 def save_picture(path: Path, picture: UInt8[np.ndarray, "h w c"]) -> None:

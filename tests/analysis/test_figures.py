@@ -3,14 +3,13 @@
 import io
 import sys
 
+import matplotlib
 import numpy as np
 import pytest
 
 from svae_jax.analysis import figures
 from svae_jax.analysis.exploring import KLMap, locality
 from svae_jax.errors import UserError
-
-matplotlib = pytest.importorskip("matplotlib")
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), np.uint8)
 FLOATS = PICTURES / 127.5 - 1
@@ -27,6 +26,7 @@ CALLS = {
     "uneven rows": (lambda: figures.rows({"prior": FLOATS, "flow": FLOATS[:2]}), 6),
     "traversal": (lambda: figures.traversal(FLOATS, [-1.0, 0.0, 1.0, 2.0]), 4),
     "edits": (lambda: figures.edits(PICTURES, FLOATS[:1], FLOATS, MASK), 12),
+    "one edit": (lambda: figures.edits(PICTURES[0], FLOATS[0], FLOATS[:1], MASK), 3),
     "reach": (lambda: figures.reach(REACH), 6),
     "kl_maps": (lambda: figures.kl_maps(PICTURES, KL), 8),
     "curves": (lambda: figures.curves(METRICS | {"b": METRICS["a"]}, "eval/elbo"), 0),

@@ -72,14 +72,12 @@ def _numbers(energy: Energy) -> tuple[float, float]:
     is_own = is_own & (cols == np.arange(w)[:, None])[None, :, None, :]
     total = energy.sum()
     variance = 0.0
-    for axis, size in ((-2, image_shape[0]), (-1, image_shape[1])):
-        along = energy.sum(axis=-3 - axis)  # [h, w, size]: summed over the other axis
-        place, weight = np.arange(size), along.sum(-1, keepdims=True)
+    for along in (energy.sum(-1), energy.sum(-2)):  # [h, w, rows] and [h, w, columns]
+        place, weight = np.arange(along.shape[-1]), along.sum(-1, keepdims=True)
         centre = (along * place).sum(-1, keepdims=True) / np.maximum(weight, 1e-300)
         variance += (along * (place - centre) ** 2).sum() / total
-    return float(energy[np.broadcast_to(is_own, energy.shape)].sum() / total), float(
-        np.sqrt(variance)
-    )
+    own = np.where(is_own, energy, 0).sum() / total
+    return float(own), float(np.sqrt(variance))
 
 
 def energy(

@@ -1,6 +1,7 @@
 """A trained run to play with."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Bool, Float, UInt8
 
-from svae_jax import latents, samplers
+from svae_jax import files, latents, samplers
 from svae_jax.analysis import fitted, trained
 from svae_jax.analysis.exploring import batches, locality, paths
 from svae_jax.analysis.exploring import images as image_lib
@@ -22,7 +23,6 @@ from svae_jax.model import SpatialVAE
 
 Images = Float[np.ndarray, "_b height width c"]
 Latents = Float[np.ndarray, "_b h w n"]
-Mask = Bool[np.ndarray, "h w"] | Bool[np.ndarray, "h w n"]
 
 
 class Encoding(NamedTuple):
@@ -85,6 +85,21 @@ class Run(Trained):
         """The names of the samplers that are fitted; `prior` always is."""
         return [name for name in samplers.names() if fitted.is_fitted(self.directory, name)]
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`: `step`, and what was logged or evaluated at it.
+
+        Raises:
+            UserError: the file cannot be read, or is damaged.
+        """
+        path = self.directory / "metrics.jsonl"
+        with files.os_errors_for_user(f"{path} cannot be read"):
+            lines = path.read_text().splitlines() if path.exists() else []
+        try:
+            # The last line may be half written.
+            return [json.loads(line) for line in lines if line.endswith("}")]
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); remove the damaged line") from None
+
     def images(self, split: str = "") -> UInt8[np.ndarray, "b height width c"]:
         """Images of the run's data set: `dataset.eval_split`, or a split such as "test[:8]".
 
@@ -114,21 +129,25 @@ class Run(Trained):
         """
         return fitted.load_sampler(self.directory, name, self, **options)
 
-    def sample(self, num: int, sampler: str = "prior", seed: int = 0, **options: Any) -> Images:
+    def sample(
+        self, num: int, sampler: str | Fitted = "prior", seed: int = 0, **options: Any
+    ) -> Images:
         """Draws images; number i depends on the seed and i alone.
 
         Args:
             num: how many, at least 1.
-            sampler: one of `samplers`.
+            sampler: one of `samplers`, or what `sampler` returns, which spares reading it again.
             seed: of the latents.
-            **options: of the sampler, such as `temperature` of the prior.
+            **options: of a sampler given by name, such as `temperature` of the prior.
 
         Raises:
             UserError: `num` is below 1, or as `sampler`.
         """
         if num < 1:
             raise UserError(f"num must be at least 1, got {num}")
-        return self.decode(self.sampler(sampler, **options)(jax.random.key(seed), num))
+        if isinstance(sampler, str):
+            sampler = self.sampler(sampler, **options)
+        return self.decode(sampler(jax.random.key(seed), num))
 
     def interpolate(
         self,

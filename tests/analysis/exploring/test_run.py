@@ -104,6 +104,7 @@ def test_samples_are_those_of_the_command(run):
     np.testing.assert_array_equal(
         run.sample(3, "gaussian", seed=3), run.sample(40, "gaussian", seed=3)[:3]
     )
+    np.testing.assert_array_equal(run.sample(2, fitted, seed=3), run.sample(2, "gaussian", seed=3))
     mean = run.decode(np.zeros(run.latent_shape))
     np.testing.assert_allclose(run.sample(1, temperature=0.0), mean, atol=1e-6)
     assert set(run.samplers) < set(samplers.names())

@@ -1,0 +1,32 @@
+"""Shows trained runs side by side, as one page that opens in any browser.
+
+    python -m svae_jax.explore --workdir=runs/shapes --out=report.html
+    python -m svae_jax.explore --workdir=runs/lowrank,runs/vector --out=report.html
+
+It holds the configurations, the training curves, samples of every fitted sampler, reconstructions,
+edits of single latent cells, interpolation, how far each cell reaches, the KL of each location, and
+the table of `python -m svae_jax.evaluate`, if that has run. Pictures are inside the file: it loads
+nothing and runs no script. The runs may still be training: they are only read.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from svae_jax import command_line
+
+_WORKDIR = flags.DEFINE_list("workdir", None, "directories of runs", required=True)
+_OUT = flags.DEFINE_string("out", None, "HTML file to write", required=True)
+_SEED = flags.DEFINE_integer("seed", 0, "of the samples")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes the page."""
+    del argv
+    from svae_jax.analysis.report import page
+
+    print(page.write(_WORKDIR.value, _OUT.value, _SEED.value))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

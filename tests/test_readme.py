@@ -13,6 +13,7 @@ import svae_jax
 from svae_jax import latents, sampler_config
 from svae_jax.analysis import fitting
 from svae_jax.data import sources
+from svae_jax.errors import UserError
 from svae_jax.evaluation import bounds, steps
 from svae_jax.latents import posterior as posteriors
 from svae_jax.training import loop
@@ -105,6 +106,8 @@ def test_a_network_of_ones_own_trains_and_loads(tiny_config, tmp_path):
     assert names["train"](tiny_config, tmp_path / "run")["step"] == 2
     posterior = latents.make("mvn", height=3, width=3, maps=16)
     model = names["SpatialVAE"](posterior, names["Encoder"](posterior), names["Decoder"](8))
+    with pytest.raises(UserError, match=r"not of the model .* load\(\.\.\., model=\.\.\.\)"):
+        svae_jax.load(tmp_path / "run")
     trained = svae_jax.load(tmp_path / "run", model=model)
     z = trained.model.sample_prior(jax.random.key(0), 2)
     assert trained.model.apply(trained.variables, z, method="decode").shape == (2, 8, 8, 3)

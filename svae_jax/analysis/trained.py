@@ -13,6 +13,7 @@ from jaxtyping import PyTree, UInt8
 
 from svae_jax import config as configs
 from svae_jax import data
+from svae_jax import model as models
 from svae_jax.errors import UserError
 from svae_jax.model import SpatialVAE
 from svae_jax.run import checkpoint, workdir
@@ -49,7 +50,8 @@ def load(directory: str | Path, *, best: bool = False, model: SpatialVAE | None 
         model: the model that was given to `training.loop.train`, if any.
 
     Raises:
-        UserError: the directory is not a workdir, or holds no intact checkpoint.
+        UserError: the directory is not a workdir, holds no intact checkpoint, or one of another
+            model.
     """
     directory = Path(directory)
     fields: dict[str, Any] | None = workdir.read_json(directory / "config.json")
@@ -63,7 +65,22 @@ def load(directory: str | Path, *, best: bool = False, model: SpatialVAE | None 
     variables = state.get("ema") or {name: state.get(name) for name in ("params", "batch_stats")}
     variables = {name: arrays or {} for name, arrays in variables.items()}
     model = model or configs.model(config)
+    _check_fits(directory, variables, model, config)
     return Trained(model, jax.tree.map(jnp.asarray, variables), config, loaded.step)
+
+
+def _check_fits(
+    directory: Path, variables: PyTree, model: SpatialVAE, config: ml_collections.ConfigDict
+) -> None:
+    """Checks that the arrays are those of the model; Flax itself would say so at the first use."""
+    size, channels = config.dataset.image_size, config.dataset.channels
+    expected = jax.eval_shape(lambda: models.init(model, jax.random.key(0), size, channels))
+    shapes, wanted = (jax.tree.map(np.shape, tree) for tree in (variables, expected))
+    if shapes != wanted:
+        raise UserError(
+            f"{directory}: the checkpoint is not of the model that its config.json describes; "
+            "networks of your own are given to svae_jax.load(..., model=...)"
+        )
 
 
 def images(

@@ -87,7 +87,8 @@ def html(runs: Sequence[Content]) -> str:
         tag("title", f"{names} · svae_jax"),
         tag("style", Markup(_style())),
     ]
-    page = tag("html", tag("head", *head), tag("body", *body), lang="en")
+    kind = "one" if len(runs) == 1 else "many"
+    page = tag("html", tag("head", *head), tag("body", *body, class_=kind), lang="en")
     return f"<!doctype html>\n{page}\n"
 
 
@@ -141,7 +142,7 @@ def _training(runs: Sequence[Content]) -> Markup:
     figures = [tag("figure", tag("figcaption", title), chart) for chart, title in charts if chart]
     if not figures:
         return Markup()
-    legend = tag("p", *(_name(i, run) for i, run in enumerate(runs)), class_="legend")
+    legend = tag("p", *_names(runs), class_="legend")
     return tag("section", tag("h2", "Training"), legend, tag("div", *figures, class_="charts"))
 
 
@@ -156,16 +157,16 @@ def _pictures(runs: Sequence[Content]) -> Iterable[Markup]:
             widest = max(
                 (cell.picture.shape[1] for cell in shown if isinstance(cell, Shown)), default=1
             )
-            names = [_name(i, run) for i, run in enumerate(runs)]
+            names = [[tag("figcaption", name)] for name in _names(runs)] or [[]]
             cells = [_figure(*pair, widest) for pair in zip(names, shown, strict=True)]
             parts += [tag("div", *cells, class_="runs")]
         yield tag("section", *parts)
 
 
-def _figure(name: Markup, shown: Shown | str, widest: int) -> Markup:
+def _figure(name: Sequence[Markup], shown: Shown | str, widest: int) -> Markup:
     """A run's picture in a row, whose widest picture fills its place: all have one scale."""
     if isinstance(shown, str):
-        return tag("figure", tag("figcaption", name), tag("p", shown))
+        return tag("figure", *name, tag("p", shown))
     data = base64.b64encode(image_files.png(shown.picture)).decode()
     height, width = shown.picture.shape[:2]
     image = void(
@@ -178,14 +179,19 @@ def _figure(name: Markup, shown: Shown | str, widest: int) -> Markup:
     )
     # Below the picture: captions of different length above it would set a row askew.
     caption = [tag("p", shown.caption)] if shown.caption else []
-    return tag("figure", tag("figcaption", name), tag("div", image, class_="picture"), *caption)
+    return tag("figure", *name, tag("div", image, class_="picture"), *caption)
 
 
-def _name(index: int, run: Content) -> Markup:
-    """A run's name with its colour."""
-    swatch = tag("svg", tag("path", d="M1 5L25 5"), viewBox="0 0 26 10", aria_hidden="true",
-                 class_=f"swatch curve run-{index}")  # fmt: skip
-    return tag("span", swatch, run.label, class_="name")
+def _names(runs: Sequence[Content]) -> list[Markup]:
+    """The runs' names with their colours; none where there is one run."""
+
+    def name(index: int, label: str) -> Markup:
+        line = tag("path", d="M1 5L25 5")
+        kind = f"swatch curve run-{index}"
+        swatch = tag("svg", line, viewBox="0 0 26 10", aria_hidden="true", class_=kind)
+        return tag("span", swatch, label, class_="name")
+
+    return [name(i, run.label) for i, run in enumerate(runs)] if len(runs) > 1 else []
 
 
 def _evaluations(runs: Sequence[Content]) -> Markup:

@@ -2,12 +2,14 @@
 
     python -m experiments.notebook
 
-Models are trained in `experiments/runs/explore`, or loaded if they are there.
+Models are trained in `experiments/runs/explore`, or loaded if they are there. With the environment
+variable SVAE_JAX_UPDATES below 600 everything is short, which is for tests.
 """
 
 from pathlib import Path
 from typing import Any
 
+import matplotlib.font_manager  # noqa: F401, builds the font cache: else a kernel would say so
 import nbclient
 import nbformat
 

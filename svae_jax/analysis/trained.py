@@ -45,10 +45,7 @@ def load(directory: str | Path, *, best: bool = False, model: SpatialVAE | None 
         UserError: the directory is not a workdir, or holds no intact checkpoint.
     """
     directory = Path(directory)
-    fields: dict[str, Any] | None = workdir.read_json(directory / "config.json")
-    if fields is None:
-        raise UserError(f"{directory} is no workdir of a run: it holds no config.json")
-    config = configs.from_dict(fields)
+    config = configuration(directory)
     loaded = checkpoint.load(directory / "checkpoints", best=best)
     state = loaded.state.get("state")
     if state is None:
@@ -57,6 +54,18 @@ def load(directory: str | Path, *, best: bool = False, model: SpatialVAE | None 
     variables = {name: arrays or {} for name, arrays in variables.items()}
     model = model or configs.model(config)
     return Trained(model, jax.tree.map(jnp.asarray, variables), config, loaded.step)
+
+
+def configuration(directory: str | Path) -> ml_collections.ConfigDict:
+    """The configuration of a run.
+
+    Raises:
+        UserError: the directory is not a workdir, or its `config.json` is damaged.
+    """
+    fields: dict[str, Any] | None = workdir.read_json(Path(directory) / "config.json")
+    if fields is None:
+        raise UserError(f"{directory} is no workdir of a run: it holds no config.json")
+    return configs.from_dict(fields)
 
 
 def images(

@@ -5,8 +5,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -80,6 +81,29 @@ def parse(
         raise UserError(f"--config: {str(error).splitlines()[-1].strip()}") from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: options begin with --; see --help")
+
+
+def load_config(
+    path: str, arguments: Sequence[str] = ()
+) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
+    """Loads a training configuration as `svae_jax.main` does.
+
+    Args:
+        path: such as configs/celeba.py:lowrank.
+        arguments: fields to set, such as --config.batch_size=10.
+
+    Returns:
+        The configuration, and the fields that were set, by their dotted names.
+
+    Raises:
+        UserError: as `parse` and `check_config_file`.
+    """
+    values = flags.FlagValues()
+    argv = ["", f"--config={path}", *arguments]
+    config_flags.DEFINE_config_file("config", None, "", values, sys_argv=argv)
+    parse(values, argv)
+    check_config_file(values)
+    return values.config, config_flags.get_override_values(values["config"])
 
 
 def check_config_file(values: flags.FlagValues) -> None:

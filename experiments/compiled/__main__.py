@@ -178,20 +178,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, ml_collections.Conf
     option("--generation_batch", type=int, default=1000, help="images generated at a time")
     option("--json", type=Path, help="file to write the results to, as JSON")
     options, rest = parser.parse_known_args(argv)
-    return options, _load_config(options.config, rest)
-
-
-def _load_config(path: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
-    """The configuration of a file such as `configs/celeba.py:lowrank`, with fields overridden."""
-    from absl import flags
-    from ml_collections import config_flags
-
-    values = flags.FlagValues()
-    arguments = ["", f"--config={path}", *overrides]
-    config_flags.DEFINE_config_file("config", None, "", values, sys_argv=arguments)
-    command_line.parse(values, arguments)
-    command_line.check_config_file(values)
-    return values.config
+    return options, command_line.load_config(options.config, rest)[0]
 
 
 if __name__ == "__main__":

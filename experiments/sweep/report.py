@@ -1,0 +1,190 @@
+"""What a sweep has found: `sweep.csv`, `sweep.md` and the figure `sweep.png` in its directory."""
+
+import collections
+import csv
+import importlib.util
+import io
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.sweep import outcomes
+from experiments.sweep.board import best_of
+from experiments.sweep.outcomes import Metric, Outcome
+from experiments.sweep.trials import SEED
+from svae_jax import files
+from svae_jax.errors import UserError
+
+_MOST_LABELS = 10  # lines of a panel with a legend
+_COLUMNS = 3  # of panels
+_LOGARITHMIC = 20  # the ratio of a parameter's values from which its axis is logarithmic
+
+Group = tuple[tuple[str, Any], ...]  # trials that differ in nothing but the seed
+
+
+def write(directory: Path, title: str, found: Sequence[Outcome], metric: Metric) -> list[Path]:
+    """Writes the files of a report; the figure needs matplotlib and a trial that is done.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        UserError: no finished trial has the metric (the message lists those there are), or a file
+            cannot be written.
+    """
+    done = [outcome for outcome in found if outcome.status == outcomes.DONE]
+    if done and all(metric.name not in outcome.metrics for outcome in done):
+        known = ", ".join(sorted(set().union(*(outcome.metrics for outcome in done))))
+        raise UserError(f"--metric={metric.name}: the trials have {known}")
+    written = [directory / "sweep.csv", directory / "sweep.md"]
+    with files.os_errors_for_user(f"--workdir={directory} cannot be written"):
+        picture = _figure(directory, done, metric) if done and _can_draw() else None
+        written[0].write_text(_csv(found))
+        written[1].write_text(_markdown(title, found, metric, picture))
+    return [*written, *([picture] if picture else [])]
+
+
+def _can_draw() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def _csv(found: Sequence[Outcome]) -> str:
+    """One row a trial."""
+    swept = _names(o.trial.parameters() for o in found)
+    measured = _names(o.metrics for o in found)
+    numbers = ["images_per_second", "num_parameters"]
+    text = io.StringIO()
+    columns = ["trial", "status", *swept, "step", *measured, *numbers, "reason", "workdir"]
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    for outcome in found:
+        own = ("status", "step", *numbers, "reason")
+        row = {"trial": outcome.trial.name, "workdir": outcome.trial.workdir}
+        row |= {name: getattr(outcome, name) for name in own}
+        table.writerow(row | outcome.trial.parameters() | outcome.metrics)
+    return text.getvalue()
+
+
+def _names(rows: Any) -> list[str]:
+    """All keys, in the order in which they come."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _markdown(title: str, found: Sequence[Outcome], metric: Metric, picture: Path | None) -> str:
+    counts = collections.Counter(outcome.status for outcome in found)
+    states = ", ".join(f"{number} {status}" for status, number in counts.items())
+    lines = [f"# Sweep {title}", "", f"{len(found)} trials: {states}.", ""]
+    done = [outcome for outcome in found if outcome.status == outcomes.DONE]
+    if (best := best_of(done, metric)) is not None:
+        lines += [f"Best {metric.name}: {best.value(metric):.6g}, by {best.trial.name}.", ""]
+    groups = _groups(done)
+    if groups:
+        swept = _names(dict(group) for group in groups)
+        spread = f"{metric.name} | standard deviation over seeds | trials | images/s"
+        lines += [f"| {' | '.join([*swept, spread])} |", "|---" * (len(swept) + 4) + "|"]
+        lines += [_row(dict(g), swept, groups[g], metric) for g in _ranked(groups, metric)] + [""]
+    if picture is not None:
+        lines += [f"![{metric.name} against each parameter]({picture.name})", ""]
+    for status in (outcomes.FAILED, outcomes.PRUNED):
+        those = [outcome for outcome in found if outcome.status == status]
+        if those:
+            lines += [f"## {status.capitalize()}", ""]
+            lines += [f"- `{outcome.trial.name}`: {outcome.reason}" for outcome in those] + [""]
+    return "\n".join(lines)
+
+
+def _row(group: dict[str, Any], swept: Sequence[str], own: Sequence[Outcome], metric: Metric) -> str:
+    mean, deviation = _mean(own, metric)
+    speeds = [o.images_per_second for o in own if o.images_per_second is not None]
+    told = [
+        *(str(group.get(name, "")) for name in swept),
+        f"{mean:.6g}",
+        "" if math.isnan(deviation) else f"{deviation:.3g}",
+        str(len(own)),
+        f"{statistics.fmean(speeds):,.0f}" if speeds else "",
+    ]
+    return f"| {' | '.join(told)} |"
+
+
+def _groups(done: Sequence[Outcome], without: str = "") -> dict[Group, list[Outcome]]:
+    """The trials by their parameters other than the seed and `without`."""
+    groups: dict[Group, list[Outcome]] = collections.defaultdict(list)
+    for outcome in done:
+        named = outcome.trial.parameters().items()
+        key = tuple((name, value) for name, value in named if name not in (SEED, without))
+        groups[key].append(outcome)
+    return groups
+
+
+def _ranked(groups: dict[Group, list[Outcome]], metric: Metric) -> list[Group]:
+    """Best first; those without the metric last."""
+
+    def badness(group: Group) -> float:
+        mean, _ = _mean(groups[group], metric)
+        return math.inf if math.isnan(mean) else -metric.sign * mean
+
+    return sorted(groups, key=badness)
+
+
+def _mean(own: Sequence[Outcome], metric: Metric) -> tuple[float, float]:
+    """Mean and standard deviation; NaN where there are too few."""
+    values = [x for x in (outcome.value(metric) for outcome in own) if not math.isnan(x)]
+    return (
+        statistics.fmean(values) if values else math.nan,
+        statistics.stdev(values) if len(values) > 1 else math.nan,
+    )
+
+
+def _figure(directory: Path, done: Sequence[Outcome], metric: Metric) -> Path:
+    """A panel for each parameter that has several values; points are trials, lines are means."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    swept = _names(outcome.trial.parameters() for outcome in done)
+    several = [name for name in swept if len(_values(done, name)) > 1 and name != SEED]
+    shown = several or [SEED]
+    rows = math.ceil(len(shown) / _COLUMNS)
+    columns = min(len(shown), _COLUMNS)
+    figure = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for name, axes in zip(shown, panels, strict=False):
+        _draw(axes, done, name, metric)
+    for axes in list(figure.axes)[len(shown) :]:
+        axes.remove()
+    path = directory / "sweep.png"
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _draw(axes: Any, done: Sequence[Outcome], name: str, metric: Metric) -> None:
+    """The metric against one parameter: a line for each setting of the others."""
+    values = _values(done, name)
+    numeric = all(isinstance(value, int | float) for value in values)
+    place = {value: value if numeric else at for at, value in enumerate(values)}
+    groups = _groups([o for o in done if name in o.trial.parameters()], without=name)
+    for at, (group, own) in enumerate(groups.items()):
+        color = f"C{at % 10}"
+        points = [(place[o.trial.parameters()[name]], o.value(metric)) for o in own]
+        axes.plot(*zip(*points, strict=True), ".", color=color, alpha=0.5)
+        here = {x: [o for o in own if place[o.trial.parameters()[name]] == x] for x, _ in points}
+        means = [(x, *_mean(here[x], metric)) for x in sorted(here)]
+        x, mean, deviation = zip(*means, strict=True)
+        spread = [0 if math.isnan(d) else d for d in deviation]
+        label = ", ".join(f"{key}={value}" for key, value in group)
+        axes.errorbar(x, mean, spread, color=color, capsize=3, label=label)
+    axes.set_xlabel(name)
+    axes.set_ylabel(metric.name)
+    if not numeric:
+        axes.set_xticks(range(len(values)), [str(value) for value in values], rotation=30)
+    elif min(values) > 0 and max(values) / min(values) >= _LOGARITHMIC:
+        axes.set_xscale("log")
+    if 1 < len(groups) <= _MOST_LABELS:
+        axes.legend(fontsize="x-small")
+
+
+def _values(done: Sequence[Outcome], name: str) -> list[Any]:
+    """The values of a parameter, in the order in which they come."""
+    return list(dict.fromkeys(p[name] for p in (o.trial.parameters() for o in done) if name in p))

@@ -1,0 +1,197 @@
+"""Trials: a sweep's overrides, validated, as command lines of `svae_jax.main`."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+import runpy
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from svae_jax import command_line
+from svae_jax import config as configs
+from svae_jax.errors import UserError
+from svae_jax.run import workdir as workdirs
+
+POSTERIOR = "posterior"  # the override that stands for the text after the configuration's colon
+SEED = "seed"
+
+_PREFIX = "sweep_"  # of the functions beside `get_config`
+_MOST = 10_000  # trials; a generator that never ends passes it
+
+Overrides = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One run of a sweep.
+
+    Attributes:
+        name: the overrides and a hash of what decides the trial's numbers.
+        overrides: what the sweep sets; dotted fields, and `posterior`.
+        arguments: those of `svae_jax.main`, without the workdir.
+        workdir: where it runs.
+    """
+
+    name: str
+    overrides: Overrides
+    arguments: tuple[str, ...]
+    workdir: Path
+
+    def command(self, python: str = "python") -> list[str]:
+        """The ordinary command line."""
+        return [python, "-m", "svae_jax.main", *self.arguments, f"--workdir={self.workdir}"]
+
+    def parameters(self) -> dict[str, Any]:
+        """The overrides, with a posterior's options apart: posterior=lowrank, rank=2."""
+        found = dict(self.overrides)
+        if POSTERIOR in found:
+            name, *options = str(found.pop(POSTERIOR)).split(",")
+            pairs = (option.partition("=") for option in options)
+            found = {POSTERIOR: name, **{key.strip(): int(x) for key, _, x in pairs}, **found}
+        return found
+
+
+def names(config: str) -> list[str]:
+    """The sweeps of a configuration's file: its functions `sweep_NAME`, without the prefix."""
+    module = runpy.run_path(_file(config))
+    return [name.removeprefix(_PREFIX) for name in module if name.startswith(_PREFIX)]
+
+
+def load(config: str, name: str) -> list[Overrides]:
+    """What the function `sweep_<name>` of a configuration's file yields.
+
+    Raises:
+        UserError: there is no such file or function (the message lists those there are), or it
+            fails, or yields nothing or something else than dictionaries of plain values.
+    """
+    command_line.load_config(config)
+    if name not in names(config):
+        known = ", ".join(names(config)) or "none"
+        raise UserError(f"--sweep={name}: {_file(config)} has {known}")
+    generate = runpy.run_path(_file(config))[f"{_PREFIX}{name}"]
+    try:
+        found = list(itertools.islice(generate(), _MOST + 1))
+    except Exception as error:
+        raise UserError(f"--sweep={name} fails: {type(error).__name__}: {error}") from error
+    if not 1 <= len(found) <= _MOST:
+        count = "nothing" if not found else f"more than {_MOST:,} trials"
+        raise UserError(f"--sweep={name} yields {count}")
+    for overrides in found:
+        plain = isinstance(overrides, Mapping) and all(
+            isinstance(value, bool | int | float | str) for value in overrides.values()
+        )
+        if not plain:
+            raise UserError(f"--sweep={name} must yield {{field: plain value}}, got {overrides!r}")
+    return found
+
+
+def make(
+    config: str,
+    sweep: Iterable[Overrides],
+    workdir: Path,
+    common: Sequence[str] = (),
+    *,
+    num_devices: int = 1,
+) -> list[Trial]:
+    """Makes the trials of a sweep, and checks the configuration of each.
+
+    Args:
+        config: a file, with or without a posterior: configs/cifar10.py:lowrank.
+        sweep: the overrides of each trial.
+        workdir: the sweep's directory, which will hold those of the trials.
+        common: arguments for all trials, such as --config.num_steps=100.
+        num_devices: of each trial.
+
+    Raises:
+        UserError: an unknown field, a value that is not allowed, a field that is set both for all
+            trials and by one, or two trials with the same configuration.
+    """
+    fixed = command_line.load_config(config, common)[1]
+    trials: dict[str, Trial] = {}
+    for overrides in sweep:
+        if both := fixed.keys() & overrides.keys():
+            field = min(both)
+            raise UserError(f"--config.{field}={fixed[field]}: the sweep sets {field} itself")
+        arguments = _arguments(config, {**fixed, **overrides})
+        try:
+            resolved, _ = command_line.load_config(arguments[0].partition("=")[2], arguments[1:])
+            configs.check(resolved, num_devices=num_devices)
+        except UserError as error:
+            raise UserError(f"trial {_words(overrides)}: {error}") from None
+        digest = _digest(resolved)
+        if digest in trials:
+            same = _words(trials[digest].overrides)
+            raise UserError(f"trials {same} and {_words(overrides)} have the same configuration")
+        name = re.sub(r"[^\w.=+-]+", "_", _words(overrides))[:100] + f"_{digest}"
+        trials[digest] = Trial(name, dict(overrides), arguments, workdir / name)
+    return list(trials.values())
+
+
+def claim(workdir: Path, sweep: str, config: str, trials: Sequence[Trial]) -> None:
+    """Writes `sweep.json`, by which the directory belongs to this sweep and `read` finds it.
+
+    A sweep may gain and lose trials; it is the same one while its name and a trial are the same.
+
+    Raises:
+        UserError: the directory belongs to another sweep or to a run, or cannot be written.
+    """
+    workdirs.create(workdir)
+    if workdirs.has_begun(workdir):
+        raise UserError(f"--workdir={workdir} holds a run; choose another one for the sweep")
+    path = workdir / "sweep.json"
+    if (earlier := workdirs.read_json(path)) is not None:
+        known = {trial["name"] for trial in earlier["trials"]}
+        if earlier["sweep"] != sweep or known.isdisjoint(trial.name for trial in trials):
+            raise UserError(
+                f"--workdir={workdir} belongs to another sweep: {earlier['sweep']} of "
+                f"{earlier['config']}, such as {min(known)}; choose another --workdir"
+            )
+    listed = [{"name": t.name, "overrides": t.overrides, "arguments": t.arguments} for t in trials]
+    workdirs.write_json(path, {"sweep": sweep, "config": config, "trials": listed})
+
+
+def read(workdir: Path) -> tuple[str, list[Trial]]:
+    """A sweep's title and its trials, from its directory.
+
+    Raises:
+        UserError: the directory holds no sweep.
+    """
+    content = workdirs.read_json(workdir / "sweep.json")
+    if content is None:
+        raise UserError(f"--workdir={workdir} holds no sweep: there is no sweep.json")
+    trials = [
+        Trial(t["name"], t["overrides"], tuple(t["arguments"]), workdir / t["name"])
+        for t in content["trials"]
+    ]
+    return f"{content['sweep']} of {content['config']}", trials
+
+
+def _file(config: str) -> str:
+    return config.partition(":")[0]
+
+
+def _arguments(config: str, overrides: Overrides) -> tuple[str, ...]:
+    file, _, argument = config.partition(":")
+    argument = overrides.get(POSTERIOR, argument)
+    fields = [f"--config.{name}={x}" for name, x in overrides.items() if name != POSTERIOR]
+    return (f"--config={file}:{argument}" if argument else f"--config={file}", *fields)
+
+
+def _words(overrides: Overrides) -> str:
+    """Such as lowrank,rank=2 seed=1."""
+    return " ".join(
+        str(value) if field == POSTERIOR else f"{field.rpartition('.')[2]}={value}"
+        for field, value in overrides.items()
+    )
+
+
+def _digest(config: ml_collections.ConfigDict) -> str:
+    """A hash of the fields on which result.json depends."""
+    fields = configs.identity(config)
+    fields |= {name: config[name] for name in ("num_steps", "num_epochs", "importance_samples")}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]

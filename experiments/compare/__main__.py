@@ -263,7 +263,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     option("--workdir", type=Path, required=True, help="directory of the comparison and its runs")
     option("--quick", action="store_true", help=f"minutes instead of hours: {plan.QUICK}")
     option("--split", default="", help="held-out split of the tables (dataset.eval_split)")
-    option("--features", default="", help="inception or efficientnet_lite0, as of svae_jax.evaluate")
+    option(
+        "--features", default="", help="inception or efficientnet_lite0, as of svae_jax.evaluate"
+    )
     option("--models", type=_models, help="separated by blanks: 'vector lowrank,rank=2'")
     option("--scalings", type=_words, help="of the objective, separated by commas")
     option("--learning_rates", type=_numbers, help="tried for each model; '' takes the config's")

@@ -96,8 +96,7 @@ def _paired_table(models: Mapping[str, Mapping[int, summary.Figures]]) -> str:
             continue
         differences = summary.paired(seeds, models[summary.BASELINE])
         records.append(
-            {"model": model}
-            | {k: _difference(differences[k]) for k in _PAIRED if k in differences}
+            {"model": model} | {k: _difference(differences[k]) for k in _PAIRED if k in differences}
         )
     return tables.markdown(records)
 
@@ -128,7 +127,8 @@ def _search(comparison: Comparison) -> str:
     split = comparison["settings"]["search_split"]
     return (
         f"## Search of the learning rate\n\nELBO in nats on `{split}`, which no model was trained "
-        f"on in the search; in bold what the runs above use.\n\n{tables.markdown(list(records.values()))}"
+        "on in the search; in bold what the runs above use.\n\n"
+        + tables.markdown(list(records.values()))
     )
 
 

@@ -66,7 +66,9 @@ def test_the_interval_of_paired_differences_is_that_of_a_paired_t_test():
 
 
 def test_the_best_learning_rate_of_each_model():
-    runs = plan.search_runs(plan.QUICK._replace(models=("vector", "mvn"), learning_rates=(1.0, 2.0)))
+    runs = plan.search_runs(
+        plan.QUICK._replace(models=("vector", "mvn"), learning_rates=(1.0, 2.0))
+    )
     elbos = dict(zip(runs, [3.0, 5.0, None, -7.0], strict=True))
     assert plan.best_rates(elbos) == {("vector", "elbo"): 2.0, ("mvn", "elbo"): 2.0}
     with pytest.raises(UserError, match="all runs of mvn"):

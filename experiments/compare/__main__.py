@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import ml_collections
+
 from experiments.compare import figure, plan, summary, tables
 from experiments.compare.plan import Run, Setting
 from experiments.sweep import engines, outcomes
@@ -46,16 +48,11 @@ def main(argv: Sequence[str]) -> None:
     engine = engines.Options(options.engine, gpus=options.gpus, cpus=options.cpus)
     engines.check(engine)
     file = options.config.partition(":")[0]
-    search: list[dict[str, Any]] = []
+    search = plan.Search({}, "")
     rates: dict[tuple[str, str], float] = {}
-    held_back = plan.search_split(config.dataset.split)
     if setting.learning_rates:
-        arguments = [*common, *(f"--config.{field}={x}" for field, x in held_back.items())]
-        runs = plan.search_runs(setting)
-        trials = _trials(file, runs, options.workdir / "search", arguments)
-        elbos = _train(trials, options.workdir / "search", engine)
-        rates = plan.best_rates(elbos)
-        search = [_search_record(run, elbo) for run, elbo in elbos.items()]
+        search = _search(file, config, setting, options.workdir / "search", common, engine)
+        rates = plan.best_rates(search.elbos)
     default_rate = fixed.get("optimizer.learning_rate", config.optimizer.learning_rate)
     runs = list(plan.final_runs(setting, rates, default_rate))
     directory = options.workdir / "runs"
@@ -68,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
             if elbos[run] is None:
                 raise UserError(f"{trial.name} failed: {outcomes.read(trial).reason}")
             records.append(_finish(run, trial, setting, options))
-        _write(options, setting, search, records, held_back["dataset.eval_split"], argv)
+        _write(options, setting, search, records, argv)
         if seed == 0:
             _draw(options, setting, of_seed)
 
@@ -92,13 +89,19 @@ def _train(
     return dict(zip(trials, elbos, strict=True))
 
 
-def _search_record(run: Run, elbo: float | None) -> dict[str, Any]:
-    return {
-        "model": run.model,
-        "scaling": run.scaling,
-        "learning_rate": run.learning_rate,
-        "elbo": elbo,
-    }
+def _search(
+    file: str,
+    config: ml_collections.ConfigDict,
+    setting: Setting,
+    directory: Path,
+    common: Sequence[str],
+    engine: engines.Options,
+) -> plan.Search:
+    """Trains with each learning rate on nine tenths of the training split."""
+    splits = plan.search_split(config.dataset.split)
+    arguments = [*common, *(f"--config.{field}={value}" for field, value in splits.items())]
+    trials = _trials(file, plan.search_runs(setting), directory, arguments)
+    return plan.Search(_train(trials, directory, engine), splits["dataset.eval_split"])
 
 
 def _finish(
@@ -162,9 +165,8 @@ def _command(name: str, *arguments: str) -> None:
 def _write(
     options: argparse.Namespace,
     setting: Setting,
-    search: list[dict[str, Any]],
+    search: plan.Search,
     records: list[dict[str, Any]],
-    search_split: str,
     argv: Sequence[str],
 ) -> None:
     """Writes `comparison.json`, and `comparison.md` from it."""
@@ -173,7 +175,7 @@ def _write(
     content = {
         "settings": {
             **{name: first[name] for name in shared},
-            "search_split": search_split,
+            "search_split": search.split,
             "samplers": ["prior", *setting.samplers],
             "importance_samples": setting.importance_samples,
             "num_samples": setting.num_samples,
@@ -181,7 +183,7 @@ def _write(
             "device": _device(first["device"]),
             "command": shlex.join(["python", "-m", "experiments.compare", *argv]),
         },
-        "search": search,
+        "search": search.to_json(),
         "runs": [
             {k: v for k, v in record.items() if k not in (*shared, "device")} for record in records
         ],

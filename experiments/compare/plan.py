@@ -77,6 +77,26 @@ class Run(NamedTuple):
         }
 
 
+class Search(NamedTuple):
+    """What the search of the learning rate found.
+
+    Attributes:
+        elbos: nats, of every run; None where it failed.
+        split: the images that they are of.
+    """
+
+    elbos: Mapping[Run, float | None]
+    split: str
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """A record of each run."""
+        names = ("model", "scaling", "learning_rate")
+        return [
+            {**{name: getattr(run, name) for name in names}, "elbo": elbo}
+            for run, elbo in self.elbos.items()
+        ]
+
+
 def search_runs(setting: Setting) -> list[Run]:
     """The runs of the search of the learning rate, all with seed 0."""
     return [

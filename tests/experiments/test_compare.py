@@ -3,15 +3,21 @@
 import json
 import math
 import pathlib
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
+from experiments.compare import __main__ as command
 from experiments.compare import plan, summary, tables
 from svae_jax.errors import UserError
 
-RESULTS = pathlib.Path(__file__).parents[2] / "experiments" / "results"
+ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = ROOT / "experiments" / "results"
 
 
 def evaluation(elbo, swd):
@@ -134,3 +140,52 @@ def test_the_tables_in_results_are_those_of_their_numbers(path):
     assert path.with_suffix(".md").read_text() == tables.render(content)
     for run in content["runs"]:
         assert all(math.isfinite(value) for value in run["figures"].values())
+
+
+@pytest.mark.slow
+def test_a_small_comparison_from_nothing_and_once_more(tmp_path):
+    """Two models with one seed; the second call finds all done and writes the same."""
+    argv = [
+        sys.executable, "-m", "experiments.compare", "--config=configs/shapes.py",
+        f"--workdir={tmp_path}", "--quick", "--engine=local", "--models=vector lowrank",
+        "--learning_rates=", "--seeds=1", "--flow_steps=2", "--importance_samples=1",
+        "--num_samples=20", "--config.num_steps=2", "--config.batch_size=10",
+        "--config.dataset.split=train[:100]", "--config.dataset.eval_split=test[:40]",
+    ]  # fmt: skip
+    subprocess.run(argv, cwd=ROOT, check=True, timeout=900)
+    content = json.loads((tmp_path / "comparison.json").read_text())
+    figures = {run["model"]: run["figures"] for run in content["runs"]}
+    for model in ("vector", "lowrank"):
+        (workdir,) = (tmp_path / "runs").glob(f"{model}*")
+        result = json.loads((workdir / "result.json").read_text())
+        assert figures[model]["ELBO, nats"] == pytest.approx(result["metrics"]["eval/elbo"])
+        assert {f"swd_mean, {s}" for s in ("prior", "gaussian", "flow")} < figures[model].keys()
+    picture = np.asarray(Image.open(tmp_path / "comparison.png"))
+    assert picture.std() > 10
+    table = (tmp_path / "comparison.md").read_text()
+    assert table == tables.render(content)
+    evaluations = sorted((tmp_path / "runs").glob("*/evaluation.json"))
+    written = [path.stat().st_mtime_ns for path in evaluations]
+    subprocess.run(argv, cwd=ROOT, check=True, timeout=900)
+    assert json.loads((tmp_path / "comparison.json").read_text()) == content
+    assert [path.stat().st_mtime_ns for path in evaluations] == written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    {
+        "scaling": (["--scalings=elbow"], "--scalings=elbow must be among elbo, released_code"),
+        "sampler": (["--samplers=prior"], "--samplers=prior must be among gaussian, mixture, flow"),
+        "seeds": (["--seeds=0"], "--seeds=0 must be at least 1"),
+        "model": (["--models=vektor"], "no posterior 'vektor'"),
+        "field": (["--config.sed=1"], "--config.sed: there is no such field"),
+        "set by the comparison": (["--config.seed=1"], "--config.seed=1: the sweep sets seed"),
+        "split": (["--config.dataset.split=train[:9]"], "must be a whole split"),
+    }.values(),
+    ids=str,
+)
+def test_mistakes_are_told_before_anything_runs(arguments, message, tmp_path):
+    argv = ["--config=configs/shapes.py", f"--workdir={tmp_path}", "--quick", "--engine=local"]
+    with pytest.raises(UserError, match=re.escape(message)):
+        command.main([*argv, *arguments])
+    assert not list(tmp_path.rglob("metrics.jsonl"))

@@ -92,7 +92,7 @@ def evaluate(directory: str | Path, settings: Settings) -> dict[str, Any]:
     extractor = feature_lib.load(settings.features) if settings.features else None
     available = [name for name in samplers.names() if fitted.is_fitted(directory, name)]
     loaded = [fitted.load_sampler(directory, name, model) for name in available]
-    name = "evaluation" + ("" if split == dataset.eval_split else re.sub(r"\W+", "_", f"_{split}"))
+    name = _name(split, dataset.eval_split)
     workdir.create(directory / name)
     _say(f"{directory}: step {model.step}; {len(held_out):,} images of {dataset.name} {split}")
     result: dict[str, Any] = {
@@ -121,6 +121,22 @@ def evaluate(directory: str | Path, settings: Settings) -> dict[str, Any]:
     content = report.to_json(result)
     workdir.write_json(directory / f"{name}.json", content)
     return content
+
+
+def read(directory: str | Path, split: str = "") -> dict[str, Any] | None:
+    """The content of the file that `evaluate` wrote for a split; None if there is none.
+
+    Raises:
+        UserError: the directory is no workdir, or the file is damaged.
+    """
+    directory = Path(directory)
+    own = trained.configuration(directory).dataset.eval_split
+    return workdir.read_json(directory / f"{_name(split or own, own)}.json")
+
+
+def _name(split: str, own_split: str) -> str:
+    """Of the file and the folder of an evaluation."""
+    return "evaluation" + ("" if split == own_split else re.sub(r"\W+", "_", f"_{split}"))
 
 
 def likelihood(

@@ -54,10 +54,7 @@ def load(directory: str | Path, *, best: bool = False, model: SpatialVAE | None 
             model.
     """
     directory = Path(directory)
-    fields: dict[str, Any] | None = workdir.read_json(directory / "config.json")
-    if fields is None:
-        raise UserError(f"{directory} is no workdir of a run: it holds no config.json")
-    config = configs.from_dict(fields)
+    config = configuration(directory)
     loaded = checkpoint.load(directory / "checkpoints", best=best)
     state = loaded.state.get("state")
     if state is None:
@@ -81,6 +78,18 @@ def _check_fits(
             f"{directory}: the checkpoint is not of the model that its config.json describes; "
             "networks of your own are given to svae_jax.load(..., model=...)"
         )
+
+
+def configuration(directory: str | Path) -> ml_collections.ConfigDict:
+    """The configuration of a run.
+
+    Raises:
+        UserError: the directory is not a workdir, or its `config.json` is damaged.
+    """
+    fields: dict[str, Any] | None = workdir.read_json(Path(directory) / "config.json")
+    if fields is None:
+        raise UserError(f"{directory} is no workdir of a run: it holds no config.json")
+    return configs.from_dict(fields)
 
 
 def images(

@@ -1,0 +1,151 @@
+"""What a comparison trains: the models, the objectives, the learning rates and the seeds."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from svae_jax.errors import UserError
+
+Overrides = dict[str, Any]
+
+_MODELS = (
+    "vector",
+    "naive",
+    "mvn",
+    "lowrank",
+    "lowrank,rank=2",
+    "lowrank,rank=3",
+    "mvn_full",
+    "lowrank_full",
+)
+
+
+class Setting(NamedTuple):
+    """How much a comparison does.
+
+    Attributes:
+        models: what stands behind the colon of a configuration.
+        scalings: values of `objective.scaling`.
+        learning_rates: tried for each model on a part of the training split; none: that of the
+            configuration.
+        seeds: the runs of each model are those of seed 0 to `seeds` - 1.
+        samplers: fitted to every run.
+        flow_steps: updates of the sampler `flow`; 0: its default.
+        importance_samples: K of the importance-weighted bound.
+        num_samples: images drawn from each sampler.
+    """
+
+    models: tuple[str, ...] = _MODELS
+    scalings: tuple[str, ...] = ("elbo", "released_code")
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    seeds: int = 3
+    samplers: tuple[str, ...] = ("gaussian", "mixture", "flow")
+    flow_steps: int = 0
+    importance_samples: int = 100
+    num_samples: int = 10_000
+
+
+FULL = Setting()
+# Minutes on two cores: what the whole does, on less of everything.
+QUICK = Setting(
+    models=("vector", "mvn", "lowrank"),
+    scalings=("elbo",),
+    learning_rates=(1e-3, 3e-3),
+    seeds=2,
+    samplers=("gaussian", "flow"),
+    flow_steps=100,
+    importance_samples=5,
+    num_samples=500,
+)
+
+
+class Run(NamedTuple):
+    """One training run: the model and what is changed in its configuration."""
+
+    model: str
+    scaling: str
+    seed: int
+    learning_rate: float
+
+    @property
+    def overrides(self) -> Overrides:
+        """The changed fields of the configuration."""
+        return {
+            "objective.scaling": self.scaling,
+            "optimizer.learning_rate": self.learning_rate,
+            "seed": self.seed,
+        }
+
+
+class Search(NamedTuple):
+    """What the search of the learning rate found.
+
+    Attributes:
+        elbos: nats, of every run; None where it failed.
+        split: the images that they are of.
+    """
+
+    elbos: Mapping[Run, float | None]
+    split: str
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """A record of each run."""
+        names = ("model", "scaling", "learning_rate")
+        return [
+            {**{name: getattr(run, name) for name in names}, "elbo": elbo}
+            for run, elbo in self.elbos.items()
+        ]
+
+
+def search_runs(setting: Setting) -> list[Run]:
+    """The runs of the search of the learning rate, all with seed 0."""
+    return [
+        Run(model, scaling, 0, rate)
+        for scaling in setting.scalings
+        for model in setting.models
+        for rate in setting.learning_rates
+    ]
+
+
+def search_split(split: str) -> dict[str, str]:
+    """Overrides that train on nine tenths of a training split and evaluate on the last one.
+
+    Raises:
+        UserError: the split is a part of one already.
+    """
+    if not re.fullmatch(r"\w+", split):
+        raise UserError(
+            f"dataset.split={split!r} must be a whole split, such as 'train': the comparison holds "
+            "a tenth of it back to choose the learning rates"
+        )
+    return {"dataset.split": f"{split}[:90%]", "dataset.eval_split": f"{split}[90%:]"}
+
+
+def best_rates(elbos: Mapping[Run, float | None]) -> dict[tuple[str, str], float]:
+    """(model, scaling) -> the learning rate with the highest held-out ELBO.
+
+    Args:
+        elbos: of every run of the search, in nats; None where the run failed.
+
+    Raises:
+        UserError: all runs of a model failed.
+    """
+    best: dict[tuple[str, str], Run] = {}
+    for run, elbo in elbos.items():
+        at = (run.model, run.scaling)
+        if elbo is not None and (at not in best or elbo > elbos[best[at]]):
+            best[at] = run
+    for model, scaling in dict.fromkeys((run.model, run.scaling) for run in elbos):
+        if (model, scaling) not in best:
+            raise UserError(f"all runs of {model} ({scaling}) failed; see their last lines above")
+    return {at: run.learning_rate for at, run in best.items()}
+
+
+def final_runs(
+    setting: Setting, rates: Mapping[tuple[str, str], float], default_rate: float
+) -> Iterable[Run]:
+    """The runs that the tables are of, seed by seed, so that each seed gives a whole table."""
+    for seed in range(setting.seeds):
+        for scaling in setting.scalings:
+            for model in setting.models:
+                yield Run(model, scaling, seed, rates.get((model, scaling), default_rate))

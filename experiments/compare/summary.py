@@ -1,0 +1,94 @@
+"""What the runs of a comparison say together: mean and spread over seeds, differences in pairs."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from scipy import stats
+
+Figures = Mapping[str, float]
+
+BASELINE = "vector"
+CONFIDENCE = 0.95
+# Figures of a run in its evaluation.json: section, name there, and the name here.
+_EVALUATED = (
+    ("bounds", "elbo", "ELBO, nats"),
+    ("bounds", "bits_per_dim", "bits/dim"),
+    ("bounds", "bits_per_dim_iw", "bits/dim, importance-weighted"),
+    ("bounds", "reconstruction", "reconstruction, nats"),
+    ("bounds", "kl", "KL, nats"),
+    ("reconstruction", "mse", "MSE"),
+    ("reconstruction", "psnr", "PSNR, dB"),
+    ("reconstruction", "ssim", "SSIM"),
+)
+
+
+def figures_of_run(result: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of one run by name, from its `result.json` and `evaluation.json`.
+
+    Distances of samples are named `DISTANCE, SAMPLER`, as in `swd_mean, flow`. A figure that is
+    not finite is left out.
+    """
+    found = {
+        name: evaluation[section][key]["value"]
+        for section, key, name in _EVALUATED
+        if key in evaluation[section]
+    }
+    found["active units"] = evaluation["latents"]["active_units"]
+    for samples, distances in evaluation["samples"].items():
+        for space in ("pixels", "features"):
+            for distance, estimate in distances.get(space, {}).get("figures", {}).items():
+                found[f"{distance}, {samples}"] = estimate["value"]
+    for part, number in evaluation["parameters"].items():
+        found[f"parameters, {part}"] = number
+    found["images/s"] = result["images_per_second"]
+    return {name: float(x) for name, x in found.items() if x is not None and math.isfinite(x)}
+
+
+def over_seeds(runs: Sequence[Figures]) -> dict[str, dict[str, float | int | None]]:
+    """Mean and standard deviation of every figure over runs that differ in their seed alone.
+
+    Returns:
+        name -> {"mean", "sd", "n"}; the standard deviation is that of a sample (n − 1), and None
+        for a single run.
+    """
+    return {name: _spread([run[name] for run in runs if name in run]) for name in _names(runs)}
+
+
+def paired(
+    runs: Mapping[int, Figures], baseline: Mapping[int, Figures]
+) -> dict[str, dict[str, float | int | None]]:
+    """Differences to the baseline, seed by seed, with their interval of 95%.
+
+    A pair shares the order of the images and every stream of random numbers, so part of the seeds'
+    spread cancels. The interval is Student's t for the mean of the differences.
+
+    Args:
+        runs: figures by seed.
+        baseline: likewise; seeds that one of the two lacks are left out.
+
+    Returns:
+        name -> {"mean", "half_width", "n"}; `half_width` is None for a single pair.
+    """
+    seeds = sorted(runs.keys() & baseline.keys())
+    differences = [
+        {k: runs[s][k] - baseline[s][k] for k in runs[s] if k in baseline[s]} for s in seeds
+    ]
+    found = {}
+    for name, spread in over_seeds(differences).items():
+        n, sd = spread["n"], spread["sd"]
+        half_width = None
+        if sd is not None:
+            half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / math.sqrt(n)
+        found[name] = {"mean": spread["mean"], "half_width": half_width, "n": n}
+    return found
+
+
+def _names(runs: Iterable[Figures]) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for name in run))
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "sd": sd, "n": len(values)}

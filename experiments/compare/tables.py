@@ -1,0 +1,145 @@
+"""A comparison as Markdown; every number is computed from `comparison.json`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.compare import summary
+from svae_jax.analysis import tables
+from svae_jax.analysis.assessment import FLOOR
+
+Comparison = Mapping[str, Any]
+Record = dict[str, str]
+
+# Columns of the first table; the others follow from the samplers.
+_LIKELIHOOD = (
+    "ELBO, nats",
+    "bits/dim",
+    "bits/dim, importance-weighted",
+    "reconstruction, nats",
+    "KL, nats",
+    "PSNR, dB",
+    "SSIM",
+    "active units",
+)
+_PAIRED = ("ELBO, nats", "bits/dim", "bits/dim, importance-weighted", "KL, nats", "PSNR, dB")
+_COST = ("parameters, encoder", "parameters, decoder", "images/s")
+
+
+def render(comparison: Comparison) -> str:
+    """The whole of `comparison.md`: for each scaling its tables, then how it was made."""
+    scalings = list(dict.fromkeys(run["scaling"] for run in comparison["runs"]))
+    parts = [_scaling(comparison, scaling) for scaling in scalings]
+    return "\n\n".join([*parts, _search(comparison), _notes(comparison)]) + "\n"
+
+
+def by_model(comparison: Comparison, scaling: str) -> dict[str, dict[int, summary.Figures]]:
+    """Model -> seed -> figures, of the runs with one scaling."""
+    found: dict[str, dict[int, summary.Figures]] = {}
+    for run in comparison["runs"]:
+        if run["scaling"] == scaling:
+            found.setdefault(run["model"], {})[run["seed"]] = run["figures"]
+    return found
+
+
+def _scaling(comparison: Comparison, scaling: str) -> str:
+    models = by_model(comparison, scaling)
+    distances = [
+        name
+        for name in dict.fromkeys(n for seeds in models.values() for f in seeds.values() for n in f)
+        if name.rpartition(", ")[2] in (FLOOR, *comparison["settings"]["samplers"])
+    ]
+    blocks = [
+        ("Likelihood, reconstruction and use of the latent", _mean_table(models, _LIKELIHOOD)),
+        ("Distances of samples to held-out images", _distance_table(models, distances)),
+        ("Size and speed", _mean_table(models, _COST)),
+    ]
+    if summary.BASELINE in models and len(models) > 1:
+        title = f"Differences to `{summary.BASELINE}`, seed by seed, with their 95% interval"
+        blocks.insert(1, (title, _paired_table(models)))
+    shown = "\n\n".join(f"### {title}\n\n{table}" for title, table in blocks if table)
+    return f"## Objective: `{scaling}`\n\n{shown}"
+
+
+def _mean_table(models: Mapping[str, Mapping[int, summary.Figures]], names: Sequence[str]) -> str:
+    records = []
+    for model, seeds in models.items():
+        spreads = summary.over_seeds(list(seeds.values()))
+        records.append(
+            {"model": model, "seeds": str(len(seeds))}
+            | {name: mean_and_sd(spreads[name]) for name in names if name in spreads}
+        )
+    return tables.markdown(records)
+
+
+def _distance_table(
+    models: Mapping[str, Mapping[int, summary.Figures]], names: Sequence[str]
+) -> str:
+    """A row for each model and sampler, a column for each distance."""
+    records = []
+    for model, seeds in models.items():
+        spreads = summary.over_seeds(list(seeds.values()))
+        rows: dict[str, Record] = {}
+        for name in names:
+            distance, _, samples = name.rpartition(", ")
+            if name in spreads:
+                row = rows.setdefault(samples, {"model": model, "samples": samples})
+                row[distance] = mean_and_sd(spreads[name])
+        records += rows.values()
+    return tables.markdown(records) if records else ""
+
+
+def _paired_table(models: Mapping[str, Mapping[int, summary.Figures]]) -> str:
+    records = []
+    for model, seeds in models.items():
+        if model == summary.BASELINE:
+            continue
+        differences = summary.paired(seeds, models[summary.BASELINE])
+        records.append(
+            {"model": model} | {k: _difference(differences[k]) for k in _PAIRED if k in differences}
+        )
+    return tables.markdown(records)
+
+
+def mean_and_sd(spread: Mapping[str, float | None]) -> str:
+    """Mean ± standard deviation, rounded to the latter's second digit."""
+    return tables.figure({"value": spread["mean"], "standard_error": spread["sd"]})
+
+
+def _difference(difference: Mapping[str, float | None]) -> str:
+    mean, half_width = difference["mean"], difference["half_width"]
+    text = tables.figure({"value": mean, "standard_error": half_width})
+    return text if mean is None or math.copysign(1, mean) < 0 else f"+{text}"
+
+
+def _search(comparison: Comparison) -> str:
+    """The search of the learning rate: the held-out ELBO of each, the chosen one in bold."""
+    records: dict[tuple[str, str], Record] = {}
+    chosen = {(r["scaling"], r["model"]): r["learning_rate"] for r in comparison["runs"]}
+    for trial in comparison["search"]:
+        at = (trial["scaling"], trial["model"])
+        row = records.setdefault(at, {"objective": at[0], "model": at[1]})
+        text = f"{trial['elbo']:,.1f}" if trial["elbo"] is not None else "failed"
+        is_chosen = chosen.get(at) == trial["learning_rate"]
+        row[f"{trial['learning_rate']:g}"] = f"**{text}**" if is_chosen else text
+    if not records:
+        return "Every model was trained with the configuration's learning rate."
+    split = comparison["settings"]["search_split"]
+    return (
+        f"## Search of the learning rate\n\nELBO in nats on `{split}`, which no model was trained "
+        "on in the search; in bold what the runs above use.\n\n"
+        + tables.markdown(list(records.values()))
+    )
+
+
+def _notes(comparison: Comparison) -> str:
+    settings = comparison["settings"]
+    lines = [
+        "Figures are mean ± standard deviation over seeds. Bits/dim are of 8-bit images. "
+        f"Importance-weighted: K = {settings['importance_samples']}. Distances: "
+        f"{settings['num_samples']:,} samples at most against `{settings['split']}`.",
+        f"{settings['num_steps']:,} updates of {settings['batch_size']} images of "
+        f"`{settings['dataset']}`; {settings['device']}.",
+        f"Made by `{settings['command']}`.",
+    ]
+    return "## How\n\n" + "\n\n".join(lines)

@@ -1,0 +1,191 @@
+"""The comparison: its statistics, its tables, and a whole small one."""
+
+import json
+import math
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from experiments.compare import __main__ as command
+from experiments.compare import plan, summary, tables
+from svae_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = ROOT / "experiments" / "results"
+
+
+def evaluation(elbo, swd):
+    estimate = {"value": elbo, "standard_error": 1.0}
+    return {
+        "bounds": {"elbo": estimate, "kl": estimate},
+        "reconstruction": {"mse": {"value": 0.1, "standard_error": 0.0}},
+        "latents": {"active_units": 7},
+        "parameters": {"encoder": 10, "decoder": 20},
+        "samples": {
+            "training images": {
+                "pixels": {"figures": {"swd_mean": {"value": 0.01, "standard_error": None}}}
+            },
+            "flow": {"pixels": {"figures": {"swd_mean": {"value": swd, "standard_error": 0.0}}}},
+        },
+    }
+
+
+def test_the_figures_of_a_run():
+    found = summary.figures_of_run({"images_per_second": 5.0}, evaluation(1.5, None))
+    assert found == {
+        "ELBO, nats": 1.5,
+        "KL, nats": 1.5,
+        "MSE": 0.1,
+        "active units": 7,
+        "swd_mean, training images": 0.01,
+        "parameters, encoder": 10,
+        "parameters, decoder": 20,
+        "images/s": 5,
+    }
+
+
+def test_mean_and_standard_deviation_over_seeds():
+    runs = [{"a": 1.0}, {"a": 2.0}, {"a": 4.0, "b": 1.0}]
+    found = summary.over_seeds(runs)
+    assert found["a"]["mean"] == pytest.approx(7 / 3)
+    assert found["a"]["sd"] == pytest.approx(np.std([1, 2, 4], ddof=1))
+    assert found["b"] == {"mean": 1, "sd": None, "n": 1}
+
+
+def test_the_interval_of_paired_differences_is_that_of_a_paired_t_test():
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(size=(2, 4))
+    found = summary.paired(
+        {seed: {"x": value} for seed, value in enumerate([*ours, 9.0])},  # one seed more
+        {seed: {"x": value} for seed, value in enumerate(theirs)},
+    )["x"]
+    low, high = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert found["n"] == 4
+    assert found["mean"] - found["half_width"] == pytest.approx(low)
+    assert found["mean"] + found["half_width"] == pytest.approx(high)
+
+
+def test_the_best_learning_rate_of_each_model():
+    runs = plan.search_runs(
+        plan.QUICK._replace(models=("vector", "mvn"), learning_rates=(1.0, 2.0))
+    )
+    elbos = dict(zip(runs, [3.0, 5.0, None, -7.0], strict=True))
+    assert plan.best_rates(elbos) == {("vector", "elbo"): 2.0, ("mvn", "elbo"): 2.0}
+    with pytest.raises(UserError, match="all runs of mvn"):
+        plan.best_rates(elbos | {runs[3]: None})
+
+
+def test_each_seed_is_a_whole_table():
+    setting = plan.QUICK._replace(models=("vector", "mvn"), seeds=2)
+    runs = list(plan.final_runs(setting, {("mvn", "elbo"): 0.5}, 0.1))
+    assert [(r.seed, r.model, r.learning_rate) for r in runs] == [
+        (0, "vector", 0.1), (0, "mvn", 0.5), (1, "vector", 0.1), (1, "mvn", 0.5),
+    ]  # fmt: skip
+
+
+def test_the_search_holds_a_tenth_of_the_training_split_back():
+    assert plan.search_split("train") == {
+        "dataset.split": "train[:90%]",
+        "dataset.eval_split": "train[90%:]",
+    }
+    with pytest.raises(UserError, match="whole split"):
+        plan.search_split("train[:100]")
+
+
+def comparison():
+    runs = [
+        {
+            "model": model,
+            "scaling": "elbo",
+            "seed": seed,
+            "learning_rate": 0.001,
+            "workdir": f"{model}{seed}",
+            "figures": summary.figures_of_run(
+                {"images_per_second": 100.0}, evaluation(elbo + 10 * seed, 0.25 + 0.01 * seed)
+            ),
+        }
+        for model, elbo in (("vector", 1000.0), ("mvn", 1101.0))
+        for seed in (0, 1)
+    ]
+    search = [
+        {"model": "mvn", "scaling": "elbo", "learning_rate": rate, "elbo": elbo}
+        for rate, elbo in ((0.001, 12.0), (0.003, None))
+    ]
+    settings = {
+        "samplers": ["prior", "flow"], "search_split": "train[90%:]", "importance_samples": 5,
+        "num_samples": 500, "split": "test", "num_steps": 600, "batch_size": 100,
+        "dataset": "shapes", "device": "2 CPU cores", "command": "python -m x",
+    }  # fmt: skip
+    return {"settings": settings, "runs": runs, "search": search}
+
+
+def test_the_tables_say_what_the_runs_say():
+    text = tables.render(comparison())
+    assert "1,005.0 ± 7.1" in text  # of 1,000 and 1,010
+    assert "+101" in text  # mvn, paired
+    assert "0.2550 ± 0.0071" in text
+    assert "**12.0**" in text
+    assert "failed" in text
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.json")), ids=lambda path: path.stem)
+def test_the_tables_in_results_are_those_of_their_numbers(path):
+    content = json.loads(path.read_text())
+    assert path.with_suffix(".md").read_text() == tables.render(content)
+    for run in content["runs"]:
+        assert all(math.isfinite(value) for value in run["figures"].values())
+
+
+@pytest.mark.slow
+def test_a_small_comparison_from_nothing_and_once_more(tmp_path):
+    """Two models with one seed; the second call finds all done and writes the same."""
+    argv = [
+        sys.executable, "-m", "experiments.compare", "--config=configs/shapes.py",
+        f"--workdir={tmp_path}", "--quick", "--engine=local", "--models=vector lowrank",
+        "--learning_rates=", "--seeds=1", "--flow_steps=2", "--importance_samples=1",
+        "--num_samples=20", "--config.num_steps=2", "--config.batch_size=10",
+        "--config.dataset.split=train[:100]", "--config.dataset.eval_split=test[:40]",
+    ]  # fmt: skip
+    subprocess.run(argv, cwd=ROOT, check=True, timeout=900)
+    content = json.loads((tmp_path / "comparison.json").read_text())
+    figures = {run["model"]: run["figures"] for run in content["runs"]}
+    for model in ("vector", "lowrank"):
+        (workdir,) = (tmp_path / "runs").glob(f"{model}*")
+        result = json.loads((workdir / "result.json").read_text())
+        assert figures[model]["ELBO, nats"] == pytest.approx(result["metrics"]["eval/elbo"])
+        assert {f"swd_mean, {s}" for s in ("prior", "gaussian", "flow")} < figures[model].keys()
+    picture = np.asarray(Image.open(tmp_path / "comparison.png"))
+    assert picture.std() > 10
+    table = (tmp_path / "comparison.md").read_text()
+    assert table == tables.render(content)
+    evaluations = sorted((tmp_path / "runs").glob("*/evaluation.json"))
+    written = [path.stat().st_mtime_ns for path in evaluations]
+    subprocess.run(argv, cwd=ROOT, check=True, timeout=900)
+    assert json.loads((tmp_path / "comparison.json").read_text()) == content
+    assert [path.stat().st_mtime_ns for path in evaluations] == written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    {
+        "scaling": (["--scalings=elbow"], "--scalings=elbow must be among elbo, released_code"),
+        "sampler": (["--samplers=prior"], "--samplers=prior must be among gaussian, mixture, flow"),
+        "seeds": (["--seeds=0"], "--seeds=0 must be at least 1"),
+        "model": (["--models=vektor"], "no posterior 'vektor'"),
+        "field": (["--config.sed=1"], "--config.sed: there is no such field"),
+        "set by the comparison": (["--config.seed=1"], "--config.seed=1: the sweep sets seed"),
+        "split": (["--config.dataset.split=train[:9]"], "must be a whole split"),
+    }.values(),
+    ids=str,
+)
+def test_mistakes_are_told_before_anything_runs(arguments, message, tmp_path):
+    argv = ["--config=configs/shapes.py", f"--workdir={tmp_path}", "--quick", "--engine=local"]
+    with pytest.raises(UserError, match=re.escape(message)):
+        command.main([*argv, *arguments])
+    assert not list(tmp_path.rglob("metrics.jsonl"))

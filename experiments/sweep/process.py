@@ -108,6 +108,7 @@ def _start(
         tether = [sys.executable, "-I", "-S", "-c", _TETHERED, str(os.getpid())]
         command = [*tether, *command]
     with (trial.workdir / _LOG).open("ab") as log:
+        begin = log.tell()  # before the process moves it
         process = subprocess.Popen(
             command,
             cwd=directory,
@@ -118,7 +119,7 @@ def _start(
             stderr=log,
             start_new_session=True,  # Ctrl-C reaches the sweep, which sends SIGTERM
         )
-        return process, log.tell()
+        return process, begin
 
 
 def _is_free(workdir: Path) -> bool:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import svae_jax
 from svae_jax import latents, sampler_config
@@ -53,8 +54,8 @@ def test_the_table_of_models_is_that_of_the_code():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_pictures_and_files_that_are_shown_exist(page):
-    targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
-    for target in targets:
+    targets = re.findall(r"""\]\(([^)#:]+)\)|src="([^"]+)""", page.read_text())
+    for target in map("".join, targets):
         assert (page.parent / target).exists(), target
 
 
@@ -73,6 +74,15 @@ def test_a_trained_model_is_one_call_away(tiny_config, tmp_path, monkeypatch):
     assert names["found"].energy.shape == (3, 3, 8, 8)
     assert names["drawn"].shape == (8, 8, 8, 3)
     assert Path("edit.pdf").stat().st_size > 0
+
+
+def test_the_gallery_is_made_by_its_lines(tiny_config, tmp_path, monkeypatch):
+    tiny_config.num_steps = 2
+    monkeypatch.chdir(tmp_path)
+    loop.train(tiny_config, Path("runs/mvn"))
+    exec(_example("figures.kl_maps").replace("test[:16]", "test"), {})  # our own README
+    for name in ("edits", "locality", "kl_maps", "reconstructions"):
+        assert np.asarray(Image.open(f"{name}.png")).std() > 1
 
 
 @pytest.fixture

@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> None:
     options, common = _parse(argv)
     setting = _setting(options)
     config, fixed = command_line.load_config(options.config, common)
+    if setting.num_steps and "num_steps" not in fixed:
+        common = [*common, f"--config.num_steps={setting.num_steps}"]
     engine = engines.Options(options.engine, gpus=options.gpus, cpus=options.cpus)
     engines.check(engine)
     file = options.config.partition(":")[0]
@@ -221,7 +223,7 @@ def _setting(options: argparse.Namespace) -> Setting:
     Raises:
         UserError: an option is not allowed.
     """
-    given = {name: getattr(options, name) for name in Setting._fields}
+    given = {name: getattr(options, name, None) for name in Setting._fields}
     changed = {name: value for name, value in given.items() if value is not None}
     setting = (plan.QUICK if options.quick else plan.FULL)._replace(**changed)
     if unknown := {*setting.scalings} - {*plan.FULL.scalings}:

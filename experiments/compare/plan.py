@@ -29,6 +29,7 @@ class Setting(NamedTuple):
         learning_rates: tried for each model on a part of the training split; none: that of the
             configuration.
         seeds: the runs of each model are those of seed 0 to `seeds` - 1.
+        num_steps: updates of each run; 0: as the configuration says.
         samplers: fitted to every run.
         flow_steps: updates of the sampler `flow`; 0: its default.
         importance_samples: K of the importance-weighted bound.
@@ -39,6 +40,7 @@ class Setting(NamedTuple):
     scalings: tuple[str, ...] = ("elbo", "released_code")
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     seeds: int = 3
+    num_steps: int = 0
     samplers: tuple[str, ...] = ("gaussian", "mixture", "flow")
     flow_steps: int = 0
     importance_samples: int = 100
@@ -50,8 +52,9 @@ FULL = Setting()
 QUICK = Setting(
     models=("vector", "mvn", "lowrank"),
     scalings=("elbo",),
-    learning_rates=(1e-3, 3e-3),
+    learning_rates=(),
     seeds=2,
+    num_steps=200,
     samplers=("gaussian", "flow"),
     flow_steps=100,
     importance_samples=5,

@@ -180,7 +180,10 @@ def test_a_small_comparison_from_nothing_and_once_more(tmp_path):
         "model": (["--models=vektor"], "no posterior 'vektor'"),
         "field": (["--config.sed=1"], "--config.sed: there is no such field"),
         "set by the comparison": (["--config.seed=1"], "--config.seed=1: the sweep sets seed"),
-        "split": (["--config.dataset.split=train[:9]"], "must be a whole split"),
+        "split": (
+            ["--learning_rates=0.1", "--config.dataset.split=train[:9]"],
+            "must be a whole split",
+        ),
     }.values(),
     ids=str,
 )

@@ -34,7 +34,7 @@ def strips(
     Args:
         directories: model -> the workdir of a run.
         samplers: those that are fitted to every run; shown are the prior and the best of the rest.
-        split: the held-out images, of which the first are shown.
+        split: the held-out images, of which the first are shown; empty: the runs' own.
         seed: of everything drawn.
     """
     shown = [name for name in _SHOWN if name in samplers]
@@ -44,7 +44,8 @@ def strips(
     key = jax.random.key(seed)
     for model, directory in directories.items():
         run = trained.load(directory)
-        originals = np.asarray(trained.images(run.config, split)[:COLUMNS])
+        held_out = trained.images(run.config, split or run.config.dataset.eval_split)
+        originals = np.asarray(held_out[:COLUMNS])
         if not found:
             found.append(Strip("", "held out", originals))
         images = steps.reconstruct(run.model, run.variables, key, originals)

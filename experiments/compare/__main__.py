@@ -7,8 +7,8 @@ For each objective and model it chooses a learning rate on a tenth of the traini
 run a seed on all of it, fits the samplers to each run, and evaluates each once on the held-out
 split. All else is the configuration, and --config.FIELD=VALUE changes it for all runs.
 
-The workdir receives comparison.json (all numbers), comparison.md (the tables) and comparison.png
-(reconstructions and samples of seed 0), new after each seed. The same command continues a
+The workdir receives comparison.json (all numbers) and comparison.md (the tables), new after each
+seed, and comparison.png (reconstructions and samples of seed 0). The same command continues a
 comparison that was stopped or killed; what is done is not done again.
 """
 
@@ -68,8 +68,8 @@ def main(argv: Sequence[str]) -> None:
                 raise UserError(f"{trial.name} failed: {outcomes.read(trial).reason}")
             records.append(_finish(run, trial, setting, options))
         _write(options, setting, search, records, argv)
-        if seed == 0:
-            _draw(options, setting, of_seed)
+    # Last: from here on this process holds the device.
+    _draw(options, setting, {run: trial for run, trial in trials.items() if run.seed == 0})
 
 
 def _trials(

@@ -1,6 +1,6 @@
 """CelebA, 64×64 (Wang, Yuan, Ji 2017, §4.1): N = 64 maps of 3×3, or a vector of C = 81."""
 
-import itertools
+import functools
 
 import ml_collections
 
@@ -23,9 +23,4 @@ def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
 sweep_models = sweeps.models
 sweep_learning_rate = sweeps.learning_rate
 sweep_objective = sweeps.objective
-
-
-def sweep_latents() -> sweeps.Sweep:
-    """The size of a map against the number of maps."""
-    for size, maps in itertools.product((2, 3, 4, 6, 8), (16, 64)):
-        yield {"posterior": f"lowrank,d={size},N={maps}"}
+sweep_latents = functools.partial(sweeps.latent_sizes, numbers=(16, 64))

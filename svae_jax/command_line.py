@@ -41,7 +41,7 @@ def run(main: Main, fields: Fields = training_fields, define: Define = lambda: N
     logging.set_verbosity(logging.WARNING)
 
     def parse_flags(argv: Sequence[str]) -> Sequence[str]:
-        _guard(lambda: parse(flags.FLAGS, argv, fields, define))
+        guard(lambda: parse(flags.FLAGS, argv, fields, define))
         return argv[:1]
 
     def prepare_and_run(argv: Sequence[str]) -> None:
@@ -53,7 +53,7 @@ def run(main: Main, fields: Fields = training_fields, define: Define = lambda: N
         runtime.keep_compiled_programs(cache.home() / "compiled")
         main(argv)
 
-    app.run(lambda argv: _guard(lambda: prepare_and_run(argv)), flags_parser=parse_flags)
+    app.run(lambda argv: guard(lambda: prepare_and_run(argv)), flags_parser=parse_flags)
 
 
 def parse(
@@ -125,12 +125,14 @@ def _unknown_field(argv: Sequence[str], known: Collection[str]) -> str:
     return f"--config.{unknown}: there is no such field; did you mean {' or '.join(nearest)}?"
 
 
-def _guard(action: Callable[[], None]) -> None:
-    """Runs an action; ends the process if it fails by the user's mistake or is stopped."""
+def guard(action: Callable[[], None]) -> None:
+    """Runs an action; ends the process as `ending` says if it is one of those exceptions."""
     try:
         action()
-    except (UserError, KeyboardInterrupt, interrupt.Stopped) as error:
-        message, code = ending(error) or ("", 1)
+    except BaseException as error:
+        if (end := ending(error)) is None:
+            raise
+        message, code = end
         print(message, file=sys.stderr)
         sys.exit(code)
 

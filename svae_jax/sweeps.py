@@ -5,7 +5,7 @@ configuration's colon.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from svae_jax import latents
@@ -37,3 +37,9 @@ def objective() -> Sweep:
     for posterior, field in itertools.product(("vector", "lowrank"), changes):
         for value in changes[field]:
             yield {"posterior": posterior, f"objective.{field}": value}
+
+
+def latent_sizes(numbers: Sequence[int]) -> Sweep:
+    """The height and width of a map, against these numbers of maps."""
+    for size, maps in itertools.product((2, 3, 4, 6, 8), numbers):
+        yield {"posterior": f"lowrank,d={size},N={maps}"}

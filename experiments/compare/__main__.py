@@ -19,12 +19,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import ml_collections
 
 from experiments.compare import figure, plan, summary, tables
 from experiments.compare.plan import Run, Setting
+from experiments.options import Parser, run_command
 from experiments.sweep import engines, outcomes
 from experiments.sweep import trials as trials_lib
 from experiments.sweep.trials import Trial
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
 
     Raises:
         UserError: a mistake in the options, or a run, fit or evaluation that failed.
-        engines.Stopped: after SIGTERM or Ctrl-C, once the runs have saved.
+        interrupt.Stopped: after SIGTERM or Ctrl-C, once the runs have saved.
     """
     options, common = _parse(argv)
     setting = _setting(options)
@@ -236,11 +237,6 @@ def _setting(options: argparse.Namespace) -> Setting:
     return setting
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word for word in text.split(",") if word)
 
@@ -256,12 +252,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, and those that begin with --config., which are for all runs."""
-    parser = _Parser(
-        prog="python -m experiments.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("compare", __doc__)
     option = parser.add_argument
     option("--config", required=True, help="configuration, such as configs/cifar10.py")
     option("--workdir", type=Path, required=True, help="directory of the comparison and its runs")
@@ -285,11 +276,4 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
-        sys.exit(2)
-    except engines.Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(stopped.exit_code)
+    run_command(main)

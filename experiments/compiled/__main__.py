@@ -10,10 +10,9 @@ A target is a device and, behind a colon, how many: h200, h200:4, v5e, v5e:2x2.
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 if __name__ == "__main__":
     # Before JAX is imported, which would look for the devices of the compilers and warn.
@@ -23,6 +22,7 @@ import ml_collections
 
 from experiments.compiled import compiling, targets
 from experiments.compiled.compiling import Compiled
+from experiments.options import Parser, run_command
 from svae_jax import command_line
 from svae_jax import config as configs
 from svae_jax.errors import UserError
@@ -150,18 +150,8 @@ def _amount(value: float) -> str:
     return f"{value:.0f} "
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
-    parser = _Parser(
-        prog="python -m experiments.compiled",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("compiled", __doc__)
     option = parser.add_argument
     option(
         "--config",
@@ -182,8 +172,4 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, ml_collections.Conf
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main)

@@ -16,12 +16,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from experiments.options import Parser, run_command
 from experiments.sweep import engines, outcomes, report
 from experiments.sweep import trials as trials_lib
 from experiments.sweep.outcomes import Metric
 from svae_jax.errors import UserError
+from svae_jax.run import interrupt
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
     Raises:
         UserError: a mistake in the options or in the sweep.
-        engines.Stopped: after SIGTERM or Ctrl-C, once the trials have saved.
+        interrupt.Stopped: after SIGTERM or Ctrl-C, once the trials have saved.
     """
     options, overrides = _parse(argv)
     metric = Metric.of(options.metric, options.mode)
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         engines.run(trials, options.workdir, chosen)
-    except engines.Stopped:
+    except interrupt.Stopped:
         _report(options.workdir, metric)
         raise
     return _report(options.workdir, metric)
@@ -81,18 +82,8 @@ def _report(workdir: Path, metric: Metric) -> int:
     return 1 if failed else 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = _Parser(
-        prog="python -m experiments.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("sweep", __doc__)
     option = parser.add_argument
     option("--config", help="configuration, such as configs/cifar10.py or configs/cifar10.py:mvn")
     option("--sweep", help="NAME of the function sweep_NAME in that file")
@@ -150,11 +141,4 @@ def _gpus(text: str) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
-        sys.exit(2)
-    except engines.Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(stopped.exit_code)
+    run_command(main)

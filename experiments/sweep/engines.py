@@ -38,14 +38,6 @@ class Options:
     early_stopping: int | None = None
 
 
-class Stopped(Exception):
-    """The sweep was asked to stop, and its trials have saved."""
-
-    def __init__(self, signal_number: int):
-        super().__init__("stopped: the trials have saved; the same command continues")
-        self.exit_code = 128 + signal_number
-
-
 def check(options: Options) -> None:
     """Checks that the engine is there, and that the options are for it.
 
@@ -79,7 +71,7 @@ def run(trials: Sequence[Trial], directory: Path, options: Options = Options()) 
 
     Raises:
         UserError: a mistake in the options, no Ray at the address, or resources that no node has.
-        Stopped: after SIGTERM or Ctrl-C, once the trials have saved.
+        interrupt.Stopped: after SIGTERM or Ctrl-C, once the trials have saved.
     """
     check(options)
     workdir.create(directory)
@@ -90,7 +82,7 @@ def run(trials: Sequence[Trial], directory: Path, options: Options = Options()) 
             board = Board(before, options.metric)
             _engine(options)(left, directory, options, board, request)
         if request.signal_number is not None:
-            raise Stopped(request.signal_number)
+            raise interrupt.Stopped(request.signal_number, "the trials have saved")
     return [outcomes.read(trial) for trial in trials]
 
 

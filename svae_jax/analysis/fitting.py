@@ -179,7 +179,7 @@ def _fit_flow(job: Job, checkpoints: Checkpointer) -> PyTree:
                 checkpoints.save(at, unfinished, config=job.identity)
             if stopped_by is not None and not is_last:
                 checkpoints.wait()
-                raise interrupt.Stopped(stopped_by, at)
+                raise interrupt.Stopped(stopped_by, f"saved at step {at}")
     return sampler.params(state, fixed)
 
 

@@ -9,16 +9,17 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and has saved.
+    """The command was asked to stop, and has saved.
 
     Attributes:
         exit_code: 128 plus the signal's number, as in a shell: 143 or 130. It is never 0, so that
             a script does not take the run for a finished one.
     """
 
-    def __init__(self, signal_number: int, step: int):
+    def __init__(self, signal_number: int, saved: str):
+        """Takes the signal, and what is saved, such as "saved at step 5"."""
         name = signal.Signals(signal_number).name
-        super().__init__(f"stopped by {name}: saved at step {step}; the same command continues")
+        super().__init__(f"stopped by {name}: {saved}; the same command continues")
         self.exit_code = 128 + signal_number
 
 

@@ -158,7 +158,7 @@ def _loop(
                 checkpoints.save(at, now, config=config.to_dict(), metrics=scores)
         if stopped_by is not None and at < job.num_steps:
             checkpoints.wait()
-            raise interrupt.Stopped(stopped_by, at)
+            raise interrupt.Stopped(stopped_by, f"saved at step {at}")
     variables = step.evaluated_variables(state)
     if evaluation is None:  # killed between the last checkpoint and the result
         evaluation = _evaluate(job, variables)

@@ -142,7 +142,10 @@ def _mean(own: Sequence[Outcome], metric: Metric) -> tuple[float, float]:
 
 
 def _figure(directory: Path, done: Sequence[Outcome], metric: Metric) -> Path:
-    """A panel for each parameter with several values: small points are trials, large ones means."""
+    """A panel for each parameter with several values: small points are trials, large ones means.
+
+    Trials that diverged are grey triangles at the edge.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -180,6 +183,13 @@ def _draw(axes: Any, done: Sequence[Outcome], name: str, metric: Metric) -> None
         label = ", ".join(f"{key}={value}" for key, value in group) or "nothing else set"
         line = "o-" if numeric else "o"
         axes.errorbar(x, mean, spread, fmt=line, color=color, capsize=3, label=label)
+    if (ends := _without_diverged(done, metric)) is not None:
+        edge = ends[0]
+        far = [o for o in done if metric.sign * o.value(metric) < metric.sign * edge]
+        x = [place[p[name]] for p in (o.trial.parameters() for o in far) if name in p]
+        marker = "v" if metric.sign > 0 else "^"
+        axes.plot(x, [edge] * len(x), marker, color="0.5", clip_on=False, zorder=3)
+        axes.set_ylim(sorted(ends))
     axes.set_xlabel(name)
     axes.set_ylabel(metric.name)
     if numeric and min(values) > 0 and max(values) / min(values) >= _LOGARITHMIC:
@@ -190,6 +200,20 @@ def _draw(axes: Any, done: Sequence[Outcome], name: str, metric: Metric) -> None
         axes.minorticks_off()
     if 1 < len(groups) <= _MOST_LABELS:
         axes.legend(fontsize="x-small")
+
+
+def _without_diverged(done: Sequence[Outcome], metric: Metric) -> tuple[float, float] | None:
+    """The worst and the best value to show, where some trials are far off; otherwise None.
+
+    Far off is ten times as far from the best as the median is.
+    """
+    values = sorted(metric.sign * o.value(metric) for o in done if not math.isnan(o.value(metric)))
+    if not values:
+        return None
+    best, distance = values[-1], values[-1] - statistics.median(values)
+    if distance == 0 or values[0] >= best - 10 * distance:
+        return None
+    return metric.sign * (best - 10 * distance), metric.sign * (best + distance / 2)
 
 
 def _values(done: Sequence[Outcome], name: str) -> list[Any]:

@@ -565,18 +565,41 @@ def test_pandas_reads_a_sweep_in_one_call(config, tmp_path):
     assert means.to_dict() == pytest.approx({0.001: 5 / 3, 0.1: 50 / 3})
 
 
-def test_the_figure_has_a_panel_for_each_parameter(config, tmp_path, monkeypatch):
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved."""
     pytest.importorskip("matplotlib")
     from matplotlib import figure
 
-    drawn = []
+    figures = []
     save = figure.Figure.savefig
 
     def note(self, *args, **options):
-        drawn.append(self)
+        figures.append(self)
         save(self, *args, **options)
 
     monkeypatch.setattr(figure.Figure, "savefig", note)
+    return figures
+
+
+@pytest.mark.parametrize("name", ["eval/elbo", "eval/bits_per_dim"])
+def test_trials_that_diverged_do_not_flatten_the_figure(config, tmp_path, drawn, name):
+    metric = Metric.of(name)
+    values = {1e-4: 1.0, 3e-4: 2.0, 1e-3: 3.0, 3e-3: 4.0, 1e-2: -1e30}
+    made = trials_lib.make(config, [{"optimizer.learning_rate": rate} for rate in values], tmp_path)
+    found = [
+        Outcome(t, "done", 8, {name: metric.sign * value})
+        for t, value in zip(made, values.values(), strict=True)
+    ]
+    report.write(tmp_path, "x", found, metric)
+    (axes,) = drawn[0].axes
+    worst, best = sorted(metric.sign * end for end in axes.get_ylim())
+    assert -100 < worst < 1 < 4 < best < 10
+    markers = {line.get_marker(): list(line.get_xdata()) for line in axes.get_lines()}
+    assert markers["v" if metric.sign > 0 else "^"] == [1e-2]
+
+
+def test_the_figure_has_a_panel_for_each_parameter(config, tmp_path, drawn):
     names = ("mvn", "lowrank,rank=1", "lowrank,rank=2")
     sweep = [
         {"posterior": name, "objective.beta": beta, "seed": seed}

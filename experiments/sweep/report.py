@@ -171,7 +171,16 @@ def _draw(axes: Any, done: Sequence[Outcome], name: str, metric: Metric) -> None
     values = _values(done, name)
     numeric = all(isinstance(value, int | float) for value in values)
     place = {value: value if numeric else at for at, value in enumerate(values)}
-    groups = _groups([o for o in done if name in o.trial.parameters()], without=name)
+    done = [o for o in done if name in o.trial.parameters()]
+    if (ends := _without_diverged(done, metric)) is not None:
+        edge = ends[0]
+        far = [o for o in done if metric.sign * o.value(metric) < metric.sign * edge]
+        x = [place[o.trial.parameters()[name]] for o in far]
+        marker = "v" if metric.sign > 0 else "^"
+        axes.plot(x, [edge] * len(x), marker, color="0.5", clip_on=False, zorder=3)
+        axes.set_ylim(sorted(ends))
+        done = [o for o in done if o not in far]
+    groups = _groups(done, without=name)
     for at, (group, own) in enumerate(groups.items()):
         color = f"C{at % 10}"
         points = [(place[o.trial.parameters()[name]], o.value(metric)) for o in own]
@@ -183,13 +192,6 @@ def _draw(axes: Any, done: Sequence[Outcome], name: str, metric: Metric) -> None
         label = ", ".join(f"{key}={value}" for key, value in group) or "nothing else set"
         line = "o-" if numeric else "o"
         axes.errorbar(x, mean, spread, fmt=line, color=color, capsize=3, label=label)
-    if (ends := _without_diverged(done, metric)) is not None:
-        edge = ends[0]
-        far = [o for o in done if metric.sign * o.value(metric) < metric.sign * edge]
-        x = [place[p[name]] for p in (o.trial.parameters() for o in far) if name in p]
-        marker = "v" if metric.sign > 0 else "^"
-        axes.plot(x, [edge] * len(x), marker, color="0.5", clip_on=False, zorder=3)
-        axes.set_ylim(sorted(ends))
     axes.set_xlabel(name)
     axes.set_ylabel(metric.name)
     if numeric and min(values) > 0 and max(values) / min(values) >= _LOGARITHMIC:

@@ -102,7 +102,8 @@ def _search(
 ) -> plan.Search:
     """Trains with each learning rate on nine tenths of the training split."""
     splits = plan.search_split(config.dataset.split)
-    arguments = [*common, *(f"--config.{field}={value}" for field, value in splits.items())]
+    fields = {**splits, **({"num_steps": setting.search_steps} if setting.search_steps else {})}
+    arguments = [*common, *(f"--config.{field}={value}" for field, value in fields.items())]
     trials = _trials(file, plan.search_runs(setting), directory, arguments)
     return plan.Search(_train(trials, directory, engine), splits["dataset.eval_split"])
 
@@ -179,6 +180,7 @@ def _write(
         "settings": {
             **{name: first[name] for name in shared},
             "search_split": search.split,
+            "search_steps": setting.search_steps or first["num_steps"],
             "samplers": ["prior", *setting.samplers],
             "importance_samples": setting.importance_samples,
             "num_samples": setting.num_samples,
@@ -231,7 +233,12 @@ def _setting(options: argparse.Namespace) -> Setting:
         raise UserError(f"--scalings={min(unknown)} must be among {', '.join(plan.FULL.scalings)}")
     if unknown := {*setting.samplers} - {*plan.FULL.samplers}:
         raise UserError(f"--samplers={min(unknown)} must be among {', '.join(plan.FULL.samplers)}")
-    for name, least in (("seeds", 1), ("flow_steps", 0), ("importance_samples", 1)):
+    for name, least in (
+        ("seeds", 1),
+        ("search_steps", 0),
+        ("flow_steps", 0),
+        ("importance_samples", 1),
+    ):
         if (value := getattr(setting, name)) < least:
             raise UserError(f"--{name}={value} must be at least {least}")
     return setting
@@ -264,6 +271,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     option("--models", type=_models, help="separated by blanks: 'vector lowrank,rank=2'")
     option("--scalings", type=_words, help="of the objective, separated by commas")
     option("--learning_rates", type=_numbers, help="tried for each model; '' takes the config's")
+    option("--search_steps", type=int, help="updates of each run of that search; 0: of all runs")
     option("--seeds", type=int, help="runs of each model")
     option("--samplers", type=_words, help="fitted to each run, separated by commas")
     option("--flow_steps", type=int, help="updates of the sampler flow; 0: its default")

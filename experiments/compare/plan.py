@@ -28,6 +28,7 @@ class Setting(NamedTuple):
         scalings: values of `objective.scaling`.
         learning_rates: tried for each model on a part of the training split; none: that of the
             configuration.
+        search_steps: updates of each run of that search; 0: as many as of the other runs.
         seeds: the runs of each model are those of seed 0 to `seeds` - 1.
         num_steps: updates of each run; 0: as the configuration says.
         samplers: fitted to every run.
@@ -39,6 +40,7 @@ class Setting(NamedTuple):
     models: tuple[str, ...] = _MODELS
     scalings: tuple[str, ...] = ("elbo", "released_code")
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    search_steps: int = 0
     seeds: int = 3
     num_steps: int = 0
     samplers: tuple[str, ...] = ("gaussian", "mixture", "flow")

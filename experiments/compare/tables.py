@@ -124,11 +124,11 @@ def _search(comparison: Comparison) -> str:
         row[f"{trial['learning_rate']:g}"] = f"**{text}**" if is_chosen else text
     if not records:
         return "Every model was trained with the configuration's learning rate."
-    split = comparison["settings"]["search_split"]
+    split, steps = (comparison["settings"][name] for name in ("search_split", "search_steps"))
     return (
-        f"## Search of the learning rate\n\nELBO in nats on `{split}`, which no model was trained "
-        "on in the search; in bold what the runs above use.\n\n"
-        + tables.markdown(list(records.values()))
+        "## Search of the learning rate\n\n"
+        f"ELBO in nats after {steps:,} updates on `{split}`, which no model was trained on in the "
+        "search; in bold what the runs above use.\n\n" + tables.markdown(list(records.values()))
     )
 
 

@@ -118,7 +118,8 @@ def comparison():
         for rate, elbo in ((0.001, 12.0), (0.003, None))
     ]
     settings = {
-        "samplers": ["prior", "flow"], "search_split": "train[90%:]", "importance_samples": 5,
+        "samplers": ["prior", "flow"], "search_split": "train[90%:]", "search_steps": 300,
+        "importance_samples": 5,
         "num_samples": 500, "split": "test", "num_steps": 600, "batch_size": 100,
         "dataset": "shapes", "device": "2 CPU cores", "command": "python -m x",
     }  # fmt: skip
@@ -131,6 +132,7 @@ def test_the_tables_say_what_the_runs_say():
     assert "+101" in text  # mvn, paired
     assert "0.2550 ± 0.0071" in text
     assert "**12.0**" in text
+    assert "after 300 updates on `train[90%:]`" in text
     assert "failed" in text
 
 

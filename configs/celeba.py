@@ -24,3 +24,10 @@ sweep_models = sweeps.models
 sweep_learning_rate = sweeps.learning_rate
 sweep_objective = sweeps.objective
 sweep_latents = functools.partial(sweeps.latent_sizes, numbers=(16, 64))
+sweep_choices = functools.partial(
+    sweeps.choices,
+    decoders={
+        32: "3x3/96 3x3/32 5x5/32/s2 5x5/16/s2 5x5/image/s2",
+        128: "3x3/38 3x3/32 5x5/32/s2 5x5/16/s2 5x5/image/s2",
+    },
+)

@@ -24,3 +24,10 @@ sweep_models = sweeps.models
 sweep_learning_rate = sweeps.learning_rate
 sweep_objective = sweeps.objective
 sweep_latents = functools.partial(sweeps.latent_sizes, numbers=(32, 128))
+sweep_choices = functools.partial(
+    sweeps.choices,
+    decoders={
+        64: "3x3/192 3x3/64 5x5/32/s2 5x5/image/s2",
+        256: "3x3/77 3x3/64 5x5/32/s2 5x5/image/s2",
+    },
+)

@@ -5,7 +5,7 @@ configuration's colon.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from svae_jax import latents
@@ -43,3 +43,35 @@ def latent_sizes(numbers: Sequence[int]) -> Sweep:
     """The height and width of a map, against these numbers of maps."""
     for size, maps in itertools.product((2, 3, 4, 6, 8), numbers):
         yield {"posterior": f"lowrank,d={size},N={maps}"}
+
+
+def choices(decoders: Mapping[int, str]) -> Sweep:
+    """What matters? `mvn` for short runs with three seeds, then one change at a time.
+
+    Args:
+        decoders: numbers of maps, and for each the stack of a decoder that has as many parameters
+            as the configuration's own, so that only the latent changes.
+    """
+    short = {"optimizer.learning_rate": 1e-3, "optimizer.schedule": "cosine"}
+    for seed in range(3):
+        yield {"posterior": "mvn", **short, "seed": seed}
+    for posterior in ("naive", "mvn,d=2", "mvn,d=4", "mvn,d=6", "mvn,d=8"):
+        yield {"posterior": posterior, **short}
+    for maps, decoder in decoders.items():
+        yield {"posterior": f"mvn,N={maps}", "model.decoder": decoder, **short}
+    changes = {
+        "objective.sigma": ("learned", "0.1", "0.2"),
+        "objective.beta": (0.5, 2.0),
+        "objective.beta_warmup_steps": (200,),
+        "objective.free_bits": (0.5, 2.0),
+        "model.norm": ("group", "none"),
+        "model.activation": ("relu", "silu", "gelu", "tanh"),
+        "optimizer.learning_rate": (3e-4, 2e-3, 4e-3),
+        "optimizer.schedule": ("constant",),
+        "optimizer.warmup_steps": (60,),
+        "optimizer.clip_norm": (1000.0,),
+        "optimizer.ema_decay": (0.99,),
+    }
+    for field, values in changes.items():
+        for value in values:
+            yield {"posterior": "mvn", **short, field: value}

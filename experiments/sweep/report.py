@@ -20,6 +20,7 @@ from svae_jax.errors import UserError
 _MOST_LABELS = 10  # lines of a panel with a legend
 _MOST_TICKS = 10  # of an axis that names each value
 _COLUMNS = 3  # of panels
+_MOST_LETTERS = 32  # of a change
 _LOGARITHMIC = 20  # the ratio of a parameter's values from which its axis is logarithmic
 
 Group = tuple[tuple[str, Any], ...]  # trials that differ in nothing but the seed
@@ -144,11 +145,19 @@ def _mean(own: Sequence[Outcome], metric: Metric) -> tuple[float, float]:
 def _figure(directory: Path, done: Sequence[Outcome], metric: Metric) -> Path:
     """A panel for each parameter with several values: small points are trials, large ones means.
 
-    Trials that diverged are grey triangles at the edge.
+    Trials that diverged are grey triangles at the edge. Of a sweep that makes one change at a time
+    it shows what each change gains instead.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    path = directory / "sweep.png"
+    if changes := _changes(done):
+        figure = Figure(figsize=(8, 1 + 0.28 * len(changes)), layout="constrained")
+        FigureCanvasAgg(figure)
+        _draw_changes(figure.subplots(), _groups(done), changes, metric)
+        figure.savefig(path, dpi=120)
+        return path
     swept = _names(outcome.trial.parameters() for outcome in done)
     several = [name for name in swept if len(_values(done, name)) > 1 and name != SEED]
     shown = several or swept
@@ -161,9 +170,57 @@ def _figure(directory: Path, done: Sequence[Outcome], metric: Metric) -> Path:
         _draw(axes, done, name, metric)
     for axes in list(figure.axes)[len(shown) :]:
         axes.remove()
-    path = directory / "sweep.png"
     figure.savefig(path, dpi=120)
     return path
+
+
+def _changes(done: Sequence[Outcome]) -> dict[str, Group]:
+    """What was changed -> its trials, if the sweep makes one change at a time to its first setting.
+
+    It does if several parameters change, and each value of a change belongs to a single setting:
+    in a grid, values come again.
+    """
+    groups = _groups(done)
+    first, *others = groups
+    changed = {group: {k: v for k, v in group if (k, v) not in first} for group in others}
+    values = [item for changes in changed.values() for item in changes.items()]
+    is_one_at_a_time = len(set(values)) == len(values) and all(changed.values())
+    if not is_one_at_a_time or len({field for field, _ in values}) < 2:
+        return {}
+    return {_short(changes): group for group, changes in changed.items()}
+
+
+def _short(changes: dict[str, Any]) -> str:
+    """Such as `N=64, decoder=3x3/192 3x3/64…`: fields by the last part of their name."""
+    text = ", ".join(f"{field.rpartition('.')[2]}={value}" for field, value in changes.items())
+    return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 1]}…"
+
+
+def _draw_changes(
+    axes: Any, groups: dict[Group, list[Outcome]], changes: dict[str, Group], metric: Metric
+) -> None:
+    """What each change adds to the mean of the first setting, whose spread is the grey band."""
+    first = next(iter(groups.values()))
+    mean, deviation = _mean(first, metric)
+    done = [outcome for own in groups.values() for outcome in own]
+    ends = _without_diverged(done, metric)
+    for at, group in enumerate(changes.values()):
+        value, spread = _mean(groups[group], metric)
+        if ends is not None and metric.sign * value < metric.sign * ends[0]:
+            axes.plot([ends[0] - mean], [at], "<" if metric.sign > 0 else ">", color="0.5")
+            continue
+        gains = metric.sign * (value - mean) > 0
+        error = None if math.isnan(spread) else spread
+        axes.errorbar([value - mean], [at], xerr=error, fmt="o", color="C0" if gains else "C3")
+    axes.axvline(0, color="0.3", linewidth=0.8)
+    if not math.isnan(deviation):
+        axes.axvspan(-2 * deviation, 2 * deviation, color="0.9", zorder=0)
+    axes.set_yticks(range(len(changes)), list(changes), fontsize="small")
+    axes.invert_yaxis()
+    axes.grid(axis="y", color="0.93", zorder=0)
+    base = ", ".join(f"{field.rpartition('.')[2]}={value}" for field, value in next(iter(groups)))
+    axes.set_xlabel(f"change of {metric.name}; grey: two standard deviations over seeds")
+    axes.set_title(f"One change at a time to {base}: {mean:.5g}", fontsize="medium")
 
 
 def _draw(axes: Any, done: Sequence[Outcome], name: str, metric: Metric) -> None:

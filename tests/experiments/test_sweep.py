@@ -19,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments.sweep import __main__ as command
@@ -27,7 +28,9 @@ from experiments.sweep import trials as trials_lib
 from experiments.sweep.board import Board
 from experiments.sweep.outcomes import ELBO, Metric, Outcome
 from experiments.sweep.trial import Trial
+from svae_jax import command_line
 from svae_jax.errors import UserError
+from svae_jax.model import networks
 from tests.command_line import COMPILED_QUICKLY, ROOT
 
 NUM_STEPS = 120
@@ -414,8 +417,29 @@ def test_the_posteriors_options_are_parameters(config, tmp_path):
 @pytest.mark.parametrize("name", ["shapes", "cifar10", "celeba"])
 def test_the_sweeps_of_the_configurations_are_valid(name, tmp_path):
     path = f"{ROOT}/configs/{name}.py"
-    for sweep in ("models", "learning_rate", "objective", "latents"):
+    for sweep in ("models", "learning_rate", "objective", "latents", "choices"):
         assert len(trials_lib.make(path, trials_lib.load(path, sweep), tmp_path)) >= 10
+
+
+@pytest.mark.parametrize("name", ["shapes", "cifar10", "celeba"])
+def test_more_or_fewer_maps_leave_the_decoder_its_size(name, tmp_path):
+    """Otherwise what a sweep of choices says of N would be a matter of size."""
+    path = f"{ROOT}/configs/{name}.py"
+    sizes = {}
+    for trial in trials_lib.make(path, trials_lib.load(path, "choices"), tmp_path):
+        config, _ = command_line.load_config(
+            trial.arguments[0].partition("=")[2], trial.arguments[1:]
+        )
+        layers = networks.decoder_layers(
+            config.model.decoder, height=config.latent.height, width=config.latent.width,
+            image_size=config.dataset.image_size, image_channels=3,
+        )  # fmt: skip
+        style = networks.Style(norm=config.model.norm)
+        if config.model.norm != "none":
+            sizes[trial.name] = networks.num_decoder_params(layers, config.latent.maps, style)
+    first, *others = sizes.values()
+    assert len(others) >= 20
+    np.testing.assert_allclose(others, first, rtol=0.01)
 
 
 def test_the_sweeps_of_the_page_are_valid(tmp_path):
@@ -614,6 +638,31 @@ def test_the_figure_has_a_panel_for_each_parameter(config, tmp_path, drawn):
     means = [tuple(line.get_ydata()) for line in picture.axes[1].get_lines()]
     assert (0.5, 2.5) in means  # mvn: trials 0 and 1 at β = 0.1, 2 and 3 at 4
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_change_at_a_time_is_shown_against_the_first_setting(config, tmp_path, drawn):
+    """Three seeds of the first setting: 10, 12 and 14; then changes, one of which diverged."""
+    sweep = [
+        *({"posterior": "mvn", "seed": seed} for seed in range(3)),
+        {"posterior": "mvn,N=6", "model.decoder": "3x3/8 3x3/4 3x3/image"},
+        {"posterior": "mvn", "objective.beta": 2.0},
+        {"posterior": "mvn", "objective.beta": 0.5},
+        {"posterior": "mvn", "optimizer.learning_rate": 1.0},
+    ]
+    made = trials_lib.make(config, sweep, tmp_path)
+    values = (10.0, 12.0, 14.0, 20.0, 3.0, 13.0, -1e9)
+    found = [Outcome(t, "done", 8, {"eval/elbo": v}) for t, v in zip(made, values, strict=True)]
+    report.write(tmp_path, "x", found, ELBO)
+    (axes,) = drawn[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "N=6, decoder=3x3/8 3x3/4 3x3/im…", "beta=2.0", "beta=0.5", "learning_rate=1.0",
+    ]  # fmt: skip
+    points = [line for line in axes.get_lines() if line.get_marker() in "o<"]
+    assert [float(line.get_xdata()[0]) for line in points[:3]] == [8, -9, 1]
+    assert points[3].get_marker() == "<"
+    assert "posterior=mvn: 12" in axes.get_title()
+    band = axes.patches[0].get_extents().transformed(axes.transData.inverted())
+    assert (band.x0, band.x1) == (pytest.approx(-4), pytest.approx(4))
 
 
 # ---------------------------------------------------------------------------------- terminal

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from svae_jax import latents
 from svae_jax.model import networks
 from svae_jax.recipe import Recipe
 
@@ -15,7 +16,7 @@ def of(recipe: Recipe) -> Recipe:
     """The same recipe with plain layers."""
     ours = recipe.model
     plain = ours.clone(
-        encoder=Encoder(ours.encoder.layers, ours.encoder.style, ours.posterior.num_params),
+        encoder=Encoder(ours.encoder.layers, ours.encoder.style, ours.posterior),
         decoder=Decoder(ours.decoder.layers, ours.decoder.style),
     )
     return recipe._replace(model=plain)
@@ -26,15 +27,16 @@ class Encoder(nn.Module):
 
     layers: tuple[networks.Layer, ...]
     style: networks.Style
-    num_outputs: int
+    posterior: latents.Posterior
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> Float[Array, "b p"]:
-        """Emits `num_outputs` numbers an image."""
+        """Emits `posterior.num_params` numbers an image."""
         x = images
         for layer in self.layers:
             x = Block(layer, self.style, nn.Conv)(x, train)
-        return nn.Dense(self.num_outputs, dtype=jnp.float32)(x.reshape(len(x), -1))
+        dense = nn.Dense(self.posterior.num_params, dtype=jnp.float32)
+        return dense(x.reshape(len(x), -1)) * self.posterior.output_scale
 
 
 class Decoder(nn.Module):

@@ -46,6 +46,8 @@ class Network(nn.Module):
             self.encoder.append(_block(convolution))
             size, features = after, layer.features
         self.dense = nn.Linear(size**2 * features, model.posterior.num_params)
+        scale = torch.from_numpy(model.posterior.output_scale)
+        self.register_buffer("scale", scale, persistent=False)
         features = model.posterior.maps
         for layer in model.decoder.layers[:-1]:
             self.decoder.append(_block(_transposed(layer, features, bias=False)))
@@ -59,7 +61,7 @@ class Network(nn.Module):
             for block, unused in zip(self.encoder, self.unused, strict=True):
                 # VALID leaves out the last pixels, and so, mirrored, the first.
                 x = block(x[:, :, unused:, unused:])
-        return self.dense(x.float().permute(0, 2, 3, 1).flatten(1))
+        return self.dense(x.float().permute(0, 2, 3, 1).flatten(1)) * self.scale
 
     def decode(self, z: Tensor) -> Tensor:
         """Latent maps to the means of the pixels."""

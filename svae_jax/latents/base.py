@@ -1,6 +1,7 @@
 """What a posterior is made of: the protocols of its parts, and its arrays as one flat vector."""
 
 import math
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
@@ -35,6 +36,10 @@ class Mean(Protocol):
 
     def mean(self, params: Params) -> Float[Array, "*batch h w n"]:
         """The mean M, ``[*batch, h, w, n]``."""
+
+    @property
+    def scales(self) -> Mapping[str, float]:
+        """Array -> the factor on what an encoder emits for it, where that is not 1."""
 
     def initial(self, key: PRNGKeyArray) -> Params:
         """One example's arrays at the start of training."""

@@ -26,6 +26,11 @@ class FreeMean:
         """The mean M, ``[*batch, h, w, n]``."""
         return params["mean"]
 
+    @property
+    def scales(self) -> dict[str, float]:
+        """Every array moves at the speed of the encoder's last layer."""
+        return {}
+
     def initial(self, key: PRNGKeyArray) -> Params:
         """Where one example's numbers start: at the mean of the prior, whatever the key."""
         del key
@@ -60,6 +65,16 @@ class LowRankMean:
         mu = jnp.stack([params["mu"]] * self.width, axis=-3)
         nu = jnp.stack([params["nu"]] * self.height, axis=-4)
         return jnp.sum(mu * nu, axis=-2)
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """ν moves at a tenth of the speed of μ.
+
+        The gradient of ν is proportional to μ, which starts at zero, so at first it is all noise.
+        Gradient descent would hardly follow it, but Adam makes all steps equally long: ν of every
+        image would wander before the decoder has a use for it.
+        """
+        return {"nu": 0.1}
 
     def initial(self, key: PRNGKeyArray) -> Params:
         """Where one example's numbers start: μ at zero, ν off it.

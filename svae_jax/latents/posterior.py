@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -85,6 +86,21 @@ class Posterior:
             name: jnp.zeros(shape) for name, shape in self.covariance_model.shapes.items()
         }
         return base.pack(self.shapes, self.mean_model.initial(key) | prior_covariance)
+
+    @property
+    def output_scale(self) -> Float[np.ndarray, " num_params"]:
+        """The factor ``[num_params]`` on what an encoder's last layer emits.
+
+        All of it is one but for the ν of a low-rank mean (see `LowRankMean.scales`): with an
+        optimizer whose steps do not grow with the gradient, it says how fast training moves each
+        number.
+        """
+        scales = self.mean_model.scales
+        parts = [
+            np.full(math.prod(shape), scales.get(name, 1.0), np.float32)
+            for name, shape in self.shapes.items()
+        ]
+        return np.concatenate(parts)
 
     def mean(self, params: Params) -> Float[Array, "*batch h w n"]:
         """The mean M, ``[*batch, h, w, n]``."""

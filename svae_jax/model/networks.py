@@ -258,15 +258,16 @@ class Encoder(nn.Module):
         for layer in self.layers:
             x = Block(layer, self.style, transposed=False)(x, train)
         x = x.reshape(x.shape[0], -1)
+        scale = self.posterior.output_scale
         dense = nn.Dense(
             self.posterior.num_params,
             dtype=jnp.float32,  # in bfloat16, means would be rounded to 8 bits
             # A tenth of the usual size, so that every posterior starts near its initial bias. At
             # the usual size a low-rank mean starts as noise times noise.
             kernel_init=nn.initializers.variance_scaling(0.1**2, "fan_in", "truncated_normal"),
-            bias_init=lambda key, shape, dtype: self.posterior.initial_bias(key).astype(dtype),
+            bias_init=lambda key, *_: self.posterior.initial_bias(key) / scale,
         )
-        return dense(x)
+        return dense(x) * scale
 
 
 class Decoder(nn.Module):

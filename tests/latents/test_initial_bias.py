@@ -1,4 +1,4 @@
-"""Where an encoder starts: at the prior, and off the saddle of a product of two vectors."""
+"""Where an encoder starts: at the prior, off the saddle of a product; and how fast ν moves."""
 
 import jax
 import jax.numpy as jnp
@@ -90,3 +90,11 @@ def test_rank_two_starts_with_two_directions():
     post = latents.make("lowrank", height=4, width=4, maps=3, rank=2)
     nu = np.asarray(post.unpack(post.initial_bias(KEY))["nu"])
     assert all(np.linalg.matrix_rank(nu[:, :, n]) == 2 for n in range(3))
+
+
+@every_posterior
+def test_only_nu_is_slow(post):
+    scale = post.output_scale
+    assert scale.shape == (post.num_params,)
+    for name, leaf in post.unpack(jnp.asarray(scale)).items():
+        assert np.all(np.asarray(leaf) == np.float32(0.1 if name == "nu" else 1.0)), name

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import celeba, cifar10
@@ -190,17 +191,20 @@ def test_the_encoder_refuses_images_that_vanish():
         networks.encoder_size(networks.parse("5x5/8/s2 5x5/8/s2/valid"), 8)
 
 
+def small(name):
+    """The configuration of a posterior, with narrow networks."""
+    config = cifar10.get_config(name)
+    config.model.update(encoder="3x3/4/s2 3x3/4/s2", decoder="3x3/16 3x3/8 5x5/4/s2 5x5/image/s2")
+    config.latent.maps = 16
+    if name == "vector":
+        config.model.parity_maps = 16
+    return config
+
+
 def test_no_posterior_starts_at_a_saddle():
     """The first gradient reaches every number of the encoder's last layer that makes the mean."""
     for name in latents.names():
-        config = cifar10.get_config(name)
-        config.model.update(
-            encoder="3x3/4/s2 3x3/4/s2", decoder="3x3/16 3x3/8 5x5/4/s2 5x5/image/s2"
-        )
-        config.latent.maps = 16
-        if name == "vector":
-            config.model.parity_maps = 16
-        model = configs.model(config)
+        model = configs.model(small(name))
         images = jax.random.uniform(jax.random.key(0), (8, 32, 32, 3), minval=-1, maxval=1)
         variables = model.init(jax.random.key(1), jax.random.key(2), images, train=False)
 
@@ -219,6 +223,30 @@ def test_no_posterior_starts_at_a_saddle():
         for part in ("mean", "mu", "nu"):
             if part in by_name:
                 assert jnp.mean(jnp.abs(by_name[part]) > 1e-6) > 0.9, (name, part)
+
+
+def test_a_step_of_adam_moves_nu_a_tenth_as_far_as_mu():
+    """Adam's steps are equally long, whatever the gradients; the output's scale remains."""
+    config = small("lowrank")
+    model = configs.model(config)
+    images = jax.random.uniform(jax.random.key(0), (8, 32, 32, 3), minval=-1, maxval=1)
+    variables = model.init(jax.random.key(1), jax.random.key(2), images, train=False)
+
+    def encode(head):
+        params = variables["params"]
+        encoder = params["encoder"] | {"Dense_0": head}
+        changed = {**variables, "params": params | {"encoder": encoder}}
+        return model.apply(changed, images, method="encode")
+
+    def loss(head):
+        return jnp.sum((model.posterior.mean(encode(head)) - 1) ** 2)
+
+    head = variables["params"]["encoder"]["Dense_0"]
+    optimizer = optax.adam(1e-3)
+    updates, _ = optimizer.update(jax.grad(loss)(head), optimizer.init(head))
+    before, after = encode(head), encode(optax.apply_updates(head, updates))
+    moved = {name: float(jnp.mean(jnp.abs(after[name] - before[name]))) for name in ("mu", "nu")}
+    assert moved["nu"] == pytest.approx(0.1 * moved["mu"], rel=0.3)
 
 
 def test_elu_and_its_derivative_are_jax_s(x64):

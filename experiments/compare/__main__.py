@@ -13,7 +13,6 @@ comparison that was stopped or killed; what is done is not done again.
 """
 
 import argparse
-import os
 import shlex
 import subprocess
 import sys
@@ -185,7 +184,7 @@ def _write(
             "importance_samples": setting.importance_samples,
             "num_samples": setting.num_samples,
             "features": options.features,
-            "device": _device(first["device"]),
+            "device": summary.device(first["device"]),
             "command": shlex.join(["python", "-m", "experiments.compare", *argv]),
         },
         "search": search.to_json(),
@@ -198,12 +197,6 @@ def _write(
     with os_errors_for_user(f"{path} cannot be written"):
         path.write_text(tables.render(content))
     print(f"written: {path}")
-
-
-def _device(device: dict[str, Any]) -> str:
-    if device["platform"] == "cpu":
-        return f"{os.cpu_count()} CPU cores"
-    return f"{device['count']} x {device['kind']}"
 
 
 def _draw(options: argparse.Namespace, setting: Setting, trials: dict[Run, Trial]) -> None:

@@ -1,6 +1,7 @@
 """What the runs of a comparison say together: mean and spread over seeds, differences in pairs."""
 
 import math
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -44,6 +45,13 @@ def figures_of_run(result: Mapping[str, Any], evaluation: Mapping[str, Any]) -> 
         found[f"parameters, {part}"] = number
     found["images/s"] = result["images_per_second"]
     return {name: float(x) for name, x in found.items() if x is not None and math.isfinite(x)}
+
+
+def device(described: Mapping[str, Any]) -> str:
+    """The device of a `result.json` in words."""
+    if described["platform"] == "cpu":
+        return f"{os.cpu_count()} CPU cores"
+    return f"{described['count']} x {described['kind']}"
 
 
 def over_seeds(runs: Sequence[Figures]) -> dict[str, dict[str, float | int | None]]:

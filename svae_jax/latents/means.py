@@ -42,12 +42,18 @@ class LowRankMean:
     """The mean of each map is Σ_r μ_r ν_rᵀ, of rank R (Eq. 8–9; R = 1 in the paper).
 
     Emitted are ``mu [*batch, h, r, n]`` and ``nu [*batch, w, r, n]``.
+
+    `nu_scale` is how fast training moves ν, relative to μ. The gradient of ν is proportional to μ,
+    which starts at zero, so at first it is all noise. Gradient descent would hardly follow it, but
+    Adam's steps are equally long whatever the gradient: ν of every image would wander about before
+    the decoder has a use for it. `experiments.rank` measures what that costs.
     """
 
     height: int
     width: int
     maps: int
     rank: int
+    nu_scale: float = 0.1
 
     @property
     def shapes(self) -> Shapes:
@@ -68,13 +74,8 @@ class LowRankMean:
 
     @property
     def scales(self) -> dict[str, float]:
-        """ν moves at a tenth of the speed of μ.
-
-        The gradient of ν is proportional to μ, which starts at zero, so at first it is all noise.
-        Gradient descent would hardly follow it, but Adam makes all steps equally long: ν of every
-        image would wander before the decoder has a use for it.
-        """
-        return {"nu": 0.1}
+        """The factor on what an encoder emits for ν."""
+        return {"nu": self.nu_scale}
 
     def initial(self, key: PRNGKeyArray) -> Params:
         """Where one example's numbers start: μ at zero, ν off it.

@@ -1,7 +1,6 @@
 """The comparison: its statistics, its tables, and a whole small one."""
 
 import json
-import math
 import pathlib
 import re
 import subprocess
@@ -17,7 +16,6 @@ from experiments.compare import plan, summary, tables
 from svae_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
-RESULTS = ROOT / "experiments" / "results"
 
 
 def evaluation(elbo, swd):
@@ -134,14 +132,6 @@ def test_the_tables_say_what_the_runs_say():
     assert "**12.0**" in text
     assert "after 300 updates on `train[90%:]`" in text
     assert "failed" in text
-
-
-@pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.json")), ids=lambda path: path.stem)
-def test_the_tables_in_results_are_those_of_their_numbers(path):
-    content = json.loads(path.read_text())
-    assert path.with_suffix(".md").read_text() == tables.render(content)
-    for run in content["runs"]:
-        assert all(math.isfinite(value) for value in run["figures"].values())
 
 
 @pytest.mark.slow

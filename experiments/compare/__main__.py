@@ -51,12 +51,12 @@ def main(argv: Sequence[str]) -> None:
     engines.check(engine)
     file = options.config.partition(":")[0]
     search = plan.Search({}, "")
-    rates: dict[tuple[str, str], float] = {}
     if setting.learning_rates:
         search = _search(file, config, setting, options.workdir / "search", common, engine)
         rates = plan.best_rates(search.elbos)
-    default_rate = fixed.get("optimizer.learning_rate", config.optimizer.learning_rate)
-    runs = list(plan.final_runs(setting, rates, default_rate))
+    else:
+        rates = _own_rates(file, setting, common)
+    runs = list(plan.final_runs(setting, rates))
     directory = options.workdir / "runs"
     trials = _trials(file, runs, directory, common)
     records: list[dict[str, Any]] = []
@@ -70,6 +70,18 @@ def main(argv: Sequence[str]) -> None:
         _write(options, setting, search, records, argv)
     # Last: from here on this process holds the device.
     _draw(options, setting, {run: trial for run, trial in trials.items() if run.seed == 0})
+
+
+def _own_rates(file: str, setting: Setting, common: Sequence[str]) -> dict[tuple[str, str], float]:
+    """(model, scaling) -> the learning rate of the model's configuration."""
+    configs = {
+        model: command_line.load_config(f"{file}:{model}", common)[0] for model in setting.models
+    }
+    return {
+        (model, scaling): config.optimizer.learning_rate
+        for model, config in configs.items()
+        for scaling in setting.scalings
+    }
 
 
 def _trials(

@@ -146,11 +146,14 @@ def best_rates(elbos: Mapping[Run, float | None]) -> dict[tuple[str, str], float
     return {at: run.learning_rate for at, run in best.items()}
 
 
-def final_runs(
-    setting: Setting, rates: Mapping[tuple[str, str], float], default_rate: float
-) -> Iterable[Run]:
-    """The runs that the tables are of, seed by seed, so that each seed gives a whole table."""
+def final_runs(setting: Setting, rates: Mapping[tuple[str, str], float]) -> Iterable[Run]:
+    """The runs that the tables are of, seed by seed, so that each seed gives a whole table.
+
+    Args:
+        setting: the models, scalings and seeds.
+        rates: (model, scaling) -> learning rate.
+    """
     for seed in range(setting.seeds):
         for scaling in setting.scalings:
             for model in setting.models:
-                yield Run(model, scaling, seed, rates.get((model, scaling), default_rate))
+                yield Run(model, scaling, seed, rates[model, scaling])

@@ -81,7 +81,8 @@ def test_the_best_learning_rate_of_each_model():
 
 def test_each_seed_is_a_whole_table():
     setting = plan.QUICK._replace(models=("vector", "mvn"), seeds=2)
-    runs = list(plan.final_runs(setting, {("mvn", "elbo"): 0.5}, 0.1))
+    rates = {("mvn", "elbo"): 0.5, ("vector", "elbo"): 0.1}
+    runs = list(plan.final_runs(setting, rates))
     assert [(r.seed, r.model, r.learning_rate) for r in runs] == [
         (0, "vector", 0.1), (0, "mvn", 0.5), (1, "vector", 0.1), (1, "mvn", 0.5),
     ]  # fmt: skip

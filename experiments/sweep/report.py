@@ -153,7 +153,7 @@ def _figure(directory: Path, done: Sequence[Outcome], metric: Metric) -> Path:
 
     path = directory / "sweep.png"
     if changes := _changes(done):
-        figure = Figure(figsize=(8, 1 + 0.28 * len(changes)), layout="constrained")
+        figure = Figure(figsize=(8, 1 + 0.24 * len(changes)), layout="constrained")
         FigureCanvasAgg(figure)
         _draw_changes(figure.subplots(), _groups(done), changes, metric)
         figure.savefig(path, dpi=120)
@@ -220,7 +220,8 @@ def _draw_changes(
     axes.grid(axis="y", color="0.93", zorder=0)
     base = ", ".join(f"{field.rpartition('.')[2]}={value}" for field, value in next(iter(groups)))
     axes.set_xlabel(f"change of {metric.name}; grey: two standard deviations over seeds")
-    axes.set_title(f"One change at a time to {base}: {mean:.5g}", fontsize="medium")
+    # Of the figure, which is wider than the panel and lets no title out of it.
+    axes.figure.suptitle(f"One change at a time to {base} ({mean:.5g})", fontsize="medium")
 
 
 def _draw(axes: Any, done: Sequence[Outcome], name: str, metric: Metric) -> None:

@@ -660,7 +660,7 @@ def test_one_change_at_a_time_is_shown_against_the_first_setting(config, tmp_pat
     points = [line for line in axes.get_lines() if line.get_marker() in "o<"]
     assert [float(line.get_xdata()[0]) for line in points[:3]] == [8, -9, 1]
     assert points[3].get_marker() == "<"
-    assert "posterior=mvn: 12" in axes.get_title()
+    assert "posterior=mvn (12)" in axes.figure.get_suptitle()
     band = axes.patches[0].get_extents().transformed(axes.transData.inverted())
     assert (band.x0, band.x1) == (pytest.approx(-4), pytest.approx(4))
 

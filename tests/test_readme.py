@@ -24,6 +24,7 @@ README = (ROOT / "README.md").read_text()
 PAGES = [
     ROOT / "README.md",
     *(ROOT / room / "README.md" for room in ("configs", "svae_jax", "experiments/sweep")),
+    ROOT / "experiments" / "results" / "README.md",
 ]
 
 

@@ -88,6 +88,22 @@ def test_each_seed_is_a_whole_table():
     ]  # fmt: skip
 
 
+def test_without_a_search_each_model_has_its_own_learning_rate(tmp_path):
+    path = tmp_path / "rates.py"
+    path.write_text(
+        "from configs import shapes\n\n\n"
+        "def get_config(arg):\n"
+        "    config = shapes.get_config(arg)\n"
+        "    config.optimizer.learning_rate = 0.5 if arg == 'mvn' else 0.25\n"
+        "    return config\n"
+    )
+    setting = plan.QUICK._replace(models=("vector", "mvn"))
+    own = command._own_rates(str(path), setting, [])
+    assert own == {("vector", "elbo"): 0.25, ("mvn", "elbo"): 0.5}
+    common = ["--config.optimizer.learning_rate=0.1"]
+    assert set(command._own_rates(str(path), setting, common).values()) == {0.1}
+
+
 def test_the_search_holds_a_tenth_of_the_training_split_back():
     assert plan.search_split("train") == {
         "dataset.split": "train[:90%]",

@@ -23,11 +23,10 @@ def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
 sweep_models = sweeps.models
 sweep_learning_rate = sweeps.learning_rate
 sweep_objective = sweeps.objective
-sweep_latents = functools.partial(sweeps.latent_sizes, numbers=(16, 64))
-sweep_choices = functools.partial(
-    sweeps.choices,
-    decoders={
-        32: "3x3/96 3x3/32 5x5/32/s2 5x5/16/s2 5x5/image/s2",
-        128: "3x3/38 3x3/32 5x5/32/s2 5x5/16/s2 5x5/image/s2",
-    },
-)
+# N -> a decoder with as many parameters as the one above, whose N comes first.
+_WIDTHS = {64: 64, 32: 96, 16: 128, 8: 153, 4: 170, 128: 38}
+_DECODERS = {
+    maps: f"3x3/{width} 3x3/32 5x5/32/s2 5x5/16/s2 5x5/image/s2" for maps, width in _WIDTHS.items()
+}
+sweep_latents = functools.partial(sweeps.latent_sizes, _DECODERS, lengths=(27, 81, 243))
+sweep_choices = functools.partial(sweeps.choices, {maps: _DECODERS[maps] for maps in (32, 128)})

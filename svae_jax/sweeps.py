@@ -12,6 +12,8 @@ from svae_jax import latents
 
 Sweep = Iterator[dict[str, Any]]
 
+_SHORT = {"optimizer.learning_rate": 1e-3, "optimizer.schedule": "cosine"}  # for short runs
+
 
 def models() -> Sweep:
     """All posteriors, ranks 1 to 3 of those that have one, three seeds."""
@@ -39,10 +41,23 @@ def objective() -> Sweep:
             yield {"posterior": posterior, f"objective.{field}": value}
 
 
-def latent_sizes(numbers: Sequence[int]) -> Sweep:
-    """The height and width of a map, against these numbers of maps."""
-    for size, maps in itertools.product((2, 3, 4, 6, 8), numbers):
-        yield {"posterior": f"lowrank,d={size},N={maps}"}
+def latent_sizes(decoders: Mapping[int, str], lengths: Sequence[int]) -> Sweep:
+    """`mvn`: the height and width of a map against the number of maps; `vector`: its length.
+
+    Settings with more than 2,048 latents are left out: nearly all of such a model is the last layer
+    of its encoder.
+
+    Args:
+        decoders: as of `choices`; the first is the configuration's own.
+        lengths: C of `vector`, whose decoder is the configuration's own.
+    """
+    for maps, decoder in decoders.items():
+        for size in (2, 3, 4, 6, 8):
+            if size * size * maps <= 2048:
+                yield {"posterior": f"mvn,d={size},N={maps}", "model.decoder": decoder, **_SHORT}
+    maps, decoder = next(iter(decoders.items()))
+    for length in lengths:
+        yield {"posterior": f"vector,C={length},N={maps}", "model.decoder": decoder, **_SHORT}
 
 
 def choices(decoders: Mapping[int, str]) -> Sweep:
@@ -52,13 +67,12 @@ def choices(decoders: Mapping[int, str]) -> Sweep:
         decoders: numbers of maps, and for each the stack of a decoder that has as many parameters
             as the configuration's own, so that only the latent changes.
     """
-    short = {"optimizer.learning_rate": 1e-3, "optimizer.schedule": "cosine"}
     for seed in range(3):
-        yield {"posterior": "mvn", **short, "seed": seed}
+        yield {"posterior": "mvn", **_SHORT, "seed": seed}
     for posterior in ("naive", "mvn,d=2", "mvn,d=4", "mvn,d=6", "mvn,d=8"):
-        yield {"posterior": posterior, **short}
+        yield {"posterior": posterior, **_SHORT}
     for maps, decoder in decoders.items():
-        yield {"posterior": f"mvn,N={maps}", "model.decoder": decoder, **short}
+        yield {"posterior": f"mvn,N={maps}", "model.decoder": decoder, **_SHORT}
     changes = {
         "objective.sigma": ("learned", "0.1", "0.2"),
         "objective.beta": (0.5, 2.0),
@@ -74,4 +88,4 @@ def choices(decoders: Mapping[int, str]) -> Sweep:
     }
     for field, values in changes.items():
         for value in values:
-            yield {"posterior": "mvn", **short, field: value}
+            yield {"posterior": "mvn", **_SHORT, field: value}

@@ -113,12 +113,12 @@ def _row(
     return f"| {' | '.join(told)} |"
 
 
-def _groups(done: Sequence[Outcome], without: str = "") -> dict[Group, list[Outcome]]:
-    """The trials by their parameters other than the seed and `without`."""
+def _groups(done: Sequence[Outcome], without: Sequence[str] = ()) -> dict[Group, list[Outcome]]:
+    """The trials by their parameters other than the seed and those of `without`."""
     groups: dict[Group, list[Outcome]] = collections.defaultdict(list)
     for outcome in done:
         named = outcome.trial.parameters().items()
-        key = tuple((name, value) for name, value in named if name not in (SEED, without))
+        key = tuple((name, value) for name, value in named if name not in (SEED, *without))
         groups[key].append(outcome)
     return groups
 
@@ -159,15 +159,16 @@ def _figure(directory: Path, done: Sequence[Outcome], metric: Metric) -> Path:
         figure.savefig(path, dpi=120)
         return path
     swept = _names(outcome.trial.parameters() for outcome in done)
-    several = [name for name in swept if len(_values(done, name)) > 1 and name != SEED]
-    shown = several or swept
+    follow = _followers(done, swept)
+    several = [name for name in swept if len(_values(done, name)) > 1]
+    shown = [name for name in several if name not in (SEED, *follow)] or swept
     rows = math.ceil(len(shown) / _COLUMNS)
     columns = min(len(shown), _COLUMNS)
     figure = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for name, axes in zip(shown, panels, strict=False):
-        _draw(axes, done, name, metric)
+        _draw(axes, done, name, metric, hidden=follow)
     for axes in list(figure.axes)[len(shown) :]:
         axes.remove()
     figure.savefig(path, dpi=120)
@@ -177,15 +178,15 @@ def _figure(directory: Path, done: Sequence[Outcome], metric: Metric) -> Path:
 def _changes(done: Sequence[Outcome]) -> dict[str, Group]:
     """What was changed -> its trials, if the sweep makes one change at a time to its first setting.
 
-    It does if several parameters change, and each value of a change belongs to a single setting:
-    in a grid, values come again.
+    It does if not all settings change the same parameters, as in a random search, and if each value
+    of a change belongs to a single setting: in a grid, values come again.
     """
     groups = _groups(done)
     first, *others = groups
     changed = {group: {k: v for k, v in group if (k, v) not in first} for group in others}
     values = [item for changes in changed.values() for item in changes.items()]
     is_one_at_a_time = len(set(values)) == len(values) and all(changed.values())
-    if not is_one_at_a_time or len({field for field, _ in values}) < 2:
+    if not is_one_at_a_time or len({frozenset(changes) for changes in changed.values()}) < 2:
         return {}
     return {_short(changes): group for group, changes in changed.items()}
 
@@ -224,8 +225,10 @@ def _draw_changes(
     axes.figure.suptitle(f"One change at a time to {base} ({mean:.5g})", fontsize="medium")
 
 
-def _draw(axes: Any, done: Sequence[Outcome], name: str, metric: Metric) -> None:
-    """The metric against one parameter: a line for each setting of the others."""
+def _draw(
+    axes: Any, done: Sequence[Outcome], name: str, metric: Metric, hidden: Sequence[str]
+) -> None:
+    """The metric against one parameter: a line for each setting of the others but the hidden."""
     values = _values(done, name)
     numeric = all(isinstance(value, int | float) for value in values)
     place = {value: value if numeric else at for at, value in enumerate(values)}
@@ -238,7 +241,7 @@ def _draw(axes: Any, done: Sequence[Outcome], name: str, metric: Metric) -> None
         axes.plot(x, [edge] * len(x), marker, color="0.5", clip_on=False, zorder=3)
         axes.set_ylim(sorted(ends))
         done = [o for o in done if o not in far]
-    groups = _groups(done, without=name)
+    groups = _groups(done, without=(name, *hidden))
     for at, (group, own) in enumerate(groups.items()):
         color = f"C{at % 10}"
         points = [(place[o.trial.parameters()[name]], o.value(metric)) for o in own]
@@ -260,6 +263,25 @@ def _draw(axes: Any, done: Sequence[Outcome], name: str, metric: Metric) -> None
         axes.minorticks_off()
     if 1 < len(groups) <= _MOST_LABELS:
         axes.legend(fontsize="x-small")
+
+
+def _followers(done: Sequence[Outcome], swept: Sequence[str]) -> list[str]:
+    """Parameters that say nothing new: constant ones, and those that follow from an earlier one.
+
+    So they do if each value of the earlier one has a single value of theirs, and comes with two
+    settings on average: in a random search each value comes once, and nothing follows from it.
+    """
+    settings: list[dict[str | None, Any]] = [dict(group) for group in _groups(done)]
+    found: list[str] = []
+    for at, name in enumerate(swept):
+        # `None`, the first, is no parameter: a constant follows from nothing.
+        for other in (None, *(other for other in swept[:at] if other not in found)):
+            values = {setting.get(other) for setting in settings}
+            pairs = {(setting.get(other), setting.get(name)) for setting in settings}
+            if len(pairs) == len(values) <= len(settings) / 2:
+                found.append(name)
+                break
+    return found
 
 
 def _without_diverged(done: Sequence[Outcome], metric: Metric) -> tuple[float, float] | None:

@@ -29,6 +29,7 @@ from experiments.sweep.board import Board
 from experiments.sweep.outcomes import ELBO, Metric, Outcome
 from experiments.sweep.trial import Trial
 from svae_jax import command_line
+from svae_jax import config as configs
 from svae_jax.errors import UserError
 from svae_jax.model import networks
 from tests.command_line import COMPILED_QUICKLY, ROOT
@@ -421,19 +422,17 @@ def test_the_sweeps_of_the_configurations_are_valid(name, tmp_path):
         assert len(trials_lib.make(path, trials_lib.load(path, sweep), tmp_path)) >= 10
 
 
+@pytest.mark.parametrize("sweep", ["choices", "latents"])
 @pytest.mark.parametrize("name", ["shapes", "cifar10", "celeba"])
-def test_more_or_fewer_maps_leave_the_decoder_its_size(name, tmp_path):
-    """Otherwise what a sweep of choices says of N would be a matter of size."""
+def test_more_or_fewer_maps_leave_the_decoder_its_size(name, sweep, tmp_path):
+    """Otherwise what a sweep says of N would be a matter of size."""
     path = f"{ROOT}/configs/{name}.py"
     sizes = {}
-    for trial in trials_lib.make(path, trials_lib.load(path, "choices"), tmp_path):
+    for trial in trials_lib.make(path, trials_lib.load(path, sweep), tmp_path):
         config, _ = command_line.load_config(
             trial.arguments[0].partition("=")[2], trial.arguments[1:]
         )
-        layers = networks.decoder_layers(
-            config.model.decoder, height=config.latent.height, width=config.latent.width,
-            image_size=config.dataset.image_size, image_channels=3,
-        )  # fmt: skip
+        layers = configs.model(config).decoder.layers
         style = networks.Style(norm=config.model.norm)
         if config.model.norm != "none":
             sizes[trial.name] = networks.num_decoder_params(layers, config.latent.maps, style)
@@ -447,7 +446,7 @@ def test_the_sweeps_of_the_page_are_valid(tmp_path):
     names: dict = {"itertools": itertools, "random": random}
     for block in re.findall(r"```python\n(def .*?)```", page, re.DOTALL):
         exec(block, names)  # our own page
-    for sweep, count in (("sweep_latents", 10), ("sweep_random", 20)):
+    for sweep, count in (("sweep_sizes", 10), ("sweep_random", 20)):
         made = trials_lib.make(f"{ROOT}/configs/cifar10.py", names[sweep](), tmp_path)
         assert len(made) == count
         assert made == trials_lib.make(f"{ROOT}/configs/cifar10.py", names[sweep](), tmp_path)
@@ -638,6 +637,30 @@ def test_the_figure_has_a_panel_for_each_parameter(config, tmp_path, drawn):
     means = [tuple(line.get_ydata()) for line in picture.axes[1].get_lines()]
     assert (0.5, 2.5) in means  # mvn: trials 0 and 1 at β = 0.1, 2 and 3 at 4
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_follows_from_another_parameter_has_no_panel(config, tmp_path, drawn):
+    """Here the decoder follows from N, and the batch size is the same for all."""
+    stacks = {4: "3x3/8 3x3/4 3x3/image", 8: "3x3/6 3x3/4 3x3/image"}
+    sweep = [
+        {"posterior": f"mvn,d={d},N={n}", "model.decoder": stacks[n], "batch_size": 12}
+        for d, n in itertools.product((2, 3), stacks)
+    ]
+    made = trials_lib.make(config, sweep, tmp_path)
+    found = [Outcome(t, "done", 8, {"eval/elbo": float(i)}) for i, t in enumerate(made)]
+    report.write(tmp_path, "x", found, ELBO)
+    assert [axes.get_xlabel() for axes in drawn[0].axes] == ["d", "N"]
+    (legend, _) = (axes.get_legend() for axes in drawn[0].axes)
+    assert [text.get_text() for text in legend.get_texts()] == ["N=4", "N=8"]
+
+
+def test_a_random_search_has_a_panel_for_each_parameter(config, tmp_path, drawn):
+    """No value comes twice, so that each parameter is a function of each other one."""
+    sweep = [{"optimizer.learning_rate": 0.1 + i, "objective.beta": 1.5 + i} for i in range(4)]
+    made = trials_lib.make(config, sweep, tmp_path)
+    found = [Outcome(t, "done", 8, {"eval/elbo": float(i)}) for i, t in enumerate(made)]
+    report.write(tmp_path, "x", found, ELBO)
+    assert len(drawn[0].axes) == 2
 
 
 def test_one_change_at_a_time_is_shown_against_the_first_setting(config, tmp_path, drawn):

@@ -49,14 +49,13 @@ def latent_sizes(decoders: Mapping[int, str], lengths: Sequence[int]) -> Sweep:
 
     Args:
         decoders: as of `choices`; the first is the configuration's own.
-        lengths: C of `vector`, whose decoder is the configuration's own.
+        lengths: C of `vector`, with the first two decoders.
     """
     for maps, decoder in decoders.items():
         for size in (2, 3, 4, 6, 8):
             if size * size * maps <= 2048:
                 yield {"posterior": f"mvn,d={size},N={maps}", "model.decoder": decoder, **_SHORT}
-    maps, decoder = next(iter(decoders.items()))
-    for length in lengths:
+    for (maps, decoder), length in itertools.product(list(decoders.items())[:2], lengths):
         yield {"posterior": f"vector,C={length},N={maps}", "model.decoder": decoder, **_SHORT}
 
 
@@ -89,3 +88,27 @@ def choices(decoders: Mapping[int, str]) -> Sweep:
     for field, values in changes.items():
         for value in values:
             yield {"posterior": "mvn", **_SHORT, field: value}
+
+
+def refinements(size: int, maps: int, decoder: str) -> Sweep:
+    """Three seeds of `mvn` with these maps, then one change at a time.
+
+    Args:
+        size: height and width of a map.
+        maps: their number.
+        decoder: its stack.
+    """
+    latent = f"d={size},N={maps}"
+    base = {"posterior": f"mvn,{latent}", "model.decoder": decoder, **_SHORT}
+    for seed in range(3):
+        yield {**base, "seed": seed}
+    for posterior in ("naive", "mvn_full", "lowrank,rank=1", "lowrank,rank=2", "lowrank,rank=3"):
+        yield {**base, "posterior": f"{posterior},{latent}"}
+    changes = {
+        "objective.beta": (0.5, 2.0, 4.0),
+        "model.norm": ("none",),
+        "optimizer.learning_rate": (5e-4, 2e-3),
+    }
+    for field, values in changes.items():
+        for value in values:
+            yield {**base, field: value}

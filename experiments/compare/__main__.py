@@ -141,6 +141,7 @@ def _finish(
         evaluation = assessment.read(trial.workdir, options.split)
     return {
         **run._asdict(),
+        "latent": summary.latent(evaluation["config"]["latent"]),
         "workdir": trial.name,
         "num_steps": result["step"],
         "num_images": evaluation["num_images"],

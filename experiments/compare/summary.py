@@ -54,6 +54,12 @@ def device(described: Mapping[str, Any]) -> str:
     return f"{described['count']} x {described['kind']}"
 
 
+def latent(described: Mapping[str, Any]) -> str:
+    """The latent of a configuration in words: posterior, rank, height × width × maps."""
+    rank = f", rank {described['rank']}" if "lowrank" in described["name"] else ""
+    return "{name}{}, {height}x{width}x{maps}".format(rank, **described)
+
+
 def over_seeds(runs: Sequence[Figures]) -> dict[str, dict[str, float | int | None]]:
     """Mean and standard deviation of every figure over runs that differ in their seed alone.
 

@@ -52,7 +52,7 @@ def _scaling(comparison: Comparison, scaling: str) -> str:
     blocks = [
         ("Likelihood, reconstruction and use of the latent", _mean_table(models, _LIKELIHOOD)),
         ("Distances of samples to held-out images", _distance_table(models, distances)),
-        ("Size and speed", _mean_table(models, _COST)),
+        ("Size and speed", _mean_table(models, _COST, _latents(comparison))),
     ]
     if summary.BASELINE in models and len(models) > 1:
         title = f"Differences to `{summary.BASELINE}`, seed by seed, with their 95% interval"
@@ -61,12 +61,22 @@ def _scaling(comparison: Comparison, scaling: str) -> str:
     return f"## Objective: `{scaling}`\n\n{shown}"
 
 
-def _mean_table(models: Mapping[str, Mapping[int, summary.Figures]], names: Sequence[str]) -> str:
+def _latents(comparison: Comparison) -> dict[str, Record]:
+    """Model -> its latent in words."""
+    return {run["model"]: {"latent": run["latent"]} for run in comparison["runs"]}
+
+
+def _mean_table(
+    models: Mapping[str, Mapping[int, summary.Figures]],
+    names: Sequence[str],
+    also: Mapping[str, Record] = {},
+) -> str:
+    """A row for each model; `also` are its columns of words."""
     records = []
     for model, seeds in models.items():
         spreads = summary.over_seeds(list(seeds.values()))
         records.append(
-            {"model": model, "seeds": str(len(seeds))}
+            {"model": model, **also.get(model, {}), "seeds": str(len(seeds))}
             | {name: mean_and_sd(spreads[name]) for name in names if name in spreads}
         )
     return tables.markdown(records)

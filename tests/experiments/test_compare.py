@@ -120,6 +120,9 @@ def comparison():
             "scaling": "elbo",
             "seed": seed,
             "learning_rate": 0.001,
+            "latent": summary.latent(
+                {"name": model, "height": 3, "width": 3, "maps": 5, "rank": 1}
+            ),
             "workdir": f"{model}{seed}",
             "figures": summary.figures_of_run(
                 {"images_per_second": 100.0}, evaluation(elbo + 10 * seed, 0.25 + 0.01 * seed)
@@ -149,6 +152,12 @@ def test_the_tables_say_what_the_runs_say():
     assert "**12.0**" in text
     assert "after 300 updates on `train[90%:]`" in text
     assert "failed" in text
+    assert "| mvn, 3x3x5 " in text
+
+
+def test_a_latent_in_words():
+    latent = {"name": "lowrank_full", "height": 2, "width": 4, "maps": 7, "rank": 2}
+    assert summary.latent(latent) == "lowrank_full, rank 2, 2x4x7"
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What is committed under experiments/results: every table is made of the numbers beside it."""
 
+import csv
 import json
 import math
 import pathlib
@@ -8,6 +9,8 @@ import pytest
 
 from experiments import rank
 from experiments.compare import tables
+from experiments.sweep import outcomes, report
+from experiments.sweep.trial import Trial
 
 RESULTS = pathlib.Path(__file__).parents[2] / "experiments" / "results"
 RENDER = {"experiments.compare": tables.render, "experiments.rank": rank.render}
@@ -29,3 +32,33 @@ def test_the_tables_are_those_of_their_numbers(path):
     assert path.with_suffix(".md").read_text() == render(content)
     assert all(math.isfinite(number) for number in numbers(content))
     assert content["runs"]
+
+
+def outcome(row):
+    """What a line of `sweep.csv` was made of."""
+    columns = list(row)
+    swept = columns[columns.index("status") + 1 : columns.index("step")]
+    measured = columns[columns.index("step") + 1 : columns.index("images_per_second")]
+    overrides = {name: row[name] for name in swept if row[name]}
+    return outcomes.Outcome(
+        Trial(row["trial"], overrides, (), pathlib.Path(row["workdir"])),
+        row["status"],
+        int(row["step"]) if row["step"] else None,
+        {name: float(row[name]) for name in measured if row[name]},
+        float(row["images_per_second"]) if row["images_per_second"] else None,
+        int(row["num_parameters"]) if row["num_parameters"] else None,
+        row["reason"],
+    )
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RESULTS.rglob("sweep.csv")), ids=lambda path: path.parent.name
+)
+def test_the_table_of_a_sweep_is_that_of_its_trials(path, tmp_path):
+    pytest.importorskip("matplotlib")  # without it, the table has no picture
+    with path.open() as file:
+        found = [outcome(row) for row in csv.DictReader(file)]
+    text = path.with_suffix(".md").read_text()
+    title = text.splitlines()[0].removeprefix("# Sweep ")
+    report.write(tmp_path, title, found, outcomes.ELBO)
+    assert (tmp_path / "sweep.md").read_text() == text

@@ -11,7 +11,7 @@ from svae_jax import config as config_lib
 from svae_jax import sweeps
 
 # N -> a decoder with as many parameters as the paper's, whose N comes first.
-_WIDTHS = {128: 128, 64: 192, 32: 256, 16: 307, 8: 341, 256: 77}
+_WIDTHS = {128: 128, 64: 192, 32: 256, 16: 307, 8: 341, 4: 361, 256: 77}
 _DECODERS = {maps: f"3x3/{width} 3x3/64 5x5/32/s2 5x5/image/s2" for maps, width in _WIDTHS.items()}
 
 

@@ -27,7 +27,7 @@ sweep_models = sweeps.models
 sweep_learning_rate = sweeps.learning_rate
 sweep_objective = sweeps.objective
 # N -> a decoder with as many parameters as the one above, whose N comes first.
-_WIDTHS = {128: 128, 64: 192, 32: 256, 16: 307, 8: 341, 256: 77}
+_WIDTHS = {128: 128, 64: 192, 32: 256, 16: 307, 8: 341, 4: 361, 256: 77}
 _DECODERS = {maps: f"3x3/{width} 3x3/64 5x5/32/s2 5x5/image/s2" for maps, width in _WIDTHS.items()}
 sweep_latents = functools.partial(sweeps.latent_sizes, _DECODERS, lengths=(50, 150, 500))
 sweep_choices = functools.partial(sweeps.choices, {maps: _DECODERS[maps] for maps in (64, 256)})

@@ -25,7 +25,7 @@ def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
     config.num_epochs = 100.0
     if arg == "best":
         arg = "mvn,d=8,N=8"
-        config.model.decoder = _DECODERS[8]
+        config.model.update(decoder=_DECODERS[8], norm="none")
         config.optimizer.update(learning_rate=1e-3, schedule="cosine")
     config_lib.latent_from_arg(config, arg, d=3, N=128, C=150)
     return config

@@ -11,6 +11,7 @@ from configs import celeba, cifar10, shapes
 from svae_jax import config as configs
 from svae_jax import latents
 from svae_jax.errors import UserError
+from svae_jax.model import networks
 
 FILES = {"celeba": celeba, "cifar10": cifar10, "shapes": shapes}
 
@@ -22,6 +23,17 @@ def test_every_config_is_sound_for_every_posterior(file, name):
     configs.check(config)
     assert configs.model(config).posterior.name == name
     assert set(configs.flatten(config.to_dict())) == set(configs.flatten(configs.base().to_dict()))
+
+
+def test_the_best_model_has_a_decoder_of_the_papers_size():
+    def size(arg):
+        model = configs.model(cifar10.get_config(arg))
+        return networks.num_decoder_params(
+            model.decoder.layers, model.posterior.maps, model.decoder.style
+        )
+
+    assert size("best") == pytest.approx(size("lowrank"), rel=0.01)
+    assert size("best") == pytest.approx(size("vector"), rel=0.01)
 
 
 def test_typed_options():

@@ -13,7 +13,7 @@ from typing import Any
 from experiments.sweep import outcomes
 from experiments.sweep.board import best_of
 from experiments.sweep.outcomes import Metric, Outcome
-from experiments.sweep.trial import SEED
+from experiments.sweep.trial import POSTERIOR, SEED
 from svae_jax import files
 from svae_jax.errors import UserError
 
@@ -179,12 +179,18 @@ def _changes(done: Sequence[Outcome]) -> dict[str, Group]:
     """What was changed -> its trials, if the sweep makes one change at a time to its first setting.
 
     It does if not all settings change the same parameters, as in a random search, and if each value
-    of a change belongs to a single setting: in a grid, values come again.
+    of a change belongs to a single setting: in a grid, values come again. A posterior may come with
+    several ranks.
     """
     groups = _groups(done)
     first, *others = groups
     changed = {group: {k: v for k, v in group if (k, v) not in first} for group in others}
-    values = [item for changes in changed.values() for item in changes.items()]
+    values = [
+        (field, value)
+        for changes in changed.values()
+        for field, value in changes.items()
+        if field != POSTERIOR or len(changes) == 1
+    ]
     is_one_at_a_time = len(set(values)) == len(values) and all(changed.values())
     if not is_one_at_a_time or len({frozenset(changes) for changes in changed.values()}) < 2:
         return {}

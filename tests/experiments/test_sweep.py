@@ -671,14 +671,17 @@ def test_one_change_at_a_time_is_shown_against_the_first_setting(config, tmp_pat
         {"posterior": "mvn", "objective.beta": 2.0},
         {"posterior": "mvn", "objective.beta": 0.5},
         {"posterior": "mvn", "optimizer.learning_rate": 1.0},
+        {"posterior": "lowrank,rank=1"},
+        {"posterior": "lowrank,rank=2"},
     ]
     made = trials_lib.make(config, sweep, tmp_path)
-    values = (10.0, 12.0, 14.0, 20.0, 3.0, 13.0, -1e9)
+    values = (10.0, 12.0, 14.0, 20.0, 3.0, 13.0, -1e9, 12.0, 13.0)
     found = [Outcome(t, "done", 8, {"eval/elbo": v}) for t, v in zip(made, values, strict=True)]
     report.write(tmp_path, "x", found, ELBO)
     (axes,) = drawn[0].axes
     assert [label.get_text() for label in axes.get_yticklabels()] == [
         "N=6, decoder=3x3/8 3x3/4 3x3/im…", "beta=2.0", "beta=0.5", "learning_rate=1.0",
+        "posterior=lowrank, rank=1", "posterior=lowrank, rank=2",
     ]  # fmt: skip
     points = [line for line in axes.get_lines() if line.get_marker() in "o<"]
     assert [float(line.get_xdata()[0]) for line in points[:3]] == [8, -9, 1]

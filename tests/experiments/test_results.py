@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from experiments import rank
-from experiments.compare import tables
+from experiments.compare import summary, tables
 from experiments.sweep import outcomes, report
 from experiments.sweep.trial import Trial
 
@@ -25,7 +25,9 @@ def numbers(content):
         yield content
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(RESULTS.rglob("*.json")), ids=lambda p: str(p.relative_to(RESULTS))
+)
 def test_the_tables_are_those_of_their_numbers(path):
     content = json.loads(path.read_text())
     (render,) = (r for name, r in RENDER.items() if name in content["settings"]["command"])
@@ -62,3 +64,21 @@ def test_the_table_of_a_sweep_is_that_of_its_trials(path, tmp_path):
     title = text.splitlines()[0].removeprefix("# Sweep ")
     report.write(tmp_path, title, found, outcomes.ELBO)
     assert (tmp_path / "sweep.md").read_text() == text
+
+
+@pytest.mark.parametrize("page", ["README.md", "experiments/results/README.md"])
+def test_the_table_on_a_page_is_that_of_the_comparison(page):
+    content = json.loads((RESULTS / "cifar10" / "comparison.json").read_text())
+    models = tables.by_model(content, "elbo")
+    latents = {run["model"]: run["latent"] for run in content["runs"]}
+    lines = (RESULTS.parents[1] / page).read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    (start,) = (at for at, row in enumerate(rows) if row[:2] == ["model", "latent"])
+    names = rows[start][2:]
+    shown = rows[start + 2 : start + 2 + len(models)]
+    assert [row[0].strip("`") for row in shown] == list(models)
+    for (model, latent, *cells), seeds in zip(shown, models.values(), strict=True):
+        spreads = summary.over_seeds(list(seeds.values()))
+        expected = [tables.mean_and_sd(spreads[name]) for name in names]
+        assert [cell.strip("*") for cell in cells] == expected
+        assert latent == latents[model.strip("`")]

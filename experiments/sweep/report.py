@@ -6,6 +6,7 @@ import importlib.util
 import io
 import math
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ _MOST_LABELS = 10  # lines of a panel with a legend
 _MOST_TICKS = 10  # of an axis that names each value
 _COLUMNS = 3  # of panels
 _MOST_LETTERS = 32  # of a change
+_LINE = 80  # letters of a line of a title
 _LOGARITHMIC = 20  # the ratio of a parameter's values from which its axis is logarithmic
 
 Group = tuple[tuple[str, Any], ...]  # trials that differ in nothing but the seed
@@ -228,7 +230,8 @@ def _draw_changes(
     base = ", ".join(f"{field.rpartition('.')[2]}={value}" for field, value in next(iter(groups)))
     axes.set_xlabel(f"change of {metric.name}; grey: two standard deviations over seeds")
     # Of the figure, which is wider than the panel and lets no title out of it.
-    axes.figure.suptitle(f"One change at a time to {base} ({mean:.5g})", fontsize="medium")
+    title = textwrap.fill(f"One change at a time to {base} ({mean:.5g})", _LINE)
+    axes.figure.suptitle(title, fontsize="medium")
 
 
 def _draw(

@@ -126,13 +126,13 @@ def _distances(
     for level in range(num_levels):
         places, directions = jax.random.split(jax.random.fold_in(key, level))
         sets = (_patches(places, x, level, num_levels, count) for x in (images, reference))
-        distances.append(float(_sliced_distance(directions, *sets)))
+        distances.append(_sliced_distance(directions, *sets))
     return distances
 
 
 def _patches(
     key: PRNGKeyArray, images: np.ndarray, level: int, num_levels: int, count: int
-) -> Float[Array, "{count} d"]:
+) -> Float[np.ndarray, "{count} d"]:
     """As many normalised patches of a set, in rounds over all of its images."""
     rounds = -(-count // len(images))
     patches: list[np.ndarray] = []
@@ -141,7 +141,7 @@ def _patches(
         chunk_key = jax.random.fold_in(key, begin)
         patches.append(np.asarray(_cut(chunk_key, chunk, level, num_levels, rounds)))
     rows = np.concatenate(patches, axis=1).reshape(-1, *patches[0].shape[2:])[:count]
-    return _normalise(jnp.asarray(rows))
+    return np.asarray(_normalise(jnp.asarray(rows)))
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
@@ -168,31 +168,22 @@ def _normalise(patches: Float[Array, "m p p c"]) -> Float[Array, "m d"]:
     return (centred / jnp.maximum(deviation, 1e-8)).reshape(len(patches), -1)
 
 
-@jax.jit
 def _sliced_distance(
-    key: PRNGKeyArray, a: Float[Array, "m d"], b: Float[Array, "m d"]
-) -> Float[Array, ""]:
-    """The mean Wasserstein-1 distance of the projections of two point sets on random directions."""
-    directions = jax.random.normal(key, (NUM_DIRECTIONS, a.shape[1]))
-    directions /= jnp.linalg.norm(directions, axis=1, keepdims=True)
+    key: PRNGKeyArray, a: Float[np.ndarray, "m d"], b: Float[np.ndarray, "m d"]
+) -> float:
+    """The mean Wasserstein-1 distance of the projections of two point sets on random directions.
 
-    def distance(some: Float[Array, "k d"]) -> Float[Array, ""]:
-        projections = [jnp.matmul(some, x.T, precision=lax.Precision.HIGHEST) for x in (a, b)]
-        sorted_a, sorted_b = (_sort(x) for x in projections)
-        return jnp.mean(jnp.abs(sorted_a - sorted_b))
+    On the host, where NumPy's sort is sixteen times as fast as XLA's on a CPU.
+    """
+    directions = np.asarray(jax.random.normal(key, (NUM_DIRECTIONS, a.shape[1])))
+    directions = directions / np.linalg.norm(directions, axis=1, keepdims=True)
 
-    chunks = directions.reshape(-1, _DIRECTIONS_AT_A_TIME, a.shape[1])
-    return jnp.mean(lax.map(distance, chunks))
+    def distances(some: Float[np.ndarray, "k d"]) -> Float[np.ndarray, " k"]:
+        sorted_a, sorted_b = (np.sort(some @ x.T, axis=-1) for x in (a, b))
+        return np.mean(np.abs(sorted_a - sorted_b), axis=-1)
 
-
-def _sort(values: Float[Array, "k m"]) -> Float[Array, "k m"]:
-    """Sorts the last axis of float32 as integers, which XLA does four times faster on a CPU."""
-
-    def ordered(bits: Array) -> Array:  # its own inverse: negative numbers have descending bits
-        return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-
-    bits = lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
-    return lax.bitcast_convert_type(ordered(jnp.sort(ordered(bits), axis=-1)), jnp.float32)
+    chunks = np.split(directions, NUM_DIRECTIONS // _DIRECTIONS_AT_A_TIME)
+    return float(np.mean([distances(chunk) for chunk in chunks]))
 
 
 def laplacian_level(

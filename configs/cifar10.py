@@ -1,6 +1,7 @@
 """CIFAR-10, 32×32 (Wang, Yuan, Ji 2017, §4.2): N = 128 maps of 3×3, or a vector of C = 150.
 
-`best` is the model with the highest ELBO that we found (see `experiments/results`).
+`best` and `best_vector` are the spatial model and the vector with the highest ELBO that we found
+(see `experiments/results`).
 """
 
 import functools
@@ -13,21 +14,23 @@ from svae_jax import sweeps
 # N -> a decoder with as many parameters as the paper's, whose N comes first.
 _WIDTHS = {128: 128, 64: 192, 32: 256, 16: 307, 8: 341, 4: 361, 256: 77}
 _DECODERS = {maps: f"3x3/{width} 3x3/64 5x5/32/s2 5x5/image/s2" for maps, width in _WIDTHS.items()}
+# Model -> its latent, and the N of its decoder.
+_BEST = {"best": ("mvn,d=8,N=8", 8), "best_vector": ("vector", 128)}
 
 
 def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
-    """The configuration for `arg`: "best", or such as "lowrank,rank=2" (`latent_from_arg`)."""
+    """The configuration for `arg`: a model of `_BEST`, or such as "lowrank,rank=2"."""
     config = config_lib.base()
     config.dataset.name = "cifar10"
     config.model.encoder = "5x5/32/s2 5x5/64/s2 5x5/128/s2 3x3/256"
     config.model.decoder = _DECODERS[128]
     config.optimizer.learning_rate = 1e-4
     config.num_epochs = 100.0
-    if arg == "best":
-        arg = "mvn,d=8,N=8"
-        config.model.update(decoder=_DECODERS[8], norm="none")
+    if arg in _BEST:
+        arg, maps = _BEST[arg]
+        config.model.update(decoder=_DECODERS[maps], norm="none")
         config.optimizer.update(learning_rate=1e-3, schedule="cosine")
-    config_lib.latent_from_arg(config, arg, d=3, N=128, C=150)
+    config_lib.latent_from_arg(config, arg, others=_BEST, d=3, N=128, C=150)
     return config
 
 

@@ -5,7 +5,7 @@ A file in `configs/` starts from `base`, and `latent_from_arg` reads what follow
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -88,7 +88,9 @@ def base() -> ml_collections.ConfigDict:
     )
 
 
-def latent_from_arg(config: ml_collections.ConfigDict, arg: str, **defaults: int) -> None:
+def latent_from_arg(
+    config: ml_collections.ConfigDict, arg: str, *, others: Iterable[str] = (), **defaults: int
+) -> None:
     """Sets `latent` and `model.parity_maps` from the text after a config file's colon.
 
     The text is a posterior's name and typed options: `d` (height and width), `N` (maps) and
@@ -98,6 +100,7 @@ def latent_from_arg(config: ml_collections.ConfigDict, arg: str, **defaults: int
     Args:
         config: changed in place.
         arg: such as "lowrank,rank=2,d=3".
+        others: what else the file takes in place of a posterior; an error lists them.
         **defaults: d, N and C.
 
     Raises:
@@ -106,7 +109,8 @@ def latent_from_arg(config: ml_collections.ConfigDict, arg: str, **defaults: int
     """
     name, *pairs = (part.strip() for part in arg.split(","))
     if name not in latents.names():
-        raise UserError(f"no posterior {name!r}: it must be one of {', '.join(latents.names())}")
+        known = ", ".join([*latents.names(), *others])
+        raise UserError(f"no posterior {name!r}: it must be one of {known}")
     is_vector = name == "vector"
     keys = ("C", "N") if is_vector else ("d", "N", "rank") if "lowrank" in name else ("d", "N")
     options = {"rank": 1, **defaults}

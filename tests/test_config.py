@@ -25,15 +25,22 @@ def test_every_config_is_sound_for_every_posterior(file, name):
     assert set(configs.flatten(config.to_dict())) == set(configs.flatten(configs.base().to_dict()))
 
 
-def test_the_best_model_has_a_decoder_of_the_papers_size():
+@pytest.mark.parametrize("arg", ["best", "best_vector"])
+def test_the_best_models_have_a_decoder_of_the_papers_size(arg):
     def size(arg):
         model = configs.model(cifar10.get_config(arg))
         return networks.num_decoder_params(
             model.decoder.layers, model.posterior.maps, model.decoder.style
         )
 
-    assert size("best") == pytest.approx(size("lowrank"), rel=0.01)
-    assert size("best") == pytest.approx(size("vector"), rel=0.01)
+    configs.check(cifar10.get_config(arg))
+    assert size(arg) == pytest.approx(size("lowrank"), rel=0.01)
+    assert size(arg) == pytest.approx(size("vector"), rel=0.01)
+
+
+def test_an_unknown_posterior_is_told_of_the_best_models():
+    with pytest.raises(UserError, match=r"'beast': it must be .*, best, best_vector"):
+        cifar10.get_config("beast")
 
 
 def test_typed_options():

@@ -44,14 +44,10 @@ def by_model(comparison: Comparison, scaling: str) -> dict[str, dict[int, summar
 
 def _scaling(comparison: Comparison, scaling: str) -> str:
     models = by_model(comparison, scaling)
-    distances = [
-        name
-        for name in dict.fromkeys(n for seeds in models.values() for f in seeds.values() for n in f)
-        if name.rpartition(", ")[2] in (FLOOR, *comparison["settings"]["samplers"])
-    ]
+    samplers = comparison["settings"]["samplers"]
     blocks = [
         ("Likelihood, reconstruction and use of the latent", _mean_table(models, _LIKELIHOOD)),
-        ("Distances of samples to held-out images", _distance_table(models, distances)),
+        ("Distances of samples to held-out images", _distance_table(models, samplers)),
         ("Size and speed", _mean_table(models, _COST, _latents(comparison))),
     ]
     if summary.BASELINE in models and len(models) > 1:
@@ -83,20 +79,32 @@ def _mean_table(
 
 
 def _distance_table(
-    models: Mapping[str, Mapping[int, summary.Figures]], names: Sequence[str]
+    models: Mapping[str, Mapping[int, summary.Figures]], samplers: Sequence[str]
 ) -> str:
-    """A row for each model and sampler, a column for each distance."""
+    """A row for each model and sampler, a column for each distance; real images come last.
+
+    These are the same for all runs, which share the images and the directions.
+    """
     records = []
     for model, seeds in models.items():
         spreads = summary.over_seeds(list(seeds.values()))
-        rows: dict[str, Record] = {}
-        for name in names:
-            distance, _, samples = name.rpartition(", ")
-            if name in spreads:
-                row = rows.setdefault(samples, {"model": model, "samples": samples})
-                row[distance] = mean_and_sd(spreads[name])
-        records += rows.values()
+        for samples in samplers:
+            distances = _distances(spreads, samples)
+            records += [{"model": model, "samples": samples, **distances}] if distances else []
+    first = next(figures for seeds in models.values() for figures in seeds.values())
+    floor = _distances(summary.over_seeds([first]), FLOOR)
+    records += [{"model": "", "samples": FLOOR, **floor}] if floor else []
     return tables.markdown(records) if records else ""
+
+
+def _distances(spreads: Mapping[str, Mapping[str, float | None]], samples: str) -> Record:
+    """Distance -> its mean and standard deviation, of one set of samples."""
+    ending = f", {samples}"
+    return {
+        name.removesuffix(ending): mean_and_sd(spread)
+        for name, spread in spreads.items()
+        if name.endswith(ending)
+    }
 
 
 def _paired_table(models: Mapping[str, Mapping[int, summary.Figures]]) -> str:

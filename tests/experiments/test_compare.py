@@ -153,6 +153,8 @@ def test_the_tables_say_what_the_runs_say():
     assert "after 300 updates on `train[90%:]`" in text
     assert "failed" in text
     assert "| mvn, 3x3x5 " in text
+    assert text.count("training images") == 1  # they are the same for all runs
+    assert re.search(r"\| +\| training images \| 0.01", text)
 
 
 def test_a_latent_in_words():

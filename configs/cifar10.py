@@ -40,3 +40,21 @@ sweep_objective = sweeps.objective
 sweep_latents = functools.partial(sweeps.latent_sizes, _DECODERS, lengths=(50, 150, 500))
 sweep_choices = functools.partial(sweeps.choices, {maps: _DECODERS[maps] for maps in (64, 256)})
 sweep_refinements = functools.partial(sweeps.refinements, 8, 8, _DECODERS[8])
+
+
+def sweep_arithmetic() -> sweeps.Sweep:
+    """Decoders of the same size whose weights are used at more places: most of them at 8×8.
+
+    With the other decoders, large maps have this advantage over small ones.
+    """
+    widths = {
+        "vector,N=32": 100,
+        "mvn,d=2,N=64": 81,
+        "mvn,d=3,N=32": 101,
+        "mvn,d=4,N=16": 115,
+        "mvn,d=6,N=8": 124,
+        "mvn,d=8,N=8": 124,
+    }
+    for posterior, width in widths.items():
+        decoder = f"3x3/{width} 3x3/96 5x5/64/s2 5x5/image/s2"
+        yield {"posterior": posterior, "model.decoder": decoder, **sweeps.SHORT}

@@ -12,7 +12,7 @@ from svae_jax import latents
 
 Sweep = Iterator[dict[str, Any]]
 
-_SHORT = {"optimizer.learning_rate": 1e-3, "optimizer.schedule": "cosine"}  # for short runs
+SHORT = {"optimizer.learning_rate": 1e-3, "optimizer.schedule": "cosine"}  # for short runs
 
 
 def models() -> Sweep:
@@ -54,9 +54,9 @@ def latent_sizes(decoders: Mapping[int, str], lengths: Sequence[int]) -> Sweep:
     for maps, decoder in decoders.items():
         for size in (2, 3, 4, 6, 8):
             if size * size * maps <= 2048:
-                yield {"posterior": f"mvn,d={size},N={maps}", "model.decoder": decoder, **_SHORT}
+                yield {"posterior": f"mvn,d={size},N={maps}", "model.decoder": decoder, **SHORT}
     for (maps, decoder), length in itertools.product(list(decoders.items())[:2], lengths):
-        yield {"posterior": f"vector,C={length},N={maps}", "model.decoder": decoder, **_SHORT}
+        yield {"posterior": f"vector,C={length},N={maps}", "model.decoder": decoder, **SHORT}
 
 
 def choices(decoders: Mapping[int, str]) -> Sweep:
@@ -67,11 +67,11 @@ def choices(decoders: Mapping[int, str]) -> Sweep:
             as the configuration's own, so that only the latent changes.
     """
     for seed in range(3):
-        yield {"posterior": "mvn", **_SHORT, "seed": seed}
+        yield {"posterior": "mvn", **SHORT, "seed": seed}
     for posterior in ("naive", "mvn,d=2", "mvn,d=4", "mvn,d=6", "mvn,d=8"):
-        yield {"posterior": posterior, **_SHORT}
+        yield {"posterior": posterior, **SHORT}
     for maps, decoder in decoders.items():
-        yield {"posterior": f"mvn,N={maps}", "model.decoder": decoder, **_SHORT}
+        yield {"posterior": f"mvn,N={maps}", "model.decoder": decoder, **SHORT}
     changes = {
         "objective.sigma": ("learned", "0.1", "0.2"),
         "objective.beta": (0.5, 2.0),
@@ -87,7 +87,7 @@ def choices(decoders: Mapping[int, str]) -> Sweep:
     }
     for field, values in changes.items():
         for value in values:
-            yield {"posterior": "mvn", **_SHORT, field: value}
+            yield {"posterior": "mvn", **SHORT, field: value}
 
 
 def refinements(size: int, maps: int, decoder: str) -> Sweep:
@@ -99,7 +99,7 @@ def refinements(size: int, maps: int, decoder: str) -> Sweep:
         decoder: its stack.
     """
     latent = f"d={size},N={maps}"
-    base = {"posterior": f"mvn,{latent}", "model.decoder": decoder, **_SHORT}
+    base = {"posterior": f"mvn,{latent}", "model.decoder": decoder, **SHORT}
     for seed in range(3):
         yield {**base, "seed": seed}
     for posterior in ("naive", "mvn_full", "lowrank,rank=1", "lowrank,rank=2", "lowrank,rank=3"):

@@ -3,6 +3,7 @@
 import json
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from configs import celeba, cifar10, shapes
 from svae_jax import config as configs
 from svae_jax import latents
 from svae_jax.errors import UserError
-from svae_jax.model import networks
+from svae_jax.model import networks, vae
 
 FILES = {"celeba": celeba, "cifar10": cifar10, "shapes": shapes}
 
@@ -25,17 +26,40 @@ def test_every_config_is_sound_for_every_posterior(file, name):
     assert set(configs.flatten(config.to_dict())) == set(configs.flatten(configs.base().to_dict()))
 
 
+def decoder_size(config):
+    model = configs.model(config)
+    return networks.num_decoder_params(
+        model.decoder.layers, model.posterior.maps, model.decoder.style
+    )
+
+
 @pytest.mark.parametrize("arg", ["best", "best_vector"])
 def test_the_best_models_have_a_decoder_of_the_papers_size(arg):
-    def size(arg):
-        model = configs.model(cifar10.get_config(arg))
-        return networks.num_decoder_params(
-            model.decoder.layers, model.posterior.maps, model.decoder.style
-        )
+    config = cifar10.get_config(arg)
+    configs.check(config)
+    for paper in ("lowrank", "vector"):
+        size = decoder_size(cifar10.get_config(paper))
+        assert decoder_size(config) == pytest.approx(size, rel=0.01)
 
-    configs.check(cifar10.get_config(arg))
-    assert size(arg) == pytest.approx(size("lowrank"), rel=0.01)
-    assert size(arg) == pytest.approx(size("vector"), rel=0.01)
+
+def test_the_sweep_of_arithmetic_keeps_size_and_arithmetic_equal():
+    """Equal up to a third: the decoders of `sweep_latents` take 8 to 17 million."""
+    size = decoder_size(cifar10.get_config("lowrank"))
+    for trial in cifar10.sweep_arithmetic():
+        config = cifar10.get_config(trial["posterior"])
+        config.model.decoder = trial["model.decoder"]
+        assert decoder_size(config) == pytest.approx(size, rel=0.01)
+        assert 15 < multiply_adds(config) / 1e6 < 20
+
+
+def multiply_adds(config):
+    """Of a decoder for an image, counted by XLA."""
+    model = configs.model(config)
+    key = jax.random.key(0)
+    variables = jax.eval_shape(lambda k: vae.init(model, k, 32, 3), key)
+    z = jax.eval_shape(lambda k: model.sample_prior(k, 100), key)
+    decode = jax.jit(lambda v, x: model.apply(v, x, method="decode"))
+    return decode.lower(variables, z).cost_analysis()["flops"] / 2 / 100
 
 
 def test_an_unknown_posterior_is_told_of_the_best_models():

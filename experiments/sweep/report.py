@@ -21,7 +21,8 @@ from svae_jax.errors import UserError
 _MOST_LABELS = 10  # lines of a panel with a legend
 _MOST_TICKS = 10  # of an axis that names each value
 _COLUMNS = 3  # of panels
-_MOST_LETTERS = 32  # of a change
+_MOST_LETTERS = 32  # of a label
+_LETTERS_OF_TICK = 16
 _LINE = 80  # letters of a line of a title
 _LOGARITHMIC = 20  # the ratio of a parameter's values from which its axis is logarithmic
 
@@ -201,8 +202,11 @@ def _changes(done: Sequence[Outcome]) -> dict[str, Group]:
 
 def _short(changes: dict[str, Any]) -> str:
     """Such as `N=64, decoder=3x3/192 3x3/64…`: fields by the last part of their name."""
-    text = ", ".join(f"{field.rpartition('.')[2]}={value}" for field, value in changes.items())
-    return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 1]}…"
+    return _cut(", ".join(f"{k.rpartition('.')[2]}={v}" for k, v in changes.items()))
+
+
+def _cut(text: str, most: int = _MOST_LETTERS) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _draw_changes(
@@ -259,7 +263,7 @@ def _draw(
         means = [(x, *_mean(here[x], metric)) for x in sorted(here)]
         x, mean, deviation = zip(*means, strict=True)
         spread = [0 if math.isnan(d) else d for d in deviation]
-        label = ", ".join(f"{key}={value}" for key, value in group) or "nothing else set"
+        label = _short(dict(group)) or "nothing else set"
         line = "o-" if numeric else "o"
         axes.errorbar(x, mean, spread, fmt=line, color=color, capsize=3, label=label)
     axes.set_xlabel(name)
@@ -268,7 +272,8 @@ def _draw(
         axes.set_xscale("log")
     if not numeric or len(values) <= _MOST_TICKS:
         places = [place[value] for value in values]
-        axes.set_xticks(places, [str(value) for value in values], rotation=30)
+        texts = [_cut(str(value), _LETTERS_OF_TICK) for value in values]
+        axes.set_xticks(places, texts, rotation=30, horizontalalignment="right")
         axes.minorticks_off()
     if 1 < len(groups) <= _MOST_LABELS:
         axes.legend(fontsize="x-small")

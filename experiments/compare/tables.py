@@ -52,7 +52,8 @@ def _scaling(comparison: Comparison, scaling: str) -> str:
     ]
     if summary.BASELINE in models and len(models) > 1:
         title = f"Differences to `{summary.BASELINE}`, seed by seed, with their 95% interval"
-        blocks.insert(1, (title, _paired_table(models)))
+        names = (*_PAIRED, *(f"swd_mean, {name}" for name in samplers))
+        blocks.insert(1, (title, _paired_table(models, names)))
     shown = "\n\n".join(f"### {title}\n\n{table}" for title, table in blocks if table)
     return f"## Objective: `{scaling}`\n\n{shown}"
 
@@ -107,14 +108,14 @@ def _distances(spreads: Mapping[str, Mapping[str, float | None]], samples: str) 
     }
 
 
-def _paired_table(models: Mapping[str, Mapping[int, summary.Figures]]) -> str:
+def _paired_table(models: Mapping[str, Mapping[int, summary.Figures]], names: Sequence[str]) -> str:
     records = []
     for model, seeds in models.items():
         if model == summary.BASELINE:
             continue
         differences = summary.paired(seeds, models[summary.BASELINE])
         records.append(
-            {"model": model} | {k: _difference(differences[k]) for k in _PAIRED if k in differences}
+            {"model": model} | {k: _difference(differences[k]) for k in names if k in differences}
         )
     return tables.markdown(records)
 

@@ -148,6 +148,7 @@ def test_the_tables_say_what_the_runs_say():
     text = tables.render(comparison())
     assert "1,005.0 ± 7.1" in text  # of 1,000 and 1,010
     assert "+101" in text  # mvn, paired
+    assert re.search(r"ELBO, nats +\| KL, nats +\| swd_mean, flow +\|", text)
     assert "0.2550 ± 0.0071" in text
     assert "**12.0**" in text
     assert "after 300 updates on `train[90%:]`" in text

@@ -10,7 +10,7 @@ from scipy import stats
 
 Figures = Mapping[str, float]
 
-BASELINE = "vector"
+BASELINES = ("vector", "best_vector")  # models that the others are compared with
 CONFIDENCE = 0.95
 # Figures of a run in its evaluation.json: section, name there, and the name here.
 _EVALUATED = (

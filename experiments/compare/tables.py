@@ -50,10 +50,10 @@ def _scaling(comparison: Comparison, scaling: str) -> str:
         ("Distances of samples to held-out images", _distance_table(models, samplers)),
         ("Size and speed", _mean_table(models, _COST, _latents(comparison))),
     ]
-    if summary.BASELINE in models and len(models) > 1:
-        title = f"Differences to `{summary.BASELINE}`, seed by seed, with their 95% interval"
-        names = (*_PAIRED, *(f"swd_mean, {name}" for name in samplers))
-        blocks.insert(1, (title, _paired_table(models, names)))
+    names = (*_PAIRED, *(f"swd_mean, {name}" for name in samplers))
+    for at, baseline in enumerate(b for b in summary.BASELINES if b in models and len(models) > 1):
+        title = f"Differences to `{baseline}`, seed by seed, with their 95% interval"
+        blocks.insert(1 + at, (title, _paired_table(models, baseline, names)))
     shown = "\n\n".join(f"### {title}\n\n{table}" for title, table in blocks if table)
     return f"## Objective: `{scaling}`\n\n{shown}"
 
@@ -108,12 +108,14 @@ def _distances(spreads: Mapping[str, Mapping[str, float | None]], samples: str) 
     }
 
 
-def _paired_table(models: Mapping[str, Mapping[int, summary.Figures]], names: Sequence[str]) -> str:
+def _paired_table(
+    models: Mapping[str, Mapping[int, summary.Figures]], baseline: str, names: Sequence[str]
+) -> str:
     records = []
     for model, seeds in models.items():
-        if model == summary.BASELINE:
+        if model == baseline:
             continue
-        differences = summary.paired(seeds, models[summary.BASELINE])
+        differences = summary.paired(seeds, models[baseline])
         records.append(
             {"model": model} | {k: _difference(differences[k]) for k in names if k in differences}
         )

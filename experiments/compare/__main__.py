@@ -51,11 +51,11 @@ def main(argv: Sequence[str]) -> None:
     engines.check(engine)
     file = options.config.partition(":")[0]
     search = plan.Search({}, "")
-    if setting.learning_rates:
+    if len(setting.learning_rates) > 1:
         search = _search(file, config, setting, options.workdir / "search", common, engine)
         rates = plan.best_rates(search.elbos)
     else:
-        rates = _own_rates(file, setting, common)
+        rates = _given_rates(file, setting, common)
     runs = list(plan.final_runs(setting, rates))
     directory = options.workdir / "runs"
     trials = _trials(file, runs, directory, common)
@@ -72,16 +72,17 @@ def main(argv: Sequence[str]) -> None:
     _draw(options, setting, {run: trial for run, trial in trials.items() if run.seed == 0})
 
 
-def _own_rates(file: str, setting: Setting, common: Sequence[str]) -> dict[tuple[str, str], float]:
-    """(model, scaling) -> the learning rate of the model's configuration."""
-    configs = {
-        model: command_line.load_config(f"{file}:{model}", common)[0] for model in setting.models
-    }
-    return {
-        (model, scaling): config.optimizer.learning_rate
-        for model, config in configs.items()
-        for scaling in setting.scalings
-    }
+def _given_rates(
+    file: str, setting: Setting, common: Sequence[str]
+) -> dict[tuple[str, str], float]:
+    """(model, scaling) -> the only learning rate of the setting, or the model's configured one."""
+
+    def rate(model: str) -> float:
+        configured = command_line.load_config(f"{file}:{model}", common)[0].optimizer.learning_rate
+        return setting.learning_rates[0] if setting.learning_rates else configured
+
+    rates = {model: rate(model) for model in setting.models}
+    return {(model, scaling): rates[model] for model in rates for scaling in setting.scalings}
 
 
 def _trials(
@@ -276,7 +277,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     option("--models", type=_models, help="separated by blanks: 'vector lowrank,rank=2'")
     option("--scalings", type=_words, help="of the objective, separated by commas")
-    option("--learning_rates", type=_numbers, help="tried for each model; '' takes the config's")
+    option("--learning_rates", type=_numbers, help="tried; one is for all, '' is the config's")
     option("--search_steps", type=int, help="updates of each run of that search; 0: of all runs")
     option("--seeds", type=int, help="runs of each model")
     option("--samplers", type=_words, help="fitted to each run, separated by commas")

@@ -26,8 +26,8 @@ class Setting(NamedTuple):
     Attributes:
         models: what stands behind the colon of a configuration.
         scalings: values of `objective.scaling`.
-        learning_rates: tried for each model on a part of the training split; none: that of the
-            configuration.
+        learning_rates: tried for each model on a part of the training split; a single one is that
+            of all models, and without any each has that of its configuration.
         search_steps: updates of each run of that search; 0: as many as of the other runs.
         seeds: the runs of each model are those of seed 0 to `seeds` - 1.
         num_steps: updates of each run; 0: as the configuration says.

@@ -88,7 +88,7 @@ def test_each_seed_is_a_whole_table():
     ]  # fmt: skip
 
 
-def test_without_a_search_each_model_has_its_own_learning_rate(tmp_path):
+def test_without_a_search_each_model_has_its_own_or_the_given_learning_rate(tmp_path):
     path = tmp_path / "rates.py"
     path.write_text(
         "from configs import shapes\n\n\n"
@@ -98,10 +98,15 @@ def test_without_a_search_each_model_has_its_own_learning_rate(tmp_path):
         "    return config\n"
     )
     setting = plan.QUICK._replace(models=("vector", "mvn"))
-    own = command._own_rates(str(path), setting, [])
+    own = command._given_rates(str(path), setting, [])
     assert own == {("vector", "elbo"): 0.25, ("mvn", "elbo"): 0.5}
-    common = ["--config.optimizer.learning_rate=0.1"]
-    assert set(command._own_rates(str(path), setting, common).values()) == {0.1}
+    single = setting._replace(learning_rates=(0.1,))
+    assert set(command._given_rates(str(path), single, []).values()) == {0.1}
+
+
+def test_learning_rates_that_were_given_are_told():
+    text = tables.render({**comparison(), "search": []})
+    assert "which were given: vector 0.001, mvn 0.001." in text
 
 
 def test_the_search_holds_a_tenth_of_the_training_split_back():
@@ -202,7 +207,7 @@ def test_a_small_comparison_from_nothing_and_once_more(tmp_path):
         "field": (["--config.sed=1"], "--config.sed: there is no such field"),
         "set by the comparison": (["--config.seed=1"], "--config.seed=1: the sweep sets seed"),
         "split": (
-            ["--learning_rates=0.1", "--config.dataset.split=train[:9]"],
+            ["--learning_rates=0.1,0.2", "--config.dataset.split=train[:9]"],
             "must be a whole split",
         ),
     }.values(),

@@ -33,7 +33,7 @@ def decoder_size(config):
     )
 
 
-@pytest.mark.parametrize("arg", ["best", "best_vector"])
+@pytest.mark.parametrize("arg", ["best", "best_samples", "best_vector"])
 def test_the_best_models_have_a_decoder_of_the_papers_size(arg):
     config = cifar10.get_config(arg)
     configs.check(config)
@@ -63,7 +63,7 @@ def multiply_adds(config):
 
 
 def test_an_unknown_posterior_is_told_of_the_best_models():
-    with pytest.raises(UserError, match=r"'beast': it must be .*, best, best_vector"):
+    with pytest.raises(UserError, match=r"'beast': it must be .*, best, best_samples, best_vector"):
         cifar10.get_config("beast")
 
 

@@ -11,9 +11,14 @@ from experiments import rank
 from experiments.compare import summary, tables
 from experiments.sweep import outcomes, report
 from experiments.sweep.trial import Trial
+from svae_jax.analysis import tables as evaluation_tables
 
 RESULTS = pathlib.Path(__file__).parents[2] / "experiments" / "results"
-RENDER = {"experiments.compare": tables.render, "experiments.rank": rank.render}
+RENDER = {
+    "experiments.compare": tables.render,
+    "experiments.rank": rank.render,
+    "svae_jax.evaluate": lambda content: evaluation_tables.evaluations(content["runs"]) + "\n",
+}
 
 
 def numbers(content):

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import pathlib
+import re
 
 import pytest
 
@@ -87,3 +88,16 @@ def test_the_table_on_a_page_is_that_of_the_comparison(page):
         expected = [tables.mean_and_sd(spreads[name]) for name in names]
         assert [cell.strip("*") for cell in cells] == expected
         assert latent == latents[model.strip("`")]
+
+
+def test_the_distances_on_the_page_are_those_of_the_evaluations():
+    runs = json.loads((RESULTS / "cifar10_samples" / "evaluations.json").read_text())["runs"]
+    known = {
+        evaluation_tables.figure(run["samples"]["gaussian"]["pixels"]["figures"]["swd_mean"])
+        for run in runs
+    }
+    text = (RESULTS / "README.md").read_text()
+    _, _, table = text.partition("| latents an image |")
+    shown = re.findall(r"0\.\d+ ± 0\.\d+", table.partition("\n\n")[0])
+    assert len(shown) > 10
+    assert {*shown} <= known

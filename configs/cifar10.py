@@ -1,10 +1,12 @@
 """CIFAR-10, 32×32 (Wang, Yuan, Ji 2017, §4.2): N = 128 maps of 3×3, or a vector of C = 150.
 
 Of the models that we tried (`experiments/results`), `best` and `best_vector` are the spatial one
-and the vector with the highest ELBO, and `best_samples` has the samples closest to real images.
+and the vector with the highest ELBO, and the samples of `best_samples` are among the closest to
+real images.
 """
 
 import functools
+import itertools
 
 import ml_collections
 
@@ -44,6 +46,13 @@ sweep_objective = sweeps.objective
 sweep_latents = functools.partial(sweeps.latent_sizes, _DECODERS, lengths=(50, 150, 500))
 sweep_choices = functools.partial(sweeps.choices, {maps: _DECODERS[maps] for maps in (64, 256)})
 sweep_refinements = functools.partial(sweeps.refinements, 8, 8, _DECODERS[8])
+
+
+def sweep_vectors() -> sweeps.Sweep:
+    """Lengths and learning rates of a vector without norms."""
+    for rate, length in itertools.product((1e-3, 2e-3, 4e-3), (100, 150, 200)):
+        changes = {"model.norm": "none", "optimizer.learning_rate": rate}
+        yield {"posterior": f"vector,C={length}", **sweeps.SHORT, **changes}
 
 
 def sweep_arithmetic() -> sweeps.Sweep:

@@ -77,11 +77,11 @@ def _given_rates(
 ) -> dict[tuple[str, str], float]:
     """(model, scaling) -> the only learning rate of the setting, or the model's configured one."""
 
-    def rate(model: str) -> float:
-        configured = command_line.load_config(f"{file}:{model}", common)[0].optimizer.learning_rate
-        return setting.learning_rates[0] if setting.learning_rates else configured
+    def configured(model: str) -> float:
+        return command_line.load_config(f"{file}:{model}", common)[0].optimizer.learning_rate
 
-    rates = {model: rate(model) for model in setting.models}
+    single = setting.learning_rates[0] if setting.learning_rates else None
+    rates = {m: configured(m) if single is None else single for m in setting.models}
     return {(model, scaling): rates[model] for model in rates for scaling in setting.scalings}
 
 

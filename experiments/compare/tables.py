@@ -144,8 +144,8 @@ def _search(comparison: Comparison) -> str:
         is_chosen = chosen.get(at) == trial["learning_rate"]
         row[f"{trial['learning_rate']:g}"] = f"**{text}**" if is_chosen else text
     if not records:
-        rates = ", ".join(f"{model} {rate:g}" for (_, model), rate in chosen.items())
-        return f"Learning rates, which were given: {rates}."
+        given = dict.fromkeys(f"{model} {rate:g}" for (_, model), rate in chosen.items())
+        return f"Learning rates, which were given: {', '.join(given)}."
     split, steps = (comparison["settings"][name] for name in ("search_split", "search_steps"))
     return (
         "## Search of the learning rate\n\n"

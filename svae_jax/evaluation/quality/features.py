@@ -25,7 +25,7 @@ class Extractor(NamedTuple):
 
     Attributes:
         name: one of `NAMES`.
-        library: the package that computes the features, with its version.
+        package: the one that computes the features, with its version.
         network: the network, and what it was trained on.
         layer: the layer that gives the features.
         dim: features an image.
@@ -34,7 +34,7 @@ class Extractor(NamedTuple):
     """
 
     name: str
-    library: str
+    package: str
     network: str
     layer: str
     dim: int
@@ -110,7 +110,7 @@ def _efficientnet_lite0(torch: Any, device: str, weights: None) -> Extractor:
 
     return Extractor(
         name="efficientnet_lite0",
-        library=_version("efficientnet-lite-pytorch"),
+        package=_version("efficientnet-lite-pytorch"),
         network="EfficientNet-Lite0, classifier of ImageNet-1k; input 224x224, bilinear",
         layer="mean over locations of the last convolution",
         dim=1280,
@@ -136,7 +136,7 @@ def _inception(torch: Any, device: str, weights: str | Path | None) -> Extractor
     network = network.to(device)
     return Extractor(
         name="inception",
-        library=_version("torch-fidelity"),
+        package=_version("torch-fidelity"),
         network="InceptionV3 of the TensorFlow FID code; input 299x299, bilinear as TensorFlow 1",
         layer="2048 (last pooling)",
         dim=2048,

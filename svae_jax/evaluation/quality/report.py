@@ -21,7 +21,7 @@ class Comparison(NamedTuple):
         reference: the split, such as "test".
         num_samples: size of the one set.
         num_reference: size of the other.
-        settings: library, network, layer, k and the like, by name.
+        settings: package, network, layer, k and the like, by name.
         figures: the numbers by name.
     """
 
@@ -87,7 +87,7 @@ def compare_features(
     }
     settings = {
         "features": extractor.name,
-        "library": extractor.library,
+        "package": extractor.package,
         "network": extractor.network,
         "layer": extractor.layer,
         "k": k,

@@ -145,7 +145,7 @@ def test_bad_names_are_refused():
 
 @pytest.mark.parametrize("name", features.NAMES)
 def test_a_report_names_its_numbers_and_only_inception_gives_fid(name):
-    extractor = features.Extractor(name, "library 1.0", "network", "layer", 6, len, "cpu")
+    extractor = features.Extractor(name, "package 1.0", "network", "layer", 6, len, "cpu")
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, 60, 6)).astype(np.float32)
     found = report.compare_features(KEY, extractor, a[:50], b, reference="test", k=3)
@@ -158,7 +158,7 @@ def test_a_report_names_its_numbers_and_only_inception_gives_fid(name):
     assert {name: found.figures[name] for name in others} == expected
     values = json.loads(json.dumps(report.to_json(found), allow_nan=False))
     assert (values["reference"], values["num_samples"], values["num_reference"]) == ("test", 50, 60)
-    for setting in ("library", "network", "layer"):
+    for setting in ("package", "network", "layer"):
         assert values["settings"][setting] == getattr(extractor, setting)
     assert values["settings"]["k"] == 3
     assert set(values["figures"]["recall"]) == {"value", "standard_error"}

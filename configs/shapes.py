@@ -31,4 +31,4 @@ _WIDTHS = {128: 128, 64: 192, 32: 256, 16: 307, 8: 341, 4: 361, 256: 77}
 _DECODERS = {maps: f"3x3/{width} 3x3/64 5x5/32/s2 5x5/image/s2" for maps, width in _WIDTHS.items()}
 sweep_latents = functools.partial(sweeps.latent_sizes, _DECODERS, lengths=(50, 150, 500))
 sweep_choices = functools.partial(sweeps.choices, {maps: _DECODERS[maps] for maps in (64, 256)})
-sweep_refinements = functools.partial(sweeps.refinements, 8, 8, _DECODERS[8])
+sweep_candidates = functools.partial(sweeps.candidates, _DECODERS)

@@ -112,3 +112,17 @@ def refinements(size: int, maps: int, decoder: str) -> Sweep:
     for field, values in changes.items():
         for value in values:
             yield {**base, field: value}
+
+
+def candidates(decoders: Mapping[int, str]) -> Sweep:
+    """Models without norms, each at two learning rates: a vector, and large maps of `mvn`.
+
+    Args:
+        decoders: as of `choices`; the first is the configuration's own.
+    """
+    models: dict[str, dict[str, Any]] = {"vector": {}}
+    for size, maps in ((4, 16), (4, 32), (8, 4), (8, 8)):
+        models[f"mvn,d={size},N={maps}"] = {"model.decoder": decoders[maps]}
+    for (posterior, decoder), rate in itertools.product(models.items(), (1e-3, 2e-3)):
+        changes = {"model.norm": "none", "optimizer.learning_rate": rate}
+        yield {"posterior": posterior, **decoder, **SHORT, **changes}

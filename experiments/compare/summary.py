@@ -48,9 +48,11 @@ def figures_of_run(result: Mapping[str, Any], evaluation: Mapping[str, Any]) -> 
 
 
 def device(described: Mapping[str, Any]) -> str:
-    """The device of a `result.json` in words."""
+    """The device of a `result.json` in words; of CPU cores, those that this process may use."""
     if described["platform"] == "cpu":
-        return f"{os.cpu_count()} CPU cores"
+        affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
+        cores = len(affinity(0)) if affinity else os.cpu_count()
+        return f"{cores} CPU core{'s' if cores != 1 else ''}"
     return f"{described['count']} x {described['kind']}"
 
 

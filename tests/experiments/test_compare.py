@@ -1,6 +1,7 @@
 """The comparison: its statistics, its tables, and a whole small one."""
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -46,6 +47,12 @@ def test_the_figures_of_a_run():
         "parameters, decoder": 20,
         "images/s": 5,
     }
+
+
+@pytest.mark.parametrize(("cores", "words"), [(1, "1 CPU core"), (3, "3 CPU cores")])
+def test_cpu_cores_are_those_that_the_process_may_use(cores, words, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {*range(cores)}, raising=False)
+    assert summary.device({"platform": "cpu"}) == words
 
 
 def test_mean_and_standard_deviation_over_seeds():

@@ -1,4 +1,8 @@
-"""The embedded default: 32×32 scenes of discs, squares and triangles. Minutes on a CPU."""
+"""The embedded default: 32×32 scenes of discs, squares and triangles. Minutes on a CPU.
+
+`best` and `best_vector` are the spatial model and the vector of `sweep_candidates` with the highest
+ELBO (`experiments/results`).
+"""
 
 import functools
 
@@ -7,15 +11,25 @@ import ml_collections
 from svae_jax import config as config_lib
 from svae_jax import sweeps
 
+# N -> a decoder with as many parameters as that of N = 128, which comes first.
+_WIDTHS = {128: 128, 64: 192, 32: 256, 16: 307, 8: 341, 4: 361, 256: 77}
+_DECODERS = {maps: f"3x3/{width} 3x3/64 5x5/32/s2 5x5/image/s2" for maps, width in _WIDTHS.items()}
+# Model without norms -> its posterior, the N of its decoder and its learning rate.
+_BEST = {"best": ("mvn,d=8,N=4", 4, 1e-3), "best_vector": ("vector", 128, 2e-3)}
+
 
 def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
-    """The configuration for `arg`, such as "lowrank,rank=2" (see `config.latent_from_arg`)."""
+    """The configuration for `arg`: a model of `_BEST`, or such as "lowrank,rank=2"."""
     config = config_lib.base()
     config.dataset.name = "shapes"
     config.model.encoder = "5x5/32/s2 5x5/64/s2 5x5/128/s2 3x3/256"
-    config.model.decoder = "3x3/128 3x3/64 5x5/32/s2 5x5/image/s2"
-    config_lib.latent_from_arg(config, arg, d=3, N=128, C=150)
+    config.model.decoder = _DECODERS[128]
     config.optimizer.update(learning_rate=1e-3, schedule="cosine")
+    if arg in _BEST:
+        arg, maps, rate = _BEST[arg]
+        config.model.update(decoder=_DECODERS[maps], norm="none")
+        config.optimizer.learning_rate = rate
+    config_lib.latent_from_arg(config, arg, others=_BEST, d=3, N=128, C=150)
     config.num_steps = 600
     config.eval_every = 300
     config.sample_every = 100
@@ -26,9 +40,6 @@ def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
 sweep_models = sweeps.models
 sweep_learning_rate = sweeps.learning_rate
 sweep_objective = sweeps.objective
-# N -> a decoder with as many parameters as the one above, whose N comes first.
-_WIDTHS = {128: 128, 64: 192, 32: 256, 16: 307, 8: 341, 4: 361, 256: 77}
-_DECODERS = {maps: f"3x3/{width} 3x3/64 5x5/32/s2 5x5/image/s2" for maps, width in _WIDTHS.items()}
 sweep_latents = functools.partial(sweeps.latent_sizes, _DECODERS, lengths=(50, 150, 500))
 sweep_choices = functools.partial(sweeps.choices, {maps: _DECODERS[maps] for maps in (64, 256)})
 sweep_candidates = functools.partial(sweeps.candidates, _DECODERS)

@@ -33,12 +33,14 @@ def decoder_size(config):
     )
 
 
-@pytest.mark.parametrize("arg", ["best", "best_samples", "best_vector"])
-def test_the_best_models_have_a_decoder_of_the_papers_size(arg):
-    config = cifar10.get_config(arg)
+@pytest.mark.parametrize(
+    ("file", "arg"), [(file, arg) for file in (cifar10, shapes) for arg in file._BEST]
+)
+def test_the_best_models_have_a_decoder_of_the_papers_size(file, arg):
+    config = file.get_config(arg)
     configs.check(config)
     for paper in ("lowrank", "vector"):
-        size = decoder_size(cifar10.get_config(paper))
+        size = decoder_size(file.get_config(paper))
         assert decoder_size(config) == pytest.approx(size, rel=0.01)
 
 

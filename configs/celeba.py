@@ -30,4 +30,4 @@ _DECODERS = {
 }
 sweep_latents = functools.partial(sweeps.latent_sizes, _DECODERS, lengths=(27, 81, 243))
 sweep_choices = functools.partial(sweeps.choices, {maps: _DECODERS[maps] for maps in (32, 128)})
-sweep_candidates = functools.partial(sweeps.candidates, _DECODERS)
+sweep_candidates = functools.partial(sweeps.candidates, _DECODERS, lengths=(243,))

@@ -114,13 +114,15 @@ def refinements(size: int, maps: int, decoder: str) -> Sweep:
             yield {**base, field: value}
 
 
-def candidates(decoders: Mapping[int, str]) -> Sweep:
-    """Models without norms, each at two learning rates: a vector, and large maps of `mvn`.
+def candidates(decoders: Mapping[int, str], lengths: Sequence[int] = ()) -> Sweep:
+    """Models without norms, each at two learning rates: vectors, and large maps of `mvn`.
 
     Args:
         decoders: as of `choices`; the first is the configuration's own.
+        lengths: C of `vector`, besides the configuration's own.
     """
-    models: dict[str, dict[str, Any]] = {"vector": {}}
+    vectors = ("vector", *(f"vector,C={length}" for length in lengths))
+    models: dict[str, dict[str, Any]] = {posterior: {} for posterior in vectors}
     for size, maps in ((4, 16), (4, 32), (8, 4), (8, 8)):
         models[f"mvn,d={size},N={maps}"] = {"model.decoder": decoders[maps]}
     for (posterior, decoder), rate in itertools.product(models.items(), (1e-3, 2e-3)):

@@ -1,6 +1,7 @@
 """What is committed under experiments/results: every table is made of the numbers beside it."""
 
 import csv
+import itertools
 import json
 import math
 import pathlib
@@ -72,22 +73,65 @@ def test_the_table_of_a_sweep_is_that_of_its_trials(path, tmp_path):
     assert (tmp_path / "sweep.md").read_text() == text
 
 
+def comparison(directory):
+    return json.loads((RESULTS / directory / "comparison.json").read_text())
+
+
+def table(page, *begin):
+    """Head and body of the table on a page whose head begins so."""
+    lines = (RESULTS.parents[1] / page).read_text().splitlines()
+    rows = [[cell.strip("` ") for cell in line.split("|")[1:-1]] for line in lines]
+    (start,) = (at for at, row in enumerate(rows) if row[: len(begin)] == [*begin])
+    return rows[start], list(itertools.takewhile(bool, rows[start + 2 :]))
+
+
+def spread(seeds, names):
+    """Mean and standard deviation of each figure, as a comparison writes them."""
+    spreads = summary.over_seeds(list(seeds.values()))
+    return [tables.mean_and_sd(spreads[name]) for name in names]
+
+
 @pytest.mark.parametrize("page", ["README.md", "experiments/results/README.md"])
 def test_the_table_on_a_page_is_that_of_the_comparison(page):
-    content = json.loads((RESULTS / "cifar10" / "comparison.json").read_text())
+    content = comparison("cifar10")
     models = tables.by_model(content, "elbo")
     latents = {run["model"]: run["latent"] for run in content["runs"]}
-    lines = (RESULTS.parents[1] / page).read_text().splitlines()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
-    (start,) = (at for at, row in enumerate(rows) if row[:2] == ["model", "latent"])
-    names = rows[start][2:]
-    shown = rows[start + 2 : start + 2 + len(models)]
-    assert [row[0].strip("`") for row in shown] == list(models)
-    for (model, latent, *cells), seeds in zip(shown, models.values(), strict=True):
-        spreads = summary.over_seeds(list(seeds.values()))
-        expected = [tables.mean_and_sd(spreads[name]) for name in names]
+    head, rows = table(page, "model", "latent")
+    assert [row[0] for row in rows] == list(models)
+    for model, latent, *cells in rows:
+        assert [cell.strip("*") for cell in cells] == spread(models[model], head[2:])
+        assert latent == latents[model]
+
+
+def test_the_table_of_the_released_codes_objective_is_that_of_the_comparisons():
+    head, rows = table("experiments/results/README.md", "released code's objective")
+    maps = {
+        "CIFAR-10": ("cifar10_released", "cifar10_equal_weight"),
+        "CelebA": ("celeba", "celeba_equal_weight"),
+    }
+    found = {}
+    for data, (released, equal) in maps.items():
+        models = tables.by_model(comparison(released), "released_code")
+        found |= {(data, model): seeds for model, seeds in models.items()}
+        (found[data, "vector`, weighed like the maps"],) = tables.by_model(
+            comparison(equal), "elbo"
+        ).values()
+    assert len(rows) == 8
+    for data, model, _, *cells in rows:
+        assert cells == spread(found[data, model], head[3:])
+
+
+def test_the_table_of_long_runs_is_that_of_the_comparisons():
+    head, (*rows, short) = table("experiments/results/README.md", "6,000 updates, seed 0", "vector")
+    models = tables.by_model(comparison("cifar10_long"), "elbo")
+    digits = {"ELBO": 0, "bits/dim": 3, "PSNR": 2, "swd_mean": 4}
+    for name, *cells in rows:
+        decimals = digits[name.split(",")[0]]
+        expected = [f"{models[model][0][name]:,.{decimals}f}" for model in head[1:]]
         assert [cell.strip("*") for cell in cells] == expected
-        assert latent == latents[model.strip("`")]
+    at_first = tables.by_model(comparison("cifar10"), "elbo")
+    expected = [f"{at_first[model][0]['ELBO, nats']:,.0f}" for model in head[1:]]
+    assert [cell.strip("*") for cell in short[1:]] == expected
 
 
 def test_the_distances_on_the_page_are_those_of_the_evaluations():

@@ -1,4 +1,8 @@
-"""CelebA, 64×64 (Wang, Yuan, Ji 2017, §4.1): N = 64 maps of 3×3, or a vector of C = 81."""
+"""CelebA, 64×64 (Wang, Yuan, Ji 2017, §4.1): N = 64 maps of 3×3, or a vector of C = 81.
+
+`best` and `best_vector` are the spatial model and the vector of `sweep_candidates` with the highest
+ELBO (`experiments/results`).
+"""
 
 import functools
 
@@ -7,27 +11,34 @@ import ml_collections
 from svae_jax import config as config_lib
 from svae_jax import sweeps
 
+# N -> a decoder with as many parameters as that of N = 64, which comes first.
+_WIDTHS = {64: 64, 32: 96, 16: 128, 8: 153, 4: 170, 128: 38}
+_DECODERS = {
+    maps: f"3x3/{width} 3x3/32 5x5/32/s2 5x5/16/s2 5x5/image/s2" for maps, width in _WIDTHS.items()
+}
+# Model without norms -> its posterior, the N of its decoder and its learning rate.
+_BEST = {"best": ("mvn,d=8,N=4", 4, 1e-3), "best_vector": ("vector", 64, 2e-3)}
+
 
 def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
-    """The configuration for `arg`, such as "lowrank,rank=2" (see `config.latent_from_arg`)."""
+    """The configuration for `arg`: a model of `_BEST`, or such as "lowrank,rank=2"."""
     config = config_lib.base()
     config.dataset.update(name="celeb_a", image_size=64, eval_split="validation")
     config.model.encoder = "5x5/32/s2 5x5/64/s2 5x5/128/s2/valid"
-    config.model.decoder = "3x3/64 3x3/32 5x5/32/s2 5x5/16/s2 5x5/image/s2"
-    config_lib.latent_from_arg(config, arg, d=3, N=64, C=81)
+    config.model.decoder = _DECODERS[64]
     config.optimizer.learning_rate = 1e-4
     config.num_epochs = 20.0
+    if arg in _BEST:
+        arg, maps, rate = _BEST[arg]
+        config.model.update(decoder=_DECODERS[maps], norm="none")
+        config.optimizer.update(learning_rate=rate, schedule="cosine")
+    config_lib.latent_from_arg(config, arg, others=_BEST, d=3, N=64, C=81)
     return config
 
 
 sweep_models = sweeps.models
 sweep_learning_rate = sweeps.learning_rate
 sweep_objective = sweeps.objective
-# N -> a decoder with as many parameters as the one above, whose N comes first.
-_WIDTHS = {64: 64, 32: 96, 16: 128, 8: 153, 4: 170, 128: 38}
-_DECODERS = {
-    maps: f"3x3/{width} 3x3/32 5x5/32/s2 5x5/16/s2 5x5/image/s2" for maps, width in _WIDTHS.items()
-}
 sweep_latents = functools.partial(sweeps.latent_sizes, _DECODERS, lengths=(27, 81, 243))
 sweep_choices = functools.partial(sweeps.choices, {maps: _DECODERS[maps] for maps in (32, 128)})
 sweep_candidates = functools.partial(sweeps.candidates, _DECODERS, lengths=(243,))

@@ -34,7 +34,7 @@ def decoder_size(config):
 
 
 @pytest.mark.parametrize(
-    ("file", "arg"), [(file, arg) for file in (cifar10, shapes) for arg in file._BEST]
+    ("file", "arg"), [(file, arg) for file in (cifar10, shapes, celeba) for arg in file._BEST]
 )
 def test_the_best_models_have_a_decoder_of_the_papers_size(file, arg):
     config = file.get_config(arg)

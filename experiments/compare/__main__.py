@@ -50,6 +50,7 @@ def main(argv: Sequence[str]) -> None:
     engine = engines.Options(options.engine, gpus=options.gpus, cpus=options.cpus)
     engines.check(engine)
     file = options.config.partition(":")[0]
+    _check_models(file, setting.models, common)
     search = plan.Search({}, "")
     if len(setting.learning_rates) > 1:
         search = _search(file, config, setting, options.workdir / "search", common, engine)
@@ -70,6 +71,15 @@ def main(argv: Sequence[str]) -> None:
         _write(options, setting, search, records, argv)
     # Last: from here on this process holds the device.
     _draw(options, setting, {run: trial for run, trial in trials.items() if run.seed == 0})
+
+
+def _check_models(file: str, models: Sequence[str], common: Sequence[str]) -> None:
+    """Raises UserError unless the configuration has all models."""
+    for model in models:
+        try:
+            command_line.load_config(f"{file}:{model}", common)
+        except UserError as error:
+            raise UserError(f"{error} (--models says what is compared)") from None
 
 
 def _given_rates(

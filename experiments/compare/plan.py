@@ -17,6 +17,8 @@ _MODELS = (
     "lowrank,rank=3",
     "mvn_full",
     "lowrank_full",
+    "best_vector",
+    "best",
 )
 
 
@@ -52,7 +54,7 @@ class Setting(NamedTuple):
 FULL = Setting()
 # Minutes on two cores: what the whole does, on less of everything.
 QUICK = Setting(
-    models=("vector", "mvn", "lowrank"),
+    models=("vector", "lowrank", "best"),
     scalings=("elbo",),
     learning_rates=(),
     seeds=2,

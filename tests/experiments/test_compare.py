@@ -181,9 +181,10 @@ def test_a_small_comparison_from_nothing_and_once_more(tmp_path):
     argv = [
         sys.executable, "-m", "experiments.compare", "--config=configs/shapes.py",
         f"--workdir={tmp_path}", "--quick", "--engine=local", "--models=vector lowrank",
-        "--learning_rates=", "--seeds=1", "--flow_steps=2", "--importance_samples=1",
-        "--num_samples=20", "--config.num_steps=2", "--config.batch_size=10",
-        "--config.dataset.split=train[:100]", "--config.dataset.eval_split=test[:40]",
+        "--learning_rates=", "--seeds=1", "--samplers=gaussian,flow", "--flow_steps=2",
+        "--importance_samples=1", "--num_samples=20", "--config.num_steps=2",
+        "--config.batch_size=10", "--config.dataset.split=train[:100]",
+        "--config.dataset.eval_split=test[:40]",
     ]  # fmt: skip
     subprocess.run(argv, cwd=ROOT, check=True, timeout=900)
     content = json.loads((tmp_path / "comparison.json").read_text())

@@ -1,7 +1,7 @@
 """CIFAR-10, 32×32 (Wang, Yuan, Ji 2017, §4.2): N = 128 maps of 3×3, or a vector of C = 150.
 
-Of the models that we tried (`experiments/results`), `best` and `best_vector` are the spatial one
-and the vector with the highest ELBO, and the samples of `best_samples` are among the closest to
+Of the models that we tried (`experiments/results`), `best` is the one with the highest ELBO,
+`best_vector` is among the best vectors, and the samples of `best_samples` are among the closest to
 real images.
 """
 

@@ -154,7 +154,10 @@ def _truncated(
     """The held-out ELBO of a trained `mvn` with means of each rank below the full one."""
     job = jobs.prepare(config, directory, None)
     variables = trained.load(directory).variables
-    fields = {name: getattr(job.recipe.model, name) for name in ("posterior", "encoder", "decoder")}
+    fields = {
+        name: getattr(job.recipe.model, name)
+        for name in ("posterior", "encoder", "decoder", "prior", "likelihood")
+    }
     records = []
     for rank in _ranks(config):
         recipe = job.recipe._replace(model=Truncated(**fields, rank=rank))

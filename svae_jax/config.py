@@ -4,6 +4,7 @@ A file in `configs/` starts from `base`, and `latent_from_arg` reads what follow
 `configs/cifar10.py:lowrank,rank=2`. `check` validates all fields before anything compiles.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import ml_collections
 import optax
 
-from svae_jax import latents
+from svae_jax import data as data_sets
+from svae_jax import latents, likelihoods
 from svae_jax import model as models
+from svae_jax.data.record import Record
 from svae_jax.errors import UserError
-from svae_jax.model import networks, objective
+from svae_jax.model import linear, networks, objective
 from svae_jax.recipe import Recipe
 
 # Fields that may change on resume, because they do not change the numbers.
@@ -43,25 +46,40 @@ def base() -> ml_collections.ConfigDict:
                 "name": "shapes",  # shapes, folder, or any image set of TFDS
                 "data_dir": "",  # where TFDS (or `folder`) finds the data; empty: TFDS's default
                 "cache_dir": "",  # decoded arrays; empty: svae_jax in the user's cache directory
-                "image_size": 32,
-                "channels": 3,
+                "image_size": 0,  # height and width; 0: those of arrays from Python
+                "channels": 0,  # 1 (grey), 3 (colour); 0: those of arrays from Python
                 "split": "train",
                 "eval_split": "test",
+                # "LOW,HIGH", the values that the model sees as -1 and 1; empty: all that uint8
+                # holds, and else the smallest and largest value of the training split.
+                "value_range": "",
+                "flip": False,  # flips training images left to right at random
                 # Images live on the device if they fill at most this share of its memory;
                 # otherwise they are streamed from the host.
                 "resident_share": 0.25,
             },
-            "latent": {"name": "lowrank", "height": 3, "width": 3, "maps": 128, "rank": 1},
+            "latent": {
+                "name": "lowrank",
+                "height": 3,
+                "width": 3,
+                "maps": 128,
+                "rank": 1,
+                "prior": "standard",  # standard, tensor_normal, matrix_normal
+            },
             "model": {
                 "encoder": "",
                 "decoder": "",
                 "parity_maps": 0,  # vector only: N of the spatial model whose decoder it matches
+                # The linear path beside the networks: none, random, or pca, which starts the model
+                # at probabilistic PCA. With "none" for both stacks, the path is all there is.
+                "linear": "none",
                 "norm": "batch",  # batch, group, none
                 "activation": "elu",
                 "dtype": "float32",  # of the computation; parameters and losses stay float32
             },
             "objective": {
-                "sigma": "optimal",  # optimal, learned, or a number as text
+                "likelihood": "gaussian",  # see `svae_jax.likelihoods`
+                "sigma": "optimal",  # its scale: optimal, learned, or a number as text
                 "beta": 1.0,
                 "beta_warmup_steps": 0,
                 "free_bits": 0.0,  # nats a map
@@ -146,7 +164,10 @@ def check(config: ml_collections.ConfigDict, *, num_devices: int = 1) -> None:
     require(config, "seed", lambda value: 0 <= value < 2**32, "between 0 and 2^32 - 1")
     require(config, "dataset.name", lambda value: value != "", "the name of a data set")
     require(config, "dataset.image_size", lambda value: value >= 1, "at least 1")
-    require(config, "dataset.channels", lambda value: value in (1, 3), "1 (grey) or 3 (colour)")
+    if config.dataset.name == data_sets.ARRAYS:
+        require(config, "dataset.channels", lambda value: value >= 1, "at least 1")
+    else:
+        require(config, "dataset.channels", lambda value: value in (1, 3), "1 (grey) or 3 (colour)")
     require(config, "dataset.resident_share", lambda value: 0 <= value <= 1, "between 0 and 1")
     require(config, "importance_samples", lambda value: value >= 0, "0 (off) or above")
     optimizer = "optimizer."
@@ -161,16 +182,16 @@ def check(config: ml_collections.ConfigDict, *, num_devices: int = 1) -> None:
     require(config, optimizer + "max_bad_steps", lambda value: value >= 0, "0 or above")
     for field in _DURATION:
         require(config, field, lambda value: 0 <= value < math.inf, "0 or above")
-    if config.num_steps == 0 and config.num_epochs == 0:
+    is_closed_form = config.model.decoder == models.NONE and config.model.linear == "pca"
+    if config.num_steps == 0 and config.num_epochs == 0 and not is_closed_form:
         raise UserError("num_steps=0 and num_epochs=0: one of them must be above 0")
-    model(config)
-    _objective(config)
+    _objective(config, model(config))
 
 
 def check_type(field: str, value: Any, kind: type) -> None:
     """Raises UserError unless the value is of this type; an integer may stand for a float."""
     allowed = (int, float) if kind is float else (kind,)
-    if not isinstance(value, allowed) or isinstance(value, bool):
+    if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
         raise UserError(f"{field} must be of type {kind.__name__}, got {value!r}")
 
 
@@ -200,56 +221,128 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def model(config: ml_collections.ConfigDict) -> models.SpatialVAE:
+def model(
+    config: ml_collections.ConfigDict,
+    record: Record | None = None,
+    own: models.SpatialVAE | None = None,
+) -> models.SpatialVAE:
     """The model that a configuration describes.
+
+    Args:
+        config: the configuration.
+        record: of the images; None where they are not known yet, or of an older version's run.
+        own: the user's, taken in place of what `latent` and `model` describe; only its likelihood
+            is that of the configuration.
 
     Raises:
         UserError: naming the field that is wrong.
     """
+    p_x = likelihood(config, record)
+    if own is not None:
+        if config.model.linear != "none" and own.linear is None:
+            raise UserError(
+                f"model.linear={config.model.linear!r}: this model of your own has no linear path; "
+                "give it one, SpatialVAE(..., linear=LinearPath(...))"
+            )
+        return own.clone(likelihood=p_x)
     section = "latent"
     try:
-        posterior = latents.make(**config.latent)
-        if posterior.name != "vector":
+        fields = dict(config.latent)
+        prior_name = fields.pop("prior")
+        posterior = latents.make(**fields)
+        if config.model.linear not in linear.INITS:
+            section = "model"
+            known = ", ".join(linear.INITS)
+            raise ValueError(f"linear must be one of {known}, got {config.model.linear!r}")
+        has_path = config.model.linear != "none"
+        if has_path and "lowrank" in posterior.name:
+            means: Any = posterior.mean_model
+            means = dataclasses.replace(means, nu_start="cosine")
+            posterior = dataclasses.replace(posterior, mean_model=means)
+        if posterior.name != "vector" and config.model.decoder != models.NONE:
             networks.check_latent_size(posterior.height, posterior.width)
+        size = {side: fields[side] for side in ("height", "width", "maps")}
+        prior = latents.make_prior(prior_name, **size)
         section = "model"
         return models.make(
             posterior,
+            p_x,
+            prior=prior,
             encoder=config.model.encoder,
             decoder=config.model.decoder,
-            image_size=config.dataset.image_size,
-            image_channels=config.dataset.channels,
             style=networks.Style(config.model.norm, config.model.activation, config.model.dtype),
             parity_maps=config.model.parity_maps,
-            learns_sigma=config.objective.sigma == "learned",
+            has_linear_path=has_path,
         )
     except ValueError as error:
         raise UserError(f"{section}.{error}") from None
 
 
-def _objective(config: ml_collections.ConfigDict) -> objective.Objective:
-    try:
-        return objective.Objective(**config.objective)
-    except ValueError as error:
-        raise UserError(f"objective.{error}") from None
-
-
-def recipe(
-    config: ml_collections.ConfigDict, num_steps: int, own_model: models.SpatialVAE | None = None
-) -> Recipe:
-    """Builds everything static in training and evaluation; `own_model` replaces the config's model.
+def likelihood(config: ml_collections.ConfigDict, record: Record | None) -> likelihoods.Likelihood:
+    """The likelihood that a configuration describes; for the arguments see `model`.
 
     Raises:
         UserError: naming the field that is wrong.
     """
-    size = config.dataset.image_size
+    dataset, name = config.dataset, config.objective.likelihood
+    try:
+        return likelihoods.make(
+            name,
+            image_shape=(dataset.image_size, dataset.image_size, dataset.channels),
+            pixels=likelihoods.default_pixels(name) if record is None else record.pixels,
+            sigma=config.objective.sigma,
+            channel_basis=None if record is None else record.channel_basis,
+        )
+    except ValueError as error:
+        raise UserError(f"objective.{error}") from None
+
+
+def _objective(config: ml_collections.ConfigDict, model: models.SpatialVAE) -> objective.Objective:
+    """The objective, checked against the likelihood and the prior that it goes with."""
+    fields = dict(config.objective)
+    chosen = {name: fields.pop(name) for name in ("likelihood", "sigma")}
+    try:
+        found = objective.Objective(**fields)
+    except ValueError as error:
+        raise UserError(f"objective.{error}") from None
+    if found.scaling == "released_code":
+        for name, only in (("likelihood", "gaussian"), ("sigma", "optimal")):
+            if chosen[name] != only:
+                raise UserError(
+                    f"objective.{name}={chosen[name]} has no place in scaling='released_code', "
+                    f"which minimises mean squared error plus mean KL; leave it at {only!r}"
+                )
+    if model.prior.shapes and (found.scaling == "released_code" or found.free_bits):
+        field = "free_bits" if found.free_bits else "scaling"
+        raise UserError(
+            f"objective.{field}={fields[field]} goes with latent.prior='standard' alone, got "
+            f"{model.prior.name!r}"
+        )
+    return found
+
+
+def recipe(
+    config: ml_collections.ConfigDict, num_steps: int, built: models.SpatialVAE | None = None
+) -> Recipe:
+    """Builds everything static in training and evaluation.
+
+    Args:
+        config: the configuration.
+        num_steps: of the whole training; the schedule depends on it.
+        built: from `model`; by default that of 8-bit images.
+
+    Raises:
+        UserError: naming the field that is wrong.
+    """
+    built = built or model(config)
     return Recipe(
-        model=own_model or model(config),
-        objective=_objective(config),
+        model=built,
+        objective=_objective(config, built),
         optimizer=_optimizer(config, num_steps),
         ema_decay=config.optimizer.ema_decay,
         max_bad_steps=config.optimizer.max_bad_steps,
         batch_size=config.batch_size,
-        image_shape=(size, size, config.dataset.channels),
+        flip=config.dataset.flip,
         seed=config.seed,
     )
 
@@ -273,6 +366,29 @@ def _optimizer(config: ml_collections.ConfigDict, num_steps: int) -> optax.Gradi
     return optax.chain(*clip, optax.adam(schedule))
 
 
+def for_arrays(
+    config: ml_collections.ConfigDict, shape: tuple[int, int, int]
+) -> ml_collections.ConfigDict:
+    """The configuration of a run on arrays from Python, whose images have this shape.
+
+    Raises:
+        UserError: the configuration names another shape, or the images are not square.
+    """
+    height, width, channels = shape
+    if height != width:
+        raise UserError(f"images: {height}x{width} pixels; images must be square")
+    dataset = config.dataset
+    for field, found in (("image_size", height), ("channels", channels)):
+        if dataset[field] not in (0, found):
+            raise UserError(
+                f"dataset.{field}={dataset[field]}, but the images are {list(shape)}; set it to "
+                f"{found}, or to 0, which takes it from the images"
+            )
+    copy = ml_collections.ConfigDict(config.to_dict())
+    copy.dataset.update(name=data_sets.ARRAYS, image_size=height, channels=channels)
+    return copy
+
+
 def num_steps(config: ml_collections.ConfigDict, num_images: int) -> int:
     """The number of optimiser updates, for a training split of so many images.
 
@@ -286,7 +402,7 @@ def num_steps(config: ml_collections.ConfigDict, num_images: int) -> int:
             f"dataset.split={config.dataset.split!r}"
         )
     steps = config.num_steps or round(config.num_epochs * steps_per_epoch)
-    if steps < 1:
+    if steps < 1 and config.num_epochs > 0:
         raise UserError(f"num_epochs={config.num_epochs} is less than one update")
     return steps
 

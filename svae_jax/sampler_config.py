@@ -67,16 +67,19 @@ def check(config: ml_collections.ConfigDict, name: str) -> None:
     configs.require(config, "flow.ema_decay", lambda v: 0 <= v < 1, "0 or above, below 1")
 
 
+def check_name(name: str) -> None:
+    """Raises UserError unless there is such a sampler."""
+    if name not in samplers.names():
+        raise UserError(f"--sampler={name} must be one of {', '.join(samplers.names())}")
+
+
 def make(config: ml_collections.ConfigDict, name: str, shape: Shape) -> samplers.Sampler:
-    """The sampler `name` for latents of this shape.
+    """The sampler `name`, which is fitted, for latents of this shape.
 
     Raises:
         UserError: there is no such sampler, or a setting does not fit the latents.
     """
-    if name not in samplers.names():
-        raise UserError(f"--sampler={name} must be one of {', '.join(samplers.names())}")
-    if name == "prior":
-        return samplers.Prior(shape)
+    check_name(name)
     if name == "gaussian":
         return samplers.Gaussian(shape)
     if name == "mixture":

@@ -20,12 +20,14 @@ ROWS = [
     {"samplers"},
     {"recipe"},
     {"model", "data", "run"},
-    {"latents", "devices", "files"},
+    {"likelihoods"},
+    {"latents", "devices", "files", "pixels"},
     {"errors"},
 ]
 # What computes touches no files, and runs where nothing but JAX and Flax is installed.
 COMPUTE = {
-    "latents", "model", "recipe", "devices/compiler", "devices/sharding", "evaluation/steps",
+    "latents", "likelihoods", "pixels", "model", "recipe", "devices/compiler", "devices/sharding",
+    "evaluation/steps",
     "evaluation/grids", "evaluation/pictures", "evaluation/estimates", "evaluation/quality/frechet",
     "evaluation/quality/kernel", "evaluation/quality/neighbours", "evaluation/quality/wasserstein",
     "samplers/aggregate", "samplers/base", "samplers/flow", "samplers/gaussian", "samplers/prior",

@@ -58,7 +58,7 @@ def multiply_adds(config):
     """Of a decoder for an image, counted by XLA."""
     model = configs.model(config)
     key = jax.random.key(0)
-    variables = jax.eval_shape(lambda k: vae.init(model, k, 32, 3), key)
+    variables = jax.eval_shape(lambda k: vae.init(model, k, (32, 32, 3)), key)
     z = jax.eval_shape(lambda k: model.sample_prior(k, 100), key)
     decode = jax.jit(lambda v, x: model.apply(v, x, method="decode"))
     return decode.lower(variables, z).cost_analysis()["flops"] / 2 / 100
@@ -72,7 +72,7 @@ def test_an_unknown_posterior_is_told_of_the_best_models():
 def test_typed_options():
     config = cifar10.get_config("lowrank_full,rank=2,d=4,N=16")
     assert config.latent.to_dict() == {
-        "name": "lowrank_full", "height": 4, "width": 4, "maps": 16, "rank": 2
+        "name": "lowrank_full", "height": 4, "width": 4, "maps": 16, "rank": 2, "prior": "standard"
     }  # fmt: skip
     assert config.model.parity_maps == 0
     vector = celeba.get_config("vector,C=90,N=32")
@@ -227,7 +227,9 @@ def test_what_may_change_on_resume(field):
     """All fields: those that cannot change the numbers may differ, any other is named."""
     earlier, now = cifar10.get_config("lowrank"), cifar10.get_config("lowrank")
     value = configs.flatten(earlier.to_dict())[field]
-    changed = FREE.get(field, value + "x" if isinstance(value, str) else value + 1)
+    kind = type(value)
+    other = {str: lambda: value + "x", bool: lambda: not value}.get(kind, lambda: value + 1)()
+    changed = FREE.get(field, other)
     section, _, name = field.rpartition(".")
     (now[section] if section else now)[name] = changed
     if field in FREE or field in ("num_steps", "num_epochs"):

@@ -8,15 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from PIL import Image
 
 import svae_jax
-from svae_jax import latents, sampler_config
+from svae_jax import config as configs
+from svae_jax import latents, likelihoods, sampler_config
 from svae_jax.analysis import fitting
 from svae_jax.data import sources
 from svae_jax.errors import UserError
 from svae_jax.evaluation import bounds, steps
 from svae_jax.latents import posterior as posteriors
+from svae_jax.latents import priors
 from svae_jax.training import loop
 
 ROOT = Path(__file__).parents[1]
@@ -112,6 +115,60 @@ def test_a_posterior_of_ones_own_trains_by_its_name(isotropic, tiny_config, tmp_
     tiny_config.num_steps = 2
     assert loop.train(tiny_config, tmp_path / "run")["step"] == 2
     assert svae_jax.load(tmp_path / "run").model.posterior.name == "isotropic"
+
+
+@pytest.fixture
+def smooth(monkeypatch):
+    """The README's prior, as a row of the table."""
+    names = _run("class Smooth")
+    monkeypatch.setitem(priors._TABLE, "smooth", names["Smooth"])
+    return latents.make_prior("smooth", height=2, width=3, maps=2)
+
+
+def test_a_prior_of_ones_own_is_an_autoregression(smooth, x64):
+    params = {"mean": jnp.zeros((2, 3, 2)), "correlation": jnp.arctanh(jnp.asarray(0.6))}
+    rows, cols = (0.6 ** abs(np.subtract.outer(*[np.arange(n)] * 2)) for n in (2, 3))
+    covariance = np.kron(np.kron(rows, cols), np.eye(2))
+    z = np.random.default_rng(0).standard_normal((4, 2, 3, 2))
+    expected = scipy.stats.multivariate_normal(np.zeros(12), covariance).logpdf(z.reshape(4, 12))
+    np.testing.assert_allclose(smooth.log_prob(params, jnp.asarray(z)), expected, rtol=1e-10)
+
+
+def test_a_prior_of_ones_own_trains_by_its_name(smooth, tiny_config, tmp_path):
+    tiny_config.latent.prior = "smooth"
+    tiny_config.num_steps = 2
+    assert loop.train(tiny_config, tmp_path / "run")["parameters"]["prior"] == 3 * 3 * 4 + 1
+    run = svae_jax.load(tmp_path / "run")
+    assert run.sample(2).shape == (2, 8, 8, 3)
+
+
+def test_a_likelihood_of_ones_own_trains_by_its_name(monkeypatch, tiny_config, tmp_path):
+    monkeypatch.setitem(likelihoods._TABLE, "student_t", _run("class StudentT")["StudentT"])
+    tiny_config.objective.update(likelihood="student_t", sigma="learned")
+    tiny_config.num_steps = 2
+    metrics = loop.train(tiny_config, tmp_path / "run")["metrics"]
+    assert np.isfinite(metrics["eval/bits_per_dim"])
+
+
+def test_arrays_of_ones_own_train(monkeypatch, tmp_path):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 4096, (n, 32, 32, 2), np.uint16) for n in (120, 20)]
+    names: dict = {}
+    exec(_example("def train_on").replace("600", "2"), names)  # our own README
+    # A smaller model than the example's.
+    monkeypatch.setattr(names["cifar10"], "get_config", _tiny_cifar10)
+    run = names["train_on"](*images, tmp_path / "run")
+    reconstructed = run.reconstruct(run.images("test[:3]"))
+    assert (reconstructed.dtype, reconstructed.shape) == (np.uint16, (3, 32, 32, 2))
+
+
+def _tiny_cifar10(arg):
+    config = configs.base()
+    config.dataset.update(image_size=32, channels=3)
+    config.latent.update(name="mvn", height=8, width=8, maps=2)
+    config.model.update(encoder="5x5/4/s2", decoder="3x3/4 3x3/4 5x5/4/s2 5x5/image/s2")
+    config.optimizer.schedule = "cosine"
+    return config
 
 
 def test_a_network_of_ones_own_trains_and_loads(tiny_config, tmp_path):

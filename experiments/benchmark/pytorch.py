@@ -20,7 +20,6 @@ from experiments.benchmark.stopwatch import Contender
 from experiments.benchmark.workloads import Images
 from svae_jax import latents
 from svae_jax.model import SpatialVAE, convolutions, networks
-from svae_jax.model.objective import MIN_SIGMA
 from svae_jax.recipe import Recipe
 
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,7 +31,7 @@ class Network(nn.Module):
     def __init__(self, model: SpatialVAE, image_size: int, channels: int):
         """Builds the layers of `model`."""
         super().__init__()
-        self.posterior = model.posterior
+        self.posterior, self.min_sigma = model.posterior, model.likelihood.min_sigma
         self.low_precision = model.decoder.style.dtype == "bfloat16"
         self.encoder, self.decoder, self.unused = nn.ModuleList(), nn.ModuleList(), []
         size, features = image_size, channels
@@ -79,7 +78,7 @@ class Network(nn.Module):
         means = self.decode(mean + (0.5 * log_variance).exp() * noise)
         num_dims, kl = images[0].numel(), kl.mean()
         error = (images - means).square().sum((1, 2, 3)).mean()
-        variance = (error / num_dims).detach().clamp(min=MIN_SIGMA**2)
+        variance = (error / num_dims).detach().clamp(min=self.min_sigma**2)
         constant = num_dims * (variance.log() + math.log(2 * math.pi))
         reconstruction = -0.5 * (error / variance + constant)
         return {"loss": kl - reconstruction, "reconstruction": reconstruction, "kl": kl}

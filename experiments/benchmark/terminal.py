@@ -76,11 +76,11 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 def begin(config: ml_collections.ConfigDict, model: str) -> dict[str, Any]:
     """What decides about speed: the configuration, the machine and the libraries; printed too."""
     cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    name = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
     torch = importlib.util.find_spec("torch")
     environment = {
         **sharding.describe(sharding.make_mesh()),
-        "processor": model[1] if model else platform.machine(),
+        "processor": name[1] if name else platform.machine(),
         "cores": os.cpu_count(),
         "load average": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),

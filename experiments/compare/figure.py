@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from svae_jax import pixels as pixel_lib
 from svae_jax.analysis import drawing, fitted, trained
 from svae_jax.evaluation import grids, steps
-from svae_jax.model import pixels as pixel_ops
 
 Pixels = UInt8[np.ndarray, "n h w c"]
 
@@ -44,16 +44,16 @@ def strips(
     key = jax.random.key(seed)
     for model, directory in directories.items():
         run = trained.load(directory)
-        held_out = trained.images(run.config, split or run.config.dataset.eval_split)
-        originals = np.asarray(held_out[:COLUMNS])
+        originals = np.asarray(run.images(split)[:COLUMNS])
         if not found:
-            found.append(Strip("", "held out", originals))
+            shown_originals = pixel_lib.to_uint8(run.pixels.to_float(originals))
+            found.append(Strip("", "held out", np.asarray(shown_originals)))
         images = steps.reconstruct(run.model, run.variables, key, originals)
-        found.append(Strip(model, "reconstructed", np.asarray(pixel_ops.to_uint8(images))))
+        found.append(Strip(model, "reconstructed", np.asarray(pixel_lib.to_uint8(images))))
         for name in shown:
             sampler = fitted.load_sampler(directory, name, run)
             drawn = np.concatenate(list(drawing.draw(run, sampler, key, COLUMNS)))
-            found.append(Strip(model, f"samples, {name}", drawn))
+            found.append(Strip(model, f"samples, {name}", np.asarray(pixel_lib.to_uint8(drawn))))
     return found
 
 

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import tqdm
-from jaxtyping import UInt8
+from jaxtyping import Num, UInt8
 
 from svae_jax import config as configs
+from svae_jax import model as models
+from svae_jax import pixels as pixel_lib
 from svae_jax import samplers
 from svae_jax.analysis import drawing, fitted, trained
 from svae_jax.analysis.trained import Trained
@@ -21,10 +23,11 @@ from svae_jax.errors import UserError
 from svae_jax.evaluation import bounds, grids, reconstruction
 from svae_jax.evaluation.quality import features as feature_lib
 from svae_jax.evaluation.quality import neighbours, report
-from svae_jax.model import networks
+from svae_jax.pixels import UINT8
 from svae_jax.run import image_files, workdir
 
-Pixels = UInt8[np.ndarray, "_n h w c"]
+Pixels = Num[np.ndarray, "_n h w c"]
+Pictures = UInt8[np.ndarray, "_n h w c"]
 
 FLOOR = "training images"  # real images: no sampler is expected to come closer
 _SHOWN = 32  # samples in a picture
@@ -50,7 +53,7 @@ class Settings(NamedTuple):
 
 
 class Real(NamedTuple):
-    """The images that samples are compared with.
+    """The images that samples are compared with, in 8 bits of the run's range of values.
 
     Attributes:
         split: the name of the held-out split.
@@ -61,18 +64,23 @@ class Real(NamedTuple):
     """
 
     split: str
-    held_out: Pixels
-    training: Pixels
+    held_out: Pictures
+    training: Pictures
     extractor: feature_lib.Extractor | None
     seed: int
 
 
-def evaluate(directory: str | Path, settings: Settings) -> dict[str, Any]:
+def evaluate(directory: str | Path, settings: Settings, *, images: Any = None) -> dict[str, Any]:
     """Evaluates the newest checkpoint of a run on a held-out split, with every fitted sampler.
 
     The run may still be training: this only reads it, and writes `evaluation.json` and the pictures
     in `evaluation/` to its workdir. For another split than the run's own, the split's name is added
     to both.
+
+    Args:
+        directory: the workdir.
+        settings: what is computed.
+        images: the arrays that the run is of, if it is of arrays from Python.
 
     Returns:
         The content of `evaluation.json`, where a figure is {"value", "standard_error"}: the model's
@@ -85,10 +93,10 @@ def evaluate(directory: str | Path, settings: Settings) -> dict[str, Any]:
         if (value := getattr(settings, field)) < least:
             raise UserError(f"--{field}={value} must be at least {least}")
     directory = Path(directory)
-    model = trained.load(directory)
+    model = trained.load(directory, images=images)
     dataset = model.config.dataset
     split = settings.split or dataset.eval_split
-    held_out, training = (trained.images(model.config, s) for s in (split, dataset.split))
+    held_out, training = (model.images(s) for s in (split, dataset.split))
     extractor = feature_lib.load(settings.features) if settings.features else None
     available = [name for name in samplers.names() if fitted.is_fitted(directory, name)]
     loaded = [fitted.load_sampler(directory, name, model) for name in available]
@@ -102,25 +110,39 @@ def evaluate(directory: str | Path, settings: Settings) -> dict[str, Any]:
         "split": split,
         "num_images": len(held_out),
         "settings": settings._asdict(),
-        "parameters": {
-            part: networks.num_params(model.variables["params"][part])
-            for part in ("encoder", "decoder")
-        },
+        "parameters": models.num_params(model.variables["params"]),
         **likelihood(model, training, held_out, settings.importance_samples),
     }
     count = min(settings.num_samples, len(held_out), len(training))
-    real = Real(split, np.asarray(held_out[:count]), training, extractor, settings.seed)
-    sets = {FLOOR: np.asarray(training[:count])}
+    real = Real(
+        split,
+        _pictures(model, held_out[:count]),
+        _pictures(model, training),
+        extractor,
+        settings.seed,
+    )
+    sets = {FLOOR: np.asarray(real.training[:count])}
     for sampler in loaded:
         _say(f"  drawing {count:,} images from {sampler.name}")
         batches = drawing.draw(model, sampler, jax.random.key(settings.seed), count)
-        sets[sampler.name] = np.concatenate(list(batches))
+        sets[sampler.name] = np.concatenate(
+            [np.asarray(pixel_lib.to_uint8(batch)) for batch in batches]
+        )
     result["samples"] = compare(sets, real, directory / name)
     grid = grids.row([grids.grid(sets[sampler.name][:_SHOWN], columns=4) for sampler in loaded])
     image_files.save_picture(directory / name / "samples.png", grid)
     content = report.to_json(result)
     workdir.write_json(directory / f"{name}.json", content)
     return content
+
+
+def _pictures(model: Trained, images: Pixels) -> Pictures:
+    """The images in 8 bits, in which distances are taken; those that have them are not copied."""
+    if model.pixels == UINT8:
+        return images
+    batches = range(0, len(images), 1000)
+    levels = (pixel_lib.to_uint8(model.pixels.to_float(images[i : i + 1000])) for i in batches)
+    return np.concatenate([np.asarray(part) for part in levels])
 
 
 def read(directory: str | Path, split: str = "") -> dict[str, Any] | None:
@@ -149,16 +171,18 @@ def likelihood(
     config, variables = model.config, model.variables
     recipe = configs.recipe(config, configs.num_steps(config, len(training)), model.model)
     mesh = sharding.make_mesh(sharding.devices_for(recipe.batch_size))
-    sigma = bounds.fixed_sigma(recipe, variables, training, mesh)
+    scale = model.scale
+    if scale is None:
+        scale = bounds.calibrate(recipe, variables, training, mesh)
     _say("  ELBO and reconstructions")
-    found = bounds.estimate(recipe, variables, held_out, sigma, mesh)
+    found = bounds.estimate(recipe, variables, held_out, scale, mesh)
     reconstructed, latents = reconstruction.evaluate(recipe, variables, held_out, mesh)
     _say(f"  importance-weighted bound, K={num_samples}")
     weighted = bounds.estimate_importance_weighted(
-        recipe, variables, held_out, sigma, mesh, num_samples=num_samples
+        recipe, variables, held_out, scale, mesh, num_samples=num_samples
     )
     return {
-        "bounds": {**found, **weighted, "sigma": sigma},
+        "bounds": {**found, **weighted, **bounds.sigma(recipe.likelihood, scale)},
         "reconstruction": reconstructed,
         "latents": latents,
     }

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
-from jaxtyping import PRNGKeyArray, UInt8
+from jaxtyping import Float, Num, PRNGKeyArray, UInt8
 
 from svae_jax import data
 from svae_jax.analysis import fitted, trained
@@ -17,10 +17,10 @@ from svae_jax.analysis.trained import Trained
 from svae_jax.errors import UserError
 from svae_jax.evaluation import grids, steps
 from svae_jax.files import os_errors_for_user
-from svae_jax.model import pixels as pixel_ops
+from svae_jax.pixels import UINT8
 from svae_jax.run import image_files
 
-Pixels = UInt8[np.ndarray, "_n h w c"]
+Pixels = Num[np.ndarray, "_n h w c"]
 
 _BATCH = 250  # images decoded at a time
 _SHOWN = 64  # samples in the grid
@@ -55,21 +55,34 @@ def sample(
     """
     target, grid = _targets(out, image_format)
     model = trained.load(directory)
+    _check_format(model, image_format)
     loaded = fitted.load_sampler(directory, sampler, model, **options)
     batches = draw(model, loaded, jax.random.key(seed), num)
     first = next(batches)
     with tqdm.tqdm(total=num, unit=" images", disable=None) as bar:
-        everything = _counted(itertools.chain([first], batches), bar)
-        image_files.write(target, image_format, (num, *first.shape[1:]), everything)
+        pixels = (model.pixels.from_float(batch) for batch in itertools.chain([first], batches))
+        shape = (num, *first.shape[1:])
+        image_files.write(target, image_format, shape, _counted(pixels, bar), model.pixels.dtype)
     return _save_grid(grid, grids.grid(first[:_SHOWN]), target)
 
 
-def draw(model: Trained, sampler: Fitted, key: PRNGKeyArray, count: int) -> Iterator[Pixels]:
-    """Yields uint8 images ``[_, h, w, c]`` in batches; image i depends on the key and i alone."""
+def _check_format(model: Trained, image_format: str) -> None:
+    channels = model.config.dataset.channels
+    if image_format == "png" and (model.pixels.dtype != "uint8" or channels not in (1, 3)):
+        raise UserError(
+            f"--format=png holds 8-bit images of 1 or 3 channels; this run's are "
+            f"{model.pixels.dtype} with {channels}: use --format=npz"
+        )
+
+
+def draw(
+    model: Trained, sampler: Fitted, key: PRNGKeyArray, count: int
+) -> Iterator[Float[np.ndarray, "_n h w c"]]:
+    """Yields images ``[_, h, w, c]`` in [-1, 1]; image i depends on the key and i alone."""
     for begin in range(0, count, _BATCH):
         # Whole batches, so that the last one is not compiled anew.
         images = steps.decode(model.model, model.variables, sampler(key, _BATCH, begin))
-        yield np.asarray(pixel_ops.to_uint8(images))[: count - begin]
+        yield np.asarray(images)[: count - begin]
 
 
 def reconstruct(
@@ -90,6 +103,9 @@ def reconstruct(
     target, grid = _targets(out, image_format)
     model = trained.load(directory)
     size, channels = model.config.dataset.image_size, model.config.dataset.channels
+    _check_format(model, image_format)
+    if model.pixels != UINT8:
+        raise UserError(f"--reconstruct: this run is of {model.pixels.dtype}, not of pictures")
     originals = data.read_pictures(
         pictures, image_size=size, channels=channels, field="--reconstruct"
     )
@@ -99,7 +115,7 @@ def reconstruct(
             key = jax.random.fold_in(jax.random.key(seed), begin)
             batch = originals[begin : begin + _BATCH]
             images = steps.reconstruct(model.model, model.variables, key, batch)
-            yield np.asarray(pixel_ops.to_uint8(images))
+            yield model.pixels.from_float(images)
 
     reconstructed = np.concatenate(list(batches()))
     image_files.write(target, image_format, reconstructed.shape, iter([reconstructed]))

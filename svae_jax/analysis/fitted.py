@@ -72,9 +72,11 @@ def load_sampler(directory: str | Path, name: str, trained: Trained, **options: 
         UserError: there is no such sampler or option, it is not fitted, or to another model; the
             message gives the command that fits it.
     """
-    sampler = sampler_config.make(sampler_config.base(), name, shape(trained))
     if name == "prior":
-        return Fitted(name, _with(sampler, name, options), None)
+        prior = samplers.Prior(trained.model.prior)
+        params = trained.variables["params"].get("prior", {})
+        return Fitted(name, _with(prior, name, options), params)
+    sampler_config.check_name(name)
     folder = place(directory, name) / "checkpoints"
     if not is_fitted(directory, name):
         raise UserError(f"{directory}: the sampler {name} is not fitted; {_cure(directory, name)}")

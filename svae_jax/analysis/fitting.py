@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import tqdm
-from jaxtyping import PyTree, UInt8
+from jaxtyping import PyTree
 
 from svae_jax import sampler_config, samplers
 from svae_jax.analysis import fitted, trained
@@ -20,8 +20,6 @@ from svae_jax.run import checkpoint, interrupt, workdir
 from svae_jax.run.checkpoint import Checkpointer
 from svae_jax.run.progress import Progress
 from svae_jax.samplers import aggregate, flow
-
-Pixels = UInt8[np.ndarray, "n h w c"]
 
 _KEEP = 2  # checkpoints: the newest, and the one before it in case that one is damaged
 
@@ -37,7 +35,9 @@ class Job(NamedTuple):
     identity: dict[str, Any]
 
 
-def fit(directory: str | Path, name: str, config: ml_collections.ConfigDict) -> dict[str, Any]:
+def fit(
+    directory: str | Path, name: str, config: ml_collections.ConfigDict, *, images: Any = None
+) -> dict[str, Any]:
     """Fits a sampler to the newest checkpoint of a run, or resumes a fit that was interrupted.
 
     The training images are encoded anew; the run may still be training, as its checkpoint is only
@@ -47,6 +47,7 @@ def fit(directory: str | Path, name: str, config: ml_collections.ConfigDict) -> 
         directory: the workdir.
         name: one of `samplers.names()`, other than `prior`.
         config: see `sampler_config.base`.
+        images: the arrays that the run is of, if it is of arrays from Python.
 
     Returns:
         `sampler`, the model's `step` and `fingerprint`, the fit's `num_steps`, and `parameters`,
@@ -58,10 +59,10 @@ def fit(directory: str | Path, name: str, config: ml_collections.ConfigDict) -> 
     """
     directory = Path(directory).absolute()
     if name == "prior":
-        raise UserError("--sampler=prior needs no fit: it is N(0, I)")
+        raise UserError("--sampler=prior needs no fit: it is the model's own")
     if name in samplers.names():
         sampler_config.check(config, name)
-    model = trained.load(directory)
+    model = trained.load(directory, images=images)
     sampler = sampler_config.make(config, name, fitted.shape(model))
     identity: dict[str, Any] = {
         "sampler": name,
@@ -118,8 +119,7 @@ def _num_steps(job: Job) -> int:
 
 def _encode(job: Job) -> Iterator[aggregate.Encoded]:
     """The posteriors of all training images, with a progress bar on a terminal."""
-    config = job.trained.config
-    images = trained.images(config, config.dataset.split)
+    images = job.trained.images(job.trained.config.dataset.split)
     print(f"encoding {len(images):,} training images", file=sys.stderr, flush=True)
     with tqdm.tqdm(total=len(images), unit=" images", disable=None) as bar:
         for batch in aggregate.encode(job.trained.model, job.trained.variables, images):

@@ -58,13 +58,22 @@ def _run_figures(result: Mapping[str, Any]) -> Record:
     samples = result["settings"]["importance_samples"]
     return {
         "ELBO, nats": figure(bounds["elbo"]),
-        "bits/dim": figure(bounds["bits_per_dim"]),
-        f"bits/dim, K={samples}": figure(bounds["bits_per_dim_iw"]),
+        **_bits(bounds, samples),
         "KL, nats": figure(bounds["kl"]),
         "MSE": figure(reconstruction["mse"]),
         "PSNR, dB": figure(reconstruction["psnr"]),
         "SSIM": figure(reconstruction["ssim"]),
         "active units": f"{result['latents']['active_units']:,}",
+    }
+
+
+def _bits(bounds: Mapping[str, Any], samples: int) -> Record:
+    """Bits/dim of images of integers; for others, the importance-weighted bound in nats."""
+    if "bits_per_dim" not in bounds:
+        return {f"ELBO, nats, K={samples}": figure(bounds["elbo_iw"])}
+    return {
+        "bits/dim": figure(bounds["bits_per_dim"]),
+        f"bits/dim, K={samples}": figure(bounds["bits_per_dim_iw"]),
     }
 
 
@@ -89,8 +98,8 @@ def notes(results: Sequence[Mapping[str, Any]]) -> str:
         first = next(iter(result["samples"].values()))
         lines.append(
             f"{_run(result)}: step {result['step']}, {result['num_images']:,} images of "
-            f"{result['config']['dataset']['name']} {result['split']}; sigma "
-            f"{result['bounds']['sigma']:.4f}"
+            f"{result['config']['dataset']['name']} {result['split']}"
+            + (f"; sigma {result['bounds']['sigma']:.4f}" if "sigma" in result["bounds"] else "")
         )
         for space in ("pixels", "features"):
             if space in first:

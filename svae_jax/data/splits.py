@@ -4,19 +4,40 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
-from svae_jax.data import cache
+from svae_jax.data import cache, images
 from svae_jax.data.decode import decode, to_array
 from svae_jax.data.sources import open_source
 from svae_jax.data.sources.base import Range, Source
 from svae_jax.errors import UserError
 
+ARRAYS = "arrays"  # the name of a data set of arrays that the user gives
+
 _ALL = "every-split"  # stands for `all`, which TFDS does not slice
+
+
+def load_array(
+    arrays: Mapping[str, images.Pixels], split: str, name: str = ARRAYS
+) -> images.Pixels:
+    """A split of arrays from Python, by the names that `images.from_python` gives them.
+
+    Returns:
+        A view of one array; a copy where the split joins several.
+
+    Raises:
+        UserError: the split does not exist, or is empty.
+    """
+    if split in arrays:  # the usual case needs no TFDS
+        return arrays[split]
+    source = _Arrays({key: len(array) for key, array in arrays.items()}, name)
+    parts = [arrays[key][start:stop] for key, start, stop in _ranges(split, source)]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def load(
@@ -53,11 +74,15 @@ def load(
         UserError: for arguments out of range, data sets and splits that do not exist or cannot be
             read, and images that cannot be decoded; nothing is cached then.
     """
+    if name == ARRAYS:
+        raise UserError(
+            f"dataset.name={ARRAYS!r} are arrays from Python: give them as images=(train, test)"
+        )
     if image_size < 1:
         raise UserError(f"dataset.image_size={image_size}: at least 1 pixel is needed")
     if channels not in (1, 3):
         raise UserError(f"dataset.channels={channels}: 1 (grey) and 3 (colour) are possible")
-    directory = Path(cache_dir).expanduser() if cache_dir else cache.home()
+    directory = cache_directory(cache_dir)
     source = open_source(name, data_dir, directory)
     ranges = _ranges(split, source)
     count = sum(stop - start for _, start, stop in ranges)
@@ -75,7 +100,38 @@ def load(
     return cache.open_or_build(path, (count, image_size, image_size, channels), batches)
 
 
-def _ranges(split: str, source: Source) -> list[Range]:
+def load_of(
+    dataset: Mapping[str, Any], arrays: Mapping[str, images.Pixels] | None, split: str
+) -> images.Pixels:
+    """A split of the data set of a configuration.
+
+    Args:
+        dataset: the fields of `dataset`.
+        arrays: those from Python, by the names of their splits, if the run is of arrays.
+        split: in TFDS's syntax.
+
+    Raises:
+        UserError: as `load`.
+    """
+    if arrays is not None:
+        return load_array(arrays, split)
+    fields = ("name", "image_size", "channels", "data_dir", "cache_dir")
+    return load(split=split, **{field: dataset[field] for field in fields})
+
+
+def cache_directory(cache_dir: str) -> Path:
+    """Where decoded splits are kept: `dataset.cache_dir`, or the user's cache."""
+    return Path(cache_dir).expanduser() if cache_dir else cache.home()
+
+
+class _Arrays(NamedTuple):
+    """What splits of arrays are cut by."""
+
+    splits: dict[str, int]
+    title: str
+
+
+def _ranges(split: str, source: Source | _Arrays) -> list[Range]:
     """Parses `split` to ranges of single splits."""
     import tensorflow_datasets as tfds  # without TensorFlow
 
@@ -100,7 +156,7 @@ def _ranges(split: str, source: Source) -> list[Range]:
     return ranges
 
 
-def _spread(source: Source, start: int, stop: int) -> Iterator[Range]:
+def _spread(source: Source | _Arrays, start: int, stop: int) -> Iterator[Range]:
     """Cuts a range over all splits, joined in order, into ranges of single splits."""
     offset = 0
     for split, length in source.splits.items():
@@ -108,7 +164,7 @@ def _spread(source: Source, start: int, stop: int) -> Iterator[Range]:
         offset += length
 
 
-def _bad_split(split: str, source: Source, why: str) -> UserError:
+def _bad_split(split: str, source: Source | _Arrays, why: str) -> UserError:
     splits = ", ".join(f"{name} ({length} images)" for name, length in source.splits.items())
     return UserError(
         f"dataset.split or dataset.eval_split {split!r}: {why}{source.title} has {splits}; parts "

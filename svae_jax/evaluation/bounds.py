@@ -1,67 +1,99 @@
 """Held-out bounds on log p(x), with a σ that is fixed before any held-out image is seen."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, PRNGKeyArray, PyTree, UInt8
+from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from svae_jax.evaluation import metrics, steps
 from svae_jax.evaluation.estimates import Estimate
+from svae_jax.likelihoods import Likelihood
 from svae_jax.model import objective
 from svae_jax.recipe import Recipe, stream
 
-# Training images whose root mean squared error is σ for `optimal` and `released_code`.
+# Training images to which `optimal` σ is fitted for evaluation.
 NUM_SIGMA_IMAGES = 2000
 
-Pixels = UInt8[np.ndarray, "n h w c"]
+Pixels = Num[np.ndarray, "n h w c"]
+Scale = Float[np.ndarray, "*k"]
 
 
 def held_out(
     recipe: Recipe,
     variables: PyTree,
-    train_images: UInt8[np.ndarray, "m h w c"],
+    train_images: Num[np.ndarray, "m h w c"],
     eval_images: Pixels,
     mesh: Mesh,
 ) -> dict[str, float]:
     """Fixes σ on training images, then evaluates on held-out ones."""
-    sigma = fixed_sigma(recipe, variables, train_images, mesh)
-    return evaluate(recipe, variables, eval_images, sigma, mesh)
+    scale = calibrate(recipe, variables, train_images, mesh)
+    return evaluate(recipe, variables, eval_images, scale, mesh)
 
 
-def fixed_sigma(recipe: Recipe, variables: PyTree, train_images: Pixels, mesh: Mesh) -> float:
-    """The likelihood's σ for evaluation, in units of x in [-1, 1].
+def calibrate(
+    recipe: Recipe, variables: PyTree, train_images: Num[np.ndarray, "m h w c"], mesh: Mesh
+) -> Scale:
+    """The likelihood's scale σ for evaluation, in units of x in [-1, 1].
 
-    It is the given or the learned number, and else the root mean squared error of the evaluated
-    parameters on the first 2,000 training images. Refitting it to held-out images, or to each of
-    them, would exceed the likelihood that it claims to bound.
+    It is the given or the learned one, and else the optimal one of the evaluated parameters on the
+    first 2,000 training images. Refitting it to held-out images, or to each of them, would exceed
+    the likelihood that it claims to bound.
     """
-    if recipe.objective.learns_sigma:
-        return math.exp(float(variables["params"]["log_sigma"]))
-    if recipe.objective.fixed_sigma is not None:
-        return recipe.objective.fixed_sigma
+    likelihood = recipe.likelihood
+    if likelihood.learns_scale:
+        return np.asarray(jnp.exp(variables["params"]["log_sigma"]))
+    if (given := likelihood.given_scale) is not None:
+        return np.asarray(given)
 
     def evaluate_batch(key: PRNGKeyArray, batch: Array) -> dict[str, Array]:
-        return steps.eval_step(recipe.model, variables, key, batch, 1.0)
+        return {"error": steps.error_step(recipe.model, variables, key, batch)}
 
     key, images = stream(recipe.seed, "sigma"), train_images[:NUM_SIGMA_IMAGES]
     outputs = metrics.over_images(evaluate_batch, key, images, recipe.batch_size, mesh)
-    mean_squared_error = outputs["squared_error"].mean / math.prod(recipe.image_shape)
-    return float(objective.optimal_sigma(jnp.asarray(mean_squared_error, jnp.float32)))
+    return np.asarray(likelihood.optimal_scale(jnp.asarray(outputs["error"].mean, jnp.float32)))
 
 
 def evaluate(
-    recipe: Recipe, variables: PyTree, images: Pixels, sigma: float, mesh: Mesh
+    recipe: Recipe, variables: PyTree, images: Pixels, scale: Scale, mesh: Mesh
 ) -> dict[str, float]:
-    """The values of `estimate`, and `sigma`."""
-    found = estimate(recipe, variables, images, sigma, mesh)
-    return {**{name: figure.value for name, figure in found.items()}, "sigma": sigma}
+    """The values of `estimate`, and the scale as `sigma` where there is one."""
+    values = {
+        name: found.value
+        for name, found in estimate(recipe, variables, images, scale, mesh).items()
+    }
+    return values | sigma(recipe.likelihood, scale)
+
+
+def sigma(likelihood: Likelihood, scale: Scale) -> dict[str, float]:
+    """The scale by the names of metrics: `sigma`, and `sigma_0`, … where it has directions.
+
+    `sigma` is one number for all of them (`Likelihood.reported_sigma`).
+    """
+    if not likelihood.has_scale:
+        return {}
+    directions = {f"sigma_{i}": float(value) for i, value in enumerate(scale.ravel())}
+    overall = {"sigma": float(likelihood.reported_sigma(jnp.asarray(scale)))}
+    return overall | (directions if scale.ndim else {})
+
+
+def scale_of(
+    likelihood: Likelihood, metrics: Mapping[str, float], prefix: str = ""
+) -> Scale | None:
+    """The inverse of `sigma`: the scale in metrics of these names; None if they hold none."""
+    if not likelihood.has_scale:
+        return np.asarray(likelihood.given_scale)
+    shape = likelihood.scale_shape
+    names = [f"{prefix}sigma_{i}" for i in range(math.prod(shape))] if shape else [f"{prefix}sigma"]
+    if any(name not in metrics for name in names):
+        return None
+    return np.asarray([metrics[name] for name in names], np.float32).reshape(shape)
 
 
 def estimate(
-    recipe: Recipe, variables: PyTree, images: Pixels, sigma: float, mesh: Mesh
+    recipe: Recipe, variables: PyTree, images: Pixels, scale: Scale, mesh: Mesh
 ) -> dict[str, Estimate]:
     """Evaluates all images with one sample of z each.
 
@@ -69,36 +101,37 @@ def estimate(
         recipe: what was trained.
         variables: the evaluated variables.
         images: held-out images.
-        sigma: from `fixed_sigma`.
+        scale: from `calibrate`.
         mesh: the devices.
 
     Returns:
         `elbo`, `reconstruction` and `kl` in nats an image (β = 1, no free bits), `bits_per_dim` of
-        the 8-bit images, and whatever else `steps.eval_step` returns. Each is a mean over images,
+        images of integers, and whatever else `steps.eval_step` returns. Each is a mean over images,
         with its standard error.
     """
 
     def evaluate_batch(key: PRNGKeyArray, batch: Array) -> dict[str, Array]:
-        return steps.eval_step(recipe.model, variables, key, batch, sigma)
+        return steps.eval_step(recipe.model, variables, key, batch, jnp.asarray(scale))
 
     means = _means(evaluate_batch, recipe, images, mesh)
-    del means["squared_error"]  # only for `fixed_sigma`
-    bits_per_dim = _bits_per_dim(recipe, means.pop("elbo_discretized"))
-    return {"elbo": means.pop("elbo"), "bits_per_dim": bits_per_dim, **means}
+    found = {"elbo": means.pop("elbo")}
+    if (discretized := means.pop("elbo_discretized", None)) is not None:
+        found["bits_per_dim"] = _bits_per_dim(recipe, discretized)
+    return found | means
 
 
 def importance_weighted(
     recipe: Recipe,
     variables: PyTree,
     images: Pixels,
-    sigma: float,
+    scale: Scale,
     mesh: Mesh,
     *,
     num_samples: int,
     chunk_size: int = 1,
 ) -> dict[str, float]:
     """The values of `estimate_importance_weighted`."""
-    given = (recipe, variables, images, sigma, mesh)
+    given = (recipe, variables, images, scale, mesh)
     found = estimate_importance_weighted(*given, num_samples=num_samples, chunk_size=chunk_size)
     return {name: figure.value for name, figure in found.items()}
 
@@ -107,7 +140,7 @@ def estimate_importance_weighted(
     recipe: Recipe,
     variables: PyTree,
     images: Pixels,
-    sigma: float,
+    scale: Scale,
     mesh: Mesh,
     *,
     num_samples: int,
@@ -119,28 +152,27 @@ def estimate_importance_weighted(
         recipe: what was trained.
         variables: the evaluated variables.
         images: held-out images.
-        sigma: from `fixed_sigma`.
+        scale: from `calibrate`.
         mesh: the devices.
         num_samples: K.
         chunk_size: samples of each image of a batch that are decoded at a time.
 
     Returns:
-        `elbo_iw` in nats an image, and `bits_per_dim_iw` of the 8-bit images, each with its
+        `elbo_iw` in nats an image, and for images of integers `bits_per_dim_iw`, each with its
         standard error over images.
     """
 
     def evaluate_batch(key: PRNGKeyArray, batch: Array) -> dict[str, Array]:
         chunk = min(chunk_size, num_samples)
-        density, discretized = steps.importance_weighted_step(
-            recipe.model, variables, key, batch, sigma, num_samples, chunk
+        return steps.importance_weighted_step(
+            recipe.model, variables, key, batch, jnp.asarray(scale), num_samples, chunk
         )
-        return {"density": density, "discretized": discretized}
 
     means = _means(evaluate_batch, recipe, images, mesh)
-    return {
-        "elbo_iw": means["density"],
-        "bits_per_dim_iw": _bits_per_dim(recipe, means["discretized"]),
-    }
+    found = {"elbo_iw": means["density"]}
+    if "discretized" in means:
+        found["bits_per_dim_iw"] = _bits_per_dim(recipe, means["discretized"])
+    return found
 
 
 def _means(

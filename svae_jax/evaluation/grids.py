@@ -1,6 +1,7 @@
 """Many images as one picture.
 
-An image is `[h, w, c]` with c = 1 (grey) or 3 (colour), uint8 or floating point in [-1, 1].
+An image is `[h, w, c]`, uint8 or floating point in [-1, 1]. One channel is shown grey, three in
+colour, and others side by side.
 """
 
 import math
@@ -8,13 +9,13 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 
-from svae_jax.model import pixels as pixel_ops
+from svae_jax import pixels as pixel_lib
 
 _PAPER = 255  # white between the tiles
 
-Pixels = UInt8[np.ndarray, "height width c"]
+Pixels = UInt8[np.ndarray, "height width _c"]
 Batch = UInt8[Array | np.ndarray, "*b h w c"] | Float[Array | np.ndarray, "*b h w c"]
 
 
@@ -30,11 +31,10 @@ def grid(images: Batch, columns: int | None = None, padding: int = 2, min_tile: 
         least this many pixels; 1 never enlarges.
 
     Returns:
-      uint8 `[height, width, c]`, on the host.
+      uint8 `[height, width, 1 or 3]`, on the host.
 
     Raises:
-      ValueError: there is no image, c is neither 1 nor 3, `columns` or `min_tile` is below
-        1, or `padding` below 0.
+      ValueError: there is no image, `columns` or `min_tile` is below 1, or `padding` below 0.
     """
     tiles = _tiles(images, min_tile)
     return _lay_out(
@@ -61,7 +61,7 @@ def pairs(
       min_tile: as in `grid`.
 
     Returns:
-      uint8 `[height, width, c]`, on the host.
+      uint8 `[height, width, 1 or 3]`, on the host.
 
     Raises:
       ValueError: as `grid`, or the shapes differ.
@@ -90,18 +90,25 @@ def row(
     return np.concatenate(parts[1:], axis=1)
 
 
-def _tiles(images: Batch, min_tile: int) -> UInt8[np.ndarray, "n height width c"]:
-    if images.ndim < 3 or 0 in images.shape or images.shape[-1] not in (1, 3):
+def _tiles(images: Batch, min_tile: int) -> UInt8[np.ndarray, "n height width _c"]:
+    if images.ndim < 3 or 0 in images.shape:
         raise ValueError(
-            f"images: shape {images.shape} is not [..., h, w, c] with c = 1 or 3 and one image "
-            "at least"
+            f"images: shape {images.shape} is not [..., h, w, c] with one image at least"
         )
     if min_tile < 1:
         raise ValueError(f"min_tile: {min_tile} is below 1")
-    pixels = images if images.dtype == np.uint8 else pixel_ops.to_uint8(images)
-    tiles = np.asarray(jax.device_get(pixels)).reshape(-1, *images.shape[-3:])
+    pixels = images if images.dtype == np.uint8 else pixel_lib.to_uint8(images)
+    tiles = side_by_side(np.asarray(jax.device_get(pixels)).reshape(-1, *images.shape[-3:]))
     factor = math.ceil(min_tile / max(tiles.shape[1:3]))
     return tiles.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def side_by_side(images: Num[np.ndarray, "n h w c"]) -> Num[np.ndarray, "n h _w _c"]:
+    """Images of other than 1 or 3 channels with their channels side by side, in grey."""
+    n, h, w, channels = images.shape
+    if channels in (1, 3):
+        return images
+    return np.moveaxis(images, -1, 2).reshape(n, h, w * channels, 1)
 
 
 def _near_square(n: int, aspect: float = 1.0) -> int:

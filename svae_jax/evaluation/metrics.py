@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from clu import metrics
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped, UInt8
+from jaxtyping import Array, Float, Num, PRNGKeyArray, Shaped
 
 from svae_jax.devices import sharding
 from svae_jax.evaluation.estimates import Estimate
@@ -94,7 +94,7 @@ class OverImages(NamedTuple):
 def over_images(
     evaluate_batch: Callable[[PRNGKeyArray, Array], Mapping[str, Array]],
     key: PRNGKeyArray,
-    images: UInt8[np.ndarray, "n h w c"],
+    images: Num[np.ndarray, "n h w c"],
     batch_size: int,
     mesh: Mesh,
 ) -> dict[str, OverImages]:

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, UInt8
+from jaxtyping import Array, Float, Num, PyTree, UInt8
 
 from svae_jax import samplers
 from svae_jax.evaluation import grids, steps
@@ -16,16 +16,16 @@ _NUM_RECONSTRUCTIONS = 32
 _FITTED_SHARE = 1 / 50
 _MOST_FITTED = 2000
 
-Pixels = UInt8[np.ndarray, "n h w c"]
+Pixels = Num[np.ndarray, "n h w c"]
 
 
 def draw(
     recipe: Recipe,
     variables: PyTree,
-    train_images: UInt8[np.ndarray, "m h w c"],
+    train_images: Num[np.ndarray, "m h w c"],
     eval_images: Pixels,
     sample_every: int,
-) -> dict[str, UInt8[np.ndarray, "_h _w c"]]:
+) -> dict[str, UInt8[np.ndarray, "_h _w _c"]]:
     """Grids of samples and reconstructions.
 
     Args:
@@ -42,12 +42,13 @@ def draw(
         `samples_gaussian`.
     """
     originals = np.asarray(eval_images[:_NUM_RECONSTRUCTIONS])
+    shown = recipe.model.pixels.to_float(originals)
     prior_key, key = (stream(recipe.seed, name) for name in ("prior", "eval"))
     samples = steps.generate(recipe.model, variables, prior_key, _NUM_SAMPLES)
     reconstructions = steps.reconstruct(recipe.model, variables, key, originals)
     pictures = {
         "samples": grids.grid(samples),
-        "reconstructions": grids.pairs(originals, reconstructions),
+        "reconstructions": grids.pairs(shown, reconstructions),
     }
     wanted = int(_FITTED_SHARE * sample_every * recipe.batch_size)
     count = min(max(wanted, 2), _MOST_FITTED, len(train_images))
@@ -59,7 +60,7 @@ def draw(
 
 
 def _draw_from_gaussian(
-    recipe: Recipe, variables: PyTree, images: UInt8[np.ndarray, "m h w c"]
+    recipe: Recipe, variables: PyTree, images: Num[np.ndarray, "m h w c"]
 ) -> Float[Array, "b _h _w n"] | None:
     """Latents from the Gaussian of the aggregate posterior of these images, if it is finite."""
     posterior = recipe.model.posterior

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, UInt8
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray, PyTree
 
 from svae_jax.evaluation import metrics, steps
 from svae_jax.evaluation.estimates import Estimate
@@ -41,9 +41,9 @@ class LatentUse(NamedTuple):
         active_per_location: active entries at each location, of n.
         kl_per_map: nats an image, with standard errors below; sums to the KL.
         kl_per_map_error: their standard errors over images.
-        marginal_kl_per_location: nats an image of the entries' marginals, summed over maps. Sums to
+        kl_per_location: nats an image of the entries' marginals, summed over maps. Sums to
             the KL, except for `mvn_full` and `lowrank_full`, where it sums to less.
-        marginal_kl_per_location_error: its standard errors over images.
+        kl_per_location_error: its standard errors over images.
     """
 
     active_units: int
@@ -51,12 +51,12 @@ class LatentUse(NamedTuple):
     active_per_location: Int[np.ndarray, "h w"]
     kl_per_map: Float[np.ndarray, " n"]
     kl_per_map_error: Float[np.ndarray, " n"]
-    marginal_kl_per_location: Float[np.ndarray, "h w"]
-    marginal_kl_per_location_error: Float[np.ndarray, "h w"]
+    kl_per_location: Float[np.ndarray, "h w"]
+    kl_per_location_error: Float[np.ndarray, "h w"]
 
 
 def evaluate(
-    recipe: Recipe, variables: PyTree, images: UInt8[np.ndarray, "n h w c"], mesh: Mesh
+    recipe: Recipe, variables: PyTree, images: Num[np.ndarray, "n h w c"], mesh: Mesh
 ) -> tuple[Reconstruction, LatentUse]:
     """Evaluates all images, each once, with the samples of z that `bounds.evaluate` takes."""
 
@@ -71,7 +71,7 @@ def evaluate(
         10 * math.log10(4 / mse.value), 10 / math.log(10) * mse.standard_error / mse.value
     )
     active = found["posterior_mean"].variance > ACTIVE_VARIANCE
-    kl_map, kl_location = found["kl_per_map"], found["marginal_kl_per_location"]
+    kl_map, kl_location = found["kl_per_map"], found["kl_per_location"]
     return Reconstruction(mse, psnr, psnr_of_mse, ssim), LatentUse(
         int(active.sum()),
         active.sum(axis=(0, 1)),

@@ -1,4 +1,4 @@
-"""Posteriors over latent feature maps: pure functions of the numbers that an encoder emits.
+"""Posteriors and priors over latent feature maps: pure functions of their parameters.
 
 A latent is N feature maps of h×w, held as ``[*batch, h, w, n]``. A posterior is how its mean is
 built (`means`) times how its covariance is built (`covariances`); the models of the paper (Wang,
@@ -19,11 +19,29 @@ rows of one table:
     z = post.sample(key, params)  # [batch, 3, 3, 128]
     loss = reconstruction(decoder(z)) + post.kl(params)
 
+A prior is a row of a second table (`priors`): `standard`, N(0, I), which the paper and `post.kl`
+have; `tensor_normal` and `matrix_normal`, Gaussians that are learned with the model.
+
+    prior = latents.make_prior("tensor_normal", height=3, width=3, maps=128)
+    prior_params = prior.initial()  # named arrays, learned with the decoder
+    kl = prior.kl_per_map(post, params, prior_params)  # [batch, 128], nats
+    z = prior.sample(key, prior_params, (16,))  # [16, 3, 3, 128]
+
 Two errata of the paper: its Eq. 7 (covariance Ω⊗Ψ of vec Z) holds for the row-major vec, not the
 column-stacking one it defines; the subscript `i*j` in its Eq. 4, 6 and 9 means the pair (i, j).
 """
 
-from svae_jax.latents.base import Params
+from svae_jax.latents.base import Params, Prior
 from svae_jax.latents.posterior import Posterior, make, names, sample_prior
+from svae_jax.latents.priors import make_prior, prior_names
 
-__all__ = ["Params", "Posterior", "make", "names", "sample_prior"]
+__all__ = [
+    "Params",
+    "Posterior",
+    "Prior",
+    "make",
+    "make_prior",
+    "names",
+    "prior_names",
+    "sample_prior",
+]

@@ -1,4 +1,4 @@
-"""What a posterior is made of: the protocols of its parts, and its arrays as one flat vector."""
+"""The protocols of priors and of the parts of posteriors, and arrays as one flat vector."""
 
 import math
 from collections.abc import Mapping
@@ -8,15 +8,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 Params = dict[str, Float[Array, "..."]]
-"""A posterior's arrays by name; the batch axes stand in front of each."""
+"""Arrays by name: a posterior's, the batch axes in front of each, or a prior's, without any."""
 
 Shapes = dict[str, tuple[int, ...]]
 """The shape of each array for one example."""
 
 
 @runtime_checkable
-class Mean(Protocol):
-    """How the mean of each map is built from emitted arrays; frozen and hashable."""
+class Sizes(Protocol):
+    """The sizes of latent maps."""
 
     @property
     def height(self) -> int:
@@ -29,6 +29,11 @@ class Mean(Protocol):
     @property
     def maps(self) -> int:
         """The number of maps N."""
+
+
+@runtime_checkable
+class Mean(Sizes, Protocol):
+    """How the mean of each map is built from emitted arrays; frozen and hashable."""
 
     @property
     def shapes(self) -> Shapes:
@@ -43,6 +48,9 @@ class Mean(Protocol):
 
     def initial(self, key: PRNGKeyArray) -> Params:
         """One example's arrays at the start of training."""
+
+    def shifted(self, params: Params, deviation: Float[Array, "*batch h w n"]) -> Params:
+        """The arrays of a mean that is moved by a deviation, as far as it can be."""
 
 
 @runtime_checkable
@@ -74,6 +82,95 @@ class Covariance(Protocol):
 
     def stddev(self, params: Params) -> Float[Array, "*batch h w n"]:
         """The root of the diagonal of SSᵀ."""
+
+
+@runtime_checkable
+class WeightedTrace(Protocol):
+    """An optional method of a `Covariance`: `Posterior.weighted_trace` in closed form.
+
+    Without it, the trace takes 2hw passes through the gradient of `colour`.
+    """
+
+    def weighted_trace(
+        self, params: Params, weights: Float[Array, "hw hw"]
+    ) -> Float[Array, "*batch n"]:
+        """tr(weights · SSᵀ)."""
+
+
+@runtime_checkable
+class LatentGaussian(Sizes, Protocol):
+    """What a prior needs of a posterior: a Gaussian with independent maps; see `Posterior`."""
+
+    @property
+    def covariance_model(self) -> Covariance:
+        """How the covariance is built."""
+
+    def mean(self, params: Params) -> Float[Array, "*batch h w n"]:
+        """The mean M, ``[*batch, h, w, n]``."""
+
+    def stddev(self, params: Params) -> Float[Array, "*batch h w n"]:
+        """The marginal standard deviation of every entry, ``[*batch, h, w, n]``."""
+
+    def weighted_trace(
+        self, params: Params, weights: Float[Array, "hw hw"]
+    ) -> Float[Array, "*batch n"]:
+        """tr(weights · Σ_k) of every map k."""
+
+    def projected_variances(
+        self, params: Params, rows: Float[Array, "r hw"]
+    ) -> Float[Array, "*batch r n"]:
+        """The diagonal of rows · Σ_k · rowsᵀ of every map k."""
+
+
+@runtime_checkable
+class Prior(Sizes, Protocol):
+    """A distribution p(z) over latent maps z ``[*batch, h, w, n]``; frozen and hashable.
+
+    `q_params` are the arrays of a posterior q(z|x), `params` the learned arrays of the prior.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its row in the table of priors."""
+
+    @property
+    def shapes(self) -> Shapes:
+        """Name -> shape of the learned arrays."""
+
+    @property
+    def num_params(self) -> int:
+        """The number of learned parameters."""
+
+    def initial(self) -> Params:
+        """The learned arrays at the start of training, where the prior is N(0, I)."""
+
+    def mean(self, params: Params) -> Float[Array, "h w n"]:
+        """E[z], ``[h, w, n]``."""
+
+    def kl_per_map(
+        self, posterior: LatentGaussian, q_params: Params, params: Params
+    ) -> Float[Array, "*batch n"]:
+        """KL(q(z|x) ‖ p(z)) in nats as a sum over maps: ``[*batch, n]``."""
+
+    def kl_per_location(
+        self, posterior: LatentGaussian, q_params: Params, params: Params
+    ) -> Float[Array, "*batch h w"]:
+        """The terms of every location in KL(q(z|x) ‖ p(z)), in nats: ``[*batch, h, w]``."""
+
+    def log_prob(self, params: Params, z: Float[Array, "*batch h w n"]) -> Float[Array, "*batch"]:
+        """log p(z) in nats: ``[*batch]``."""
+
+    def sample(
+        self, key: PRNGKeyArray, params: Params, batch: tuple[int, ...]
+    ) -> Float[Array, "*batch h w n"]:
+        """Draws z ``[*batch, h, w, n]``, of JAX's default float."""
+
+
+def check_positive(**sizes: object) -> None:
+    """Raises ValueError unless every size is a positive integer; booleans are refused too."""
+    for argument, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{argument} must be a positive integer, got {argument}={size!r}")
 
 
 def count(shapes: Shapes) -> int:

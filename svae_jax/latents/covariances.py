@@ -34,6 +34,10 @@ class Independent:
         """Name -> shape for one example."""
         return {"log_variance": (self.height, self.width, self.maps)}
 
+    def of_log_variance(self, log_variance: Float[Array, " n"]) -> Params:
+        """The arrays of one example whose maps have these log-variances at all locations."""
+        return {"log_variance": jnp.broadcast_to(log_variance, self.shapes["log_variance"])}
+
     def colour(
         self, params: Params, noise: Float[Array, "*batch h w n"]
     ) -> Float[Array, "*batch h w n"]:
@@ -58,6 +62,12 @@ class Independent:
         """σ_ij."""
         return jnp.exp(0.5 * params["log_variance"])
 
+    def weighted_trace(
+        self, params: Params, weights: Float[Array, "hw hw"]
+    ) -> Float[Array, "*batch n"]:
+        """Σ_ij P_ij,ij σ²_ij."""
+        return _diagonal_trace(jnp.exp(params["log_variance"]), weights)
+
 
 @dataclass(frozen=True)
 class KroneckerDiagonal:
@@ -78,6 +88,13 @@ class KroneckerDiagonal:
             "row_log_variance": (self.height, self.maps),
             "col_log_variance": (self.width, self.maps),
         }
+
+    def of_log_variance(self, log_variance: Float[Array, " n"]) -> Params:
+        """The arrays of one example whose maps have these log-variances at all locations."""
+        arrays = {name: jnp.zeros(shape) for name, shape in self.shapes.items()}
+        for name in ("row_log_variance", "col_log_variance"):
+            arrays[name] = jnp.broadcast_to(0.5 * log_variance, self.shapes[name])
+        return arrays
 
     def colour(
         self, params: Params, noise: Float[Array, "*batch h w n"]
@@ -105,6 +122,12 @@ class KroneckerDiagonal:
     def stddev(self, params: Params) -> Float[Array, "*batch h w n"]:
         """sqrt(ω_i ψ_j)."""
         return jnp.exp(0.5 * _entry_log_variance(params))
+
+    def weighted_trace(
+        self, params: Params, weights: Float[Array, "hw hw"]
+    ) -> Float[Array, "*batch n"]:
+        """Σ_ij P_ij,ij ω_i ψ_j."""
+        return _diagonal_trace(jnp.exp(_entry_log_variance(params)), weights)
 
     def variances(
         self, params: Params
@@ -159,6 +182,18 @@ class KroneckerFull(KroneckerDiagonal):
         # Two roots: the product of two tiny variances would lose its bits.
         return jnp.sqrt(omega)[..., :, None, :] * jnp.sqrt(psi)[..., None, :, :]
 
+    def weighted_trace(
+        self, params: Params, weights: Float[Array, "hw hw"]
+    ) -> Float[Array, "*batch n"]:
+        """Σ_ijkl P_ij,kl Ω_ik Ψ_jl, without the array Ω⊗Ψ."""
+        rows, cols = self._factors(params)
+        omega, psi = super().variances(params)
+        blocks = weights.reshape(self.height, self.width, self.height, self.width)
+        einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+        omega = einsum("...imn,...mn,...kmn->...ikn", rows, omega, rows)
+        psi = einsum("...jmn,...mn,...lmn->...jln", cols, psi, cols)
+        return jnp.sum(einsum("ijkl,...ikn->...jln", blocks, omega) * psi, axis=(-3, -2))
+
     def variances(
         self, params: Params
     ) -> tuple[Float[Array, "*batch h n"], Float[Array, "*batch w n"]]:
@@ -183,6 +218,14 @@ class KroneckerFull(KroneckerDiagonal):
 def _entry_log_variance(params: Params) -> Float[Array, "*batch h w n"]:
     """log(ω_i ψ_j): added as logarithms, so that neither side overflows alone."""
     return params["row_log_variance"][..., :, None, :] + params["col_log_variance"][..., None, :, :]
+
+
+def _diagonal_trace(
+    variance: Float[Array, "*batch h w n"], weights: Float[Array, "hw hw"]
+) -> Float[Array, "*batch n"]:
+    """tr(weights · Σ) for a diagonal Σ: only the diagonal of the weights counts."""
+    diagonal = jnp.diagonal(weights).reshape(*variance.shape[-3:-1], 1)
+    return jnp.sum(diagonal * variance, axis=(-3, -2))
 
 
 def _unit_lower(lower: Float[Array, "*batch entries n"], size: int) -> Float[Array, "*batch d d n"]:

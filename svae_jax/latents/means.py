@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from svae_jax.latents.base import Params, Shapes
@@ -36,6 +38,10 @@ class FreeMean:
         del key
         return {name: jnp.zeros(shape) for name, shape in self.shapes.items()}
 
+    def shifted(self, params: Params, deviation: Float[Array, "*batch h w n"]) -> Params:
+        """The arrays of the mean M + deviation."""
+        return params | {"mean": params["mean"] + deviation}
+
 
 @dataclass(frozen=True)
 class LowRankMean:
@@ -47,6 +53,10 @@ class LowRankMean:
     which starts at zero, so at first it is all noise. Gradient descent would hardly follow it, but
     Adam's steps are equally long whatever the gradient: ν of every image would wander about before
     the decoder has a use for it. `experiments.rank` measures what that costs.
+
+    `nu_start` is where ν starts: "random", or "cosine", R orthonormal directions, the same for all
+    images and maps: the cosines of lowest frequency, of which the first is constant. `shifted` adds
+    along these directions, so it goes with this start.
     """
 
     height: int
@@ -54,6 +64,7 @@ class LowRankMean:
     maps: int
     rank: int
     nu_scale: float = 0.1
+    nu_start: str = "random"
 
     @property
     def shapes(self) -> Shapes:
@@ -84,6 +95,29 @@ class LowRankMean:
         nothing is a saddle. With ν_r random, of unit root mean square over the width, the mean
         still starts at zero, but to first order it is linear in the features.
         """
+        mu = jnp.zeros(self.shapes["mu"])
+        if self.nu_start == "cosine":
+            directions = jnp.asarray(cosines(self.width, self.rank))
+            return {"mu": mu, "nu": jnp.broadcast_to(directions[..., None], self.shapes["nu"])}
         nu = jax.random.normal(key, self.shapes["nu"])
         unit_nu = nu / jnp.sqrt(jnp.mean(nu**2, axis=0))
-        return {"mu": jnp.zeros(self.shapes["mu"]), "nu": unit_nu}
+        return {"mu": mu, "nu": unit_nu}
+
+    def shifted(self, params: Params, deviation: Float[Array, "*batch h w n"]) -> Params:
+        """The arrays with the part of the deviation that the directions of `nu_start` span.
+
+        While ν is at these directions, the mean becomes M + deviation · VVᵀ with V ``[w, R]``; at
+        R = w that is all of the deviation.
+        """
+        directions = jnp.asarray(cosines(self.width, self.rank), deviation.dtype)
+        along = jnp.einsum(
+            "...hwn,wr->...hrn", deviation, directions, precision=lax.Precision.HIGHEST
+        )
+        return params | {"mu": params["mu"] + along}
+
+
+def cosines(size: int, count: int) -> Float[np.ndarray, "{size} {count}"]:
+    """The first `count` columns of the orthonormal cosine basis (DCT-II) of `size` values."""
+    place, frequency = np.arange(size)[:, None] + 0.5, np.arange(count)
+    columns = np.cos(np.pi * place * frequency / size)
+    return (columns / np.linalg.norm(columns, axis=0)).astype(np.float32)

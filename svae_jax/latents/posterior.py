@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,10 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from svae_jax.latents import base
-from svae_jax.latents.base import Covariance, Mean, Params, Shapes
+from svae_jax.latents.base import Covariance, Mean, Params, Shapes, WeightedTrace
 from svae_jax.latents.covariances import Independent, KroneckerDiagonal, KroneckerFull
 from svae_jax.latents.means import FreeMean, LowRankMean
+from svae_jax.latents.priors import StandardNormal, make_prior
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,27 @@ class Posterior:
         }
         return base.pack(self.shapes, self.mean_model.initial(key) | prior_covariance)
 
+    def bias_of(
+        self, key: PRNGKeyArray, log_variance: Float[Array, " n"]
+    ) -> Float[Array, " num_params"]:
+        """As `initial_bias`, with these log-variances of the maps in place of the prior's.
+
+        Raises:
+            ValueError: the covariance has no method `of_log_variance`.
+        """
+        if not hasattr(self.covariance_model, "of_log_variance"):
+            raise ValueError(f"the covariance of {self.name} has no method of_log_variance")
+        covariance = self.covariance_model.of_log_variance(log_variance)
+        return base.pack(self.shapes, self.mean_model.initial(key) | covariance)
+
+    def shifted(self, params: Params, deviation: Float[Array, "*batch h w n"]) -> Params:
+        """The arrays of a posterior whose mean is moved by a deviation, as far as it can be.
+
+        For a full mean the new mean is M + deviation; for a low-rank one see
+        `LowRankMean.shifted`.
+        """
+        return self.mean_model.shifted(params, deviation)
+
     @property
     def output_scale(self) -> Float[np.ndarray, " num_params"]:
         """The factor ``[num_params]`` on what an encoder's last layer emits.
@@ -125,6 +148,42 @@ class Posterior:
         root = columns.reshape(h * w, *batch, h * w, n)
         # Precision: accelerators would round the factors of a float32 product to fewer bits.
         return jnp.einsum("k...in,k...jn->...nij", root, root, precision=lax.Precision.HIGHEST)
+
+    def weighted_trace(
+        self, params: Params, weights: Float[Array, "hw hw"]
+    ) -> Float[Array, "*batch n"]:
+        """tr(weights · Σ_k) for the covariance Σ_k of every map k: ``[*batch, n]``.
+
+        Args:
+            params: from `unpack`.
+            weights: ``[hw, hw]``, over the row-major flattening of a map.
+        """
+        if isinstance(self.covariance_model, WeightedTrace):
+            return self.covariance_model.weighted_trace(params, weights)
+        transposed = self._transposed_root(params, weights.dtype)
+
+        @jax.checkpoint  # otherwise a gradient would store hw arrays [*batch, h, w, n]
+        def term(rows: Float[Array, "2 hw"]) -> Float[Array, "*batch n"]:
+            return jnp.sum(transposed(rows[0]) * transposed(rows[1]), axis=(-3, -2))
+
+        # tr(P SSᵀ) = Σ_a ⟨SᵀP_a, Sᵀe_a⟩, with P_a the rows of P and e_a those of the identity
+        units = jnp.eye(len(weights), dtype=weights.dtype)
+        return jnp.sum(lax.map(term, jnp.stack([weights, units], axis=1)), axis=0)
+
+    def projected_variances(
+        self, params: Params, rows: Float[Array, "r hw"]
+    ) -> Float[Array, "*batch r n"]:
+        """The variance of every row's scalar product with every map: ``[*batch, r, n]``.
+
+        It is the diagonal of rows · Σ_k · rowsᵀ for the covariance Σ_k of map k.
+
+        Args:
+            params: from `unpack`.
+            rows: ``[r, hw]``, over the row-major flattening of a map.
+        """
+        transposed = self._transposed_root(params, rows.dtype)
+        variances = lax.map(lambda row: jnp.sum(transposed(row) ** 2, axis=(-3, -2)), rows)
+        return jnp.moveaxis(variances, 0, -2)
 
     def sample(self, key: PRNGKeyArray, params: Params) -> Float[Array, "*batch h w n"]:
         """Draws z = M + A E Bᵀ, differentiable in `params` (Eq. 2, 4, 6, 9).
@@ -184,10 +243,7 @@ class Posterior:
 
         and for independent entries (Eq. 2, 3) it is ½ Σ_ij (σ²_ij + m²_ij − 1 − log σ²_ij).
         """
-        trace = self.covariance_model.trace(params)
-        log_det = self.covariance_model.log_det(params)
-        squared_mean = jnp.sum(self.mean(params) ** 2, axis=(-3, -2))
-        return 0.5 * (trace + squared_mean - self.height * self.width - log_det)
+        return self._standard_prior.kl_per_map(self, params, {})
 
     def marginal_kl(self, params: Params) -> Float[Array, "*batch h w n"]:
         """KL(q(z_ij|x) ‖ N(0, 1)) in nats of every entry's marginal: ``[*batch, h, w, n]``.
@@ -196,8 +252,26 @@ class Posterior:
         where the posterior's are too. For `mvn_full` and `lowrank_full` the sum is lower: it leaves
         out the divergence of q from the product of its marginals.
         """
-        stddev = self.stddev(params)
-        return 0.5 * (stddev**2 + self.mean(params) ** 2 - 1) - jnp.log(stddev)
+        return self._standard_prior.marginal_kl(self, params)
+
+    @property
+    def _standard_prior(self) -> StandardNormal:
+        """N(0, I) over maps of the same sizes."""
+        return StandardNormal(self.height, self.width, self.maps)
+
+    def _transposed_root(
+        self, params: Params, dtype: jnp.dtype
+    ) -> Callable[[Float[Array, " hw"]], Float[Array, "*batch h w n"]]:
+        """The function row -> Sᵀ·row of every map: the transpose of `colour`, by its gradient."""
+        mean = self.mean(params)
+        noise = jnp.zeros_like(mean, dtype=jnp.result_type(mean, dtype))
+        coloured, transpose = jax.vjp(partial(self.covariance_model.colour, params), noise)
+
+        def apply(row: Float[Array, " hw"]) -> Float[Array, "*batch h w n"]:
+            row = row.reshape(self.height, self.width, 1).astype(coloured.dtype)
+            return transpose(jnp.broadcast_to(row, coloured.shape))[0]
+
+        return apply
 
     def _log_density(
         self, params: Params, noise: Float[Array, "*batch h w n"]
@@ -241,7 +315,7 @@ def make(name: str, *, height: int, width: int, maps: int, rank: int = 1) -> Pos
     """
     if name not in _TABLE:
         raise ValueError(f"name must be one of {', '.join(names())}, got name={name!r}")
-    _check_positive(height=height, width=width, maps=maps, rank=rank)
+    base.check_positive(height=height, width=width, maps=maps, rank=rank)
     if name == "vector" and (height, width) != (1, 1):
         raise ValueError(
             f"height and width must be 1 for vector, got height={height}, width={width}; its "
@@ -271,8 +345,8 @@ def sample_prior(
     Raises:
         ValueError: a size that is no positive integer.
     """
-    _check_positive(height=height, width=width, maps=maps)
-    return jax.random.normal(key, (*batch, height, width, maps))
+    prior = make_prior("standard", height=height, width=width, maps=maps)
+    return prior.sample(key, {}, batch)
 
 
 def _noise_like(
@@ -280,10 +354,3 @@ def _noise_like(
 ) -> Float[Array, "*batch h w n"]:
     """White noise of the mean's shape and dtype."""
     return jax.random.normal(key, mean.shape, mean.dtype)
-
-
-def _check_positive(**sizes: object) -> None:
-    """Raises ValueError unless every size is a positive integer; booleans are refused too."""
-    for argument, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{argument} must be a positive integer, got {argument}={size!r}")

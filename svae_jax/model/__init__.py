@@ -1,5 +1,5 @@
 """The model: encoder, posterior and decoder as one Flax module, and its objective."""
 
-from svae_jax.model.vae import Outputs, SpatialVAE, init, make
+from svae_jax.model.vae import NONE, Outputs, SpatialVAE, init, make, num_params, start_at_pca
 
-__all__ = ["Outputs", "SpatialVAE", "init", "make"]
+__all__ = ["NONE", "Outputs", "SpatialVAE", "init", "make", "num_params", "start_at_pca"]

@@ -5,7 +5,8 @@ A stack is written as text, one word a layer, for instance the CelebA encoder
     5x5/32/s2 5x5/64/s2 5x5/128/s2/valid
 
 is three 5×5 convolutions to 32, 64 and 128 features, each of stride 2, the last without padding.
-In a decoder the features of the last layer are the word `image`: the channels of the pictures.
+In a decoder the features of the last layer are the word `image`: as many as the likelihood takes,
+which for most likelihoods are the channels of the images.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
 from svae_jax import latents
+from svae_jax.likelihoods import Likelihood
 from svae_jax.model import convolutions, norms
 from svae_jax.model.convolutions import Padding
 
@@ -92,22 +94,22 @@ class Style:
 _WORD = re.compile(r"(\d+)x(\d+)/(\d+|image)(?:/s(\d+))?(/valid)?")
 
 
-def parse(stack: str, image_channels: int | None = None) -> tuple[Layer, ...]:
+def parse(stack: str, num_outputs: int | None = None) -> tuple[Layer, ...]:
     """Read a stack of layers from its text (see the module's docstring).
 
     Args:
         stack: words such as `5x5/32/s2/valid`; stride 1 and SAME padding where none is given.
-        image_channels: what `image` stands for; None in an encoder, where the word is refused.
+        num_outputs: what `image` stands for; None in an encoder, where the word is refused.
 
     Raises:
         ValueError: an empty stack, or a word that is not a layer.
     """
     if not stack.split():
         raise ValueError("a stack needs at least one layer, such as '5x5/32/s2'")
-    return tuple(_parse_word(word, image_channels) for word in stack.split())
+    return tuple(_parse_word(word, num_outputs) for word in stack.split())
 
 
-def _parse_word(word: str, image_channels: int | None) -> Layer:
+def _parse_word(word: str, num_outputs: int | None) -> Layer:
     match = _WORD.fullmatch(word)
     if match is None or match[1] != match[2]:
         raise ValueError(
@@ -116,8 +118,8 @@ def _parse_word(word: str, image_channels: int | None) -> Layer:
         )
     if match[3] != "image":
         features = int(match[3])
-    elif image_channels is not None:
-        features = image_channels
+    elif num_outputs is not None:
+        features = num_outputs
     else:
         raise ValueError(f"{word!r}: only a decoder's last layer makes an image")
     kernel, stride = int(match[1]), int(match[4] or 1)
@@ -145,7 +147,7 @@ def decoder_layers(
     height: int,
     width: int,
     image_size: int,
-    image_channels: int,
+    num_outputs: int,
 ) -> tuple[Layer, ...]:
     """Fits a decoder's stack to maps of height × width.
 
@@ -157,7 +159,7 @@ def decoder_layers(
         ValueError: where the maps have another size than 2, 3, 4, 6 or 8, where the stack does not
             begin with two plain 3x3 layers, does not end in `image`, or misses the image's size.
     """
-    layers = parse(stack, image_channels)
+    layers = parse(stack, num_outputs)
     if not stack.split()[-1].split("/")[1] == "image" or stack.count("image") > 1:
         raise ValueError(
             f"the last layer, and no other, must have the features 'image', got {stack!r}"
@@ -192,7 +194,7 @@ def vector_decoder_layers(
     maps: int,
     parity_maps: int,
     image_size: int,
-    image_channels: int,
+    num_outputs: int,
     style: Style,
 ) -> tuple[Layer, ...]:
     """The decoder of a vector latent: one more layer in front, 3x3 VALID, from 1×1 to 3×3.
@@ -208,23 +210,48 @@ def vector_decoder_layers(
         height=_VECTOR_START,
         width=_VECTOR_START,
         image_size=image_size,
-        image_channels=image_channels,
+        num_outputs=num_outputs,
     )
 
-    def layers(front: int) -> tuple[Layer, ...]:
-        return (Layer(_VECTOR_START, front, paddings=("VALID", "VALID")), *spatial)
-
+    front = Layer(_VECTOR_START, 1, paddings=("VALID", "VALID"))
     target = num_decoder_params(spatial, parity_maps, style)
-    one, two = (num_decoder_params(layers(front), maps, style) for front in (1, 2))
-    front = max(1, round(1 + (target - one) / (two - one)))  # the number is affine in the width
-    reached = num_decoder_params(layers(front), maps, style)
+    layers = fitted_width((front, *spatial), maps, style, target)
+    reached = num_decoder_params(layers, maps, style)
     if abs(reached - target) > 0.01 * target:
         raise ValueError(
             f"no width of the vector's first layer comes within 1% of the {target} parameters "
             f"that parity_maps={parity_maps} maps have (nearest: {reached}); take more parity_maps "
             "or fewer maps"
         )
-    return layers(front)
+    return layers
+
+
+def fitted_width(
+    layers: Sequence[Layer], maps: int, style: Style, target: int
+) -> tuple[Layer, ...]:
+    """The layers, the first as wide as brings `Decoder` nearest to `target` parameters."""
+
+    def of_width(features: int) -> tuple[Layer, ...]:
+        return (dataclasses.replace(layers[0], features=features), *layers[1:])
+
+    one, two = (num_decoder_params(of_width(width), maps, style) for width in (1, 2))
+    # The number is affine in the width.
+    return of_width(max(1, round(1 + (target - one) / (two - one))))
+
+
+def matching_stack(stack: str, *, maps: int, like: int) -> str:
+    """The stack with a first layer of such a width that both decoders have nearly the same size.
+
+    Args:
+        stack: of a decoder of `like` maps.
+        maps: the number of maps that the returned stack decodes.
+        like: the number of maps that `stack` decodes.
+    """
+    layers, style = parse(stack, num_outputs=3), Style()
+    fitted = fitted_width(layers, maps, style, num_decoder_params(layers, like, style))
+    first, *others = stack.split()
+    kernel, _, *rest = first.split("/")
+    return " ".join(["/".join([kernel, str(fitted[0].features), *rest]), *others])
 
 
 def num_decoder_params(layers: Sequence[Layer], in_features: int, style: Style) -> int:
@@ -271,20 +298,54 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent maps to the means of the pixels."""
+    """Latent maps to the outputs that a likelihood takes, such as the means of the pixels.
+
+    Attributes:
+        layers: the transposed convolutions.
+        likelihood: the map on what the last layer emits.
+        style: norm, activation and dtype.
+    """
 
     layers: tuple[Layer, ...]
+    likelihood: Likelihood
     style: Style
 
     @nn.compact
-    def __call__(self, z: Float[Array, "b h w n"], train: bool) -> Float[Array, "b _h _w c"]:
-        """Decode to images in [-1, 1], in float32; the last layer is a plain one with a tanh."""
+    def __call__(self, z: Float[Array, "b h w n"], train: bool) -> Float[Array, "b _h _w k"]:
+        """Decodes to `likelihood.num_outputs` channels in float32; the last layer has no norm."""
         x = z
         for layer in self.layers[:-1]:
             x = Block(layer, self.style, transposed=True)(x, train)
         # In float32: rounding to bfloat16 would count as error in the likelihood.
         x = Convolution(self.layers[-1], "float32", transposed=True, use_bias=True)(x)
-        return jnp.tanh(x)
+        return self.likelihood.activate(x)
+
+
+class Constant(nn.Module):
+    """In place of an encoder: the same parameters of the posterior for all images."""
+
+    posterior: latents.Posterior
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"], train: bool) -> Float[Array, "b p"]:
+        """Emits `posterior.num_params` learned numbers for each image."""
+        del train
+        scale = self.posterior.output_scale
+        start = self.posterior.initial_bias
+        bias = self.param("bias", lambda key: start(key) / scale)
+        return jnp.broadcast_to(bias * scale, (len(images), self.posterior.num_params))
+
+
+class Zero(nn.Module):
+    """In place of a decoder: zeros of the image's shape."""
+
+    likelihood: Likelihood
+
+    def __call__(self, z: Float[Array, "b h w n"], train: bool) -> Float[Array, "b _h _w k"]:
+        """Zeros, for every latent."""
+        del train
+        height, width, _ = self.likelihood.image_shape
+        return jnp.zeros((len(z), height, width, self.likelihood.num_outputs))
 
 
 class Block(nn.Module):

@@ -1,7 +1,7 @@
-"""The objective: Gaussian likelihoods of images, the training loss, and bounds on log p(x).
+"""The objective: the training loss, and bounds on log p(x).
 
 All quantities are per image, summed over pixels and latents and averaged over nothing but the
-batch. Images and their means are in [-1, 1]; the likelihood is N(x; f(z), σ²I).
+batch.
 """
 
 import math
@@ -11,18 +11,13 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import log_ndtr, logsumexp
+from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from svae_jax import latents
+from svae_jax.likelihoods import Likelihood
 
 SCALINGS = ("elbo", "released_code")
-
-# The optimal σ is kept from collapsing on images that are reproduced exactly (Rybkin et al. 2021).
-# Half a bin of an 8-bit image is 0.0039.
-MIN_SIGMA = math.exp(-6.0)
-
-_HALF_BIN = 1.0 / 255.0  # half the distance of two of the 256 levels in [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -30,19 +25,16 @@ class Objective:
     """What training minimises.
 
     Attributes:
-        sigma: "optimal" (the root mean squared error of the batch, the analytic maximiser of the
-            likelihood; Rybkin et al. 2021), "learned" (one scalar), or a number as text.
         beta: weight of the KL; 1 is the ELBO.
         beta_warmup_steps: steps in which the weight grows linearly to beta, which the last has.
         free_bits: λ in nats per map; a map whose mean KL is below λ is not pushed further down.
         scaling: "elbo", or "released_code": the mean squared error over pixels plus the mean KL
-            over latents, which the paper's authors' code minimises. It has no σ, β or free bits.
+            over latents, which the paper's authors' code minimises. It has no β or free bits.
 
     Raises:
         ValueError: for a value outside its range; the message names field, value and range.
     """
 
-    sigma: str = "optimal"
     beta: float = 1.0
     beta_warmup_steps: int = 0
     free_bits: float = 0.0
@@ -50,10 +42,6 @@ class Objective:
 
     def __post_init__(self):
         """Checks every field."""
-        if self.sigma not in ("optimal", "learned") and not _is_positive_number(self.sigma):
-            raise ValueError(
-                f"sigma must be 'optimal', 'learned' or a number above 0, got {self.sigma!r}"
-            )
         for field in ("beta", "free_bits"):
             if not (math.isfinite(value := getattr(self, field)) and value >= 0):
                 raise ValueError(f"{field} must be a finite number, 0 or above, got {value}")
@@ -63,35 +51,17 @@ class Objective:
             raise ValueError(f"scaling must be one of {', '.join(SCALINGS)}, got {self.scaling!r}")
         if self.scaling == "released_code":
             plain = Objective()
-            for field in ("sigma", "beta", "beta_warmup_steps", "free_bits"):
+            for field in ("beta", "beta_warmup_steps", "free_bits"):
                 if (value := getattr(self, field)) != getattr(plain, field):
                     raise ValueError(
                         f"{field}={value} has no place in scaling='released_code', which minimises "
                         "mean squared error plus mean KL; leave it at its default"
                     )
 
-    @property
-    def learns_sigma(self) -> bool:
-        """Whether σ is a parameter of the model."""
-        return self.sigma == "learned"
-
-    @property
-    def fixed_sigma(self) -> float | None:
-        """σ where it is a given number."""
-        return None if self.sigma in ("optimal", "learned") else float(self.sigma)
-
     def kl_weight(self, step: Int[Array, ""]) -> Float[Array, ""]:
         """β at this step, warm-up included."""
         progress = (step + 1) / max(self.beta_warmup_steps, 1)
         return self.beta * jnp.minimum(1.0, progress)
-
-
-def _is_positive_number(text: str) -> bool:
-    try:
-        number = float(text)
-    except ValueError:
-        return False
-    return math.isfinite(number) and number > 0
 
 
 class TrainingLoss(NamedTuple):
@@ -101,7 +71,7 @@ class TrainingLoss(NamedTuple):
         loss: what is minimised; nats an image for `scaling="elbo"`.
         reconstruction: E_q[log p(x|z)], nats an image, from one sample of z.
         kl: KL(q(z|x) ‖ p(z)), nats an image.
-        sigma: the likelihood's standard deviation, in units of x in [-1, 1].
+        sigma: the likelihood's scale, in units of x in [-1, 1] (see `Likelihood.reported_sigma`).
     """
 
     loss: Float[Array, ""]
@@ -112,97 +82,38 @@ class TrainingLoss(NamedTuple):
 
 def training_loss(
     objective: Objective,
+    likelihood: Likelihood,
     step: Int[Array, ""],
     images: Float[Array, "b h w c"],
-    means: Float[Array, "b h w c"],
+    outputs: Float[Array, "b h w k"],
     kl_per_map: Float[Array, "b n"],
     *,
     num_latents: int,
-    log_sigma: Float[Array, ""] | None,
+    log_sigma: Float[Array, "..."] | None,
 ) -> TrainingLoss:
     """The loss of a batch (paper Eq. 1, averaged over the batch and negated).
 
     Args:
         objective: what is minimised.
-        step: number of updates made so far, for the warm-up of β.
+        likelihood: p(x|z).
+        step: number of training steps made so far, for the warm-up of β.
         images: the batch, in [-1, 1].
-        means: f(z), one sample of z an image.
-        kl_per_map: the posteriors' divergences in nats.
+        outputs: of the decoder, for one sample of z an image.
+        kl_per_map: the divergences of the posteriors from the prior in nats.
         num_latents: Z, the number of latents of an image.
         log_sigma: the parameter, where σ is learned.
     """
-    num_dims = math.prod(images.shape[1:])
-    error = jnp.mean(squared_error(images, means))
-    sigma = _training_sigma(objective, error / num_dims, log_sigma)
-    # Written with the mean error, and σ a constant where it is optimal: the maximum has no slope
-    # in σ.
-    reconstruction = -0.5 * error / sigma**2 - num_dims * (
-        jnp.log(sigma) + 0.5 * math.log(2 * math.pi)
-    )
+    scale = likelihood.training_scale(images, outputs, log_sigma)
+    reconstruction = likelihood.mean_log_prob(scale, images, outputs)
     kl_of_map = jnp.mean(kl_per_map, axis=0)
     kl = jnp.sum(kl_of_map)
     if objective.scaling == "released_code":
-        loss = error / num_dims + kl / num_latents
+        error = jnp.mean(likelihood.error(images, outputs))
+        loss = error / math.prod(images.shape[1:]) + kl / num_latents
     else:
         weighted = jnp.sum(jnp.maximum(objective.free_bits, kl_of_map))
         loss = objective.kl_weight(step) * weighted - reconstruction
-    return TrainingLoss(loss, reconstruction, kl, sigma)
-
-
-def _training_sigma(
-    objective: Objective, mean_squared_error: Float[Array, ""], log_sigma: Float[Array, ""] | None
-) -> Float[Array, ""]:
-    if log_sigma is not None:
-        return jnp.exp(log_sigma)
-    if objective.fixed_sigma is not None:
-        return jnp.asarray(objective.fixed_sigma, mean_squared_error.dtype)
-    return jax.lax.stop_gradient(optimal_sigma(mean_squared_error))
-
-
-def optimal_sigma(mean_squared_error: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The σ of highest likelihood for this mean squared error: its root, at least MIN_SIGMA."""
-    # The maximum is inside the root, whose slope at 0 is infinite.
-    return jnp.sqrt(jnp.maximum(mean_squared_error, MIN_SIGMA**2))
-
-
-def squared_error(
-    images: Float[Array, "*b h w c"], means: Float[Array, "*b h w c"]
-) -> Float[Array, "*b"]:
-    """Squared error of each image, summed over pixels and channels."""
-    return jnp.sum(jnp.square(images - means), axis=(-3, -2, -1))
-
-
-def gaussian_log_prob(
-    images: Float[Array, "*b h w c"],
-    means: Float[Array, "*b h w c"],
-    sigma: Float[Array, ""] | float,
-) -> Float[Array, "*b"]:
-    """log N(x; means, σ²I) in nats: the density of images in [-1, 1]."""
-    num_dims = math.prod(images.shape[-3:])
-    constant = num_dims * (jnp.log(sigma) + 0.5 * math.log(2 * math.pi))
-    return -0.5 * squared_error(images, means) / sigma**2 - constant
-
-
-def discretized_gaussian_log_prob(
-    images: Float[Array, "*b h w c"],
-    means: Float[Array, "*b h w c"],
-    sigma: Float[Array, ""] | float,
-) -> Float[Array, "*b"]:
-    """log P(x) in nats for 8-bit images: the Gaussian's mass in the bin of each level.
-
-    The 256 levels k stand at k/127.5 − 1. The first and last bin take the tails, so the masses of a
-    pixel sum to 1.
-    """
-    upper = (images + _HALF_BIN - means) / sigma
-    lower = (images - _HALF_BIN - means) / sigma
-    # Φ(upper) − Φ(lower) = Φ(−lower) − Φ(−upper): taken in the lower tail, where log Φ is precise.
-    flip = images > means
-    high, low = jnp.where(flip, -lower, upper), jnp.where(flip, -upper, lower)
-    log_high = log_ndtr(high)
-    log_mass = log_high + jnp.log1p(-jnp.exp(log_ndtr(low) - log_high))
-    log_mass = jnp.where(images > 1 - _HALF_BIN, log_ndtr(-lower), log_mass)  # 1 − Φ(lower)
-    log_mass = jnp.where(images < -1 + _HALF_BIN, log_ndtr(upper), log_mass)
-    return jnp.sum(log_mass, axis=(-3, -2, -1))
+    return TrainingLoss(loss, reconstruction, kl, likelihood.reported_sigma(scale))
 
 
 def bits_per_dim(nats: Float[Array, "*b"] | float, num_dims: int) -> Float[Array, "*b"] | float:
@@ -218,6 +129,7 @@ def log_importance_weights(
     posterior: latents.Posterior,
     params: latents.Params,
     log_likelihood: Callable[[Float[Array, "*b h w n"]], LogLikelihood],
+    log_prior: Callable[[Float[Array, "*b h w n"]], Float[Array, "*b"]],
     *,
     num_samples: int,
     chunk_size: int = 1,
@@ -230,8 +142,9 @@ def log_importance_weights(
     Args:
         key: random key.
         posterior: q.
-        params: the numbers of q, with batch axes *b.
+        params: the arrays of q, with batch axes *b.
         log_likelihood: z [*b, h, w, n] -> log p(x|z) [*b], or a pytree of several likelihoods.
+        log_prior: z [*b, h, w, n] -> log p(z) [*b].
         num_samples: K.
         chunk_size: how many samples are decoded at a time, which bounds the memory.
 
@@ -241,10 +154,8 @@ def log_importance_weights(
 
     def weigh(key: PRNGKeyArray) -> LogLikelihood:
         z, log_q = posterior.sample_and_log_prob(key, params)
-        log_prior = -0.5 * jnp.sum(z**2, axis=(-3, -2, -1)) - 0.5 * math.log(
-            2 * math.pi
-        ) * math.prod(z.shape[-3:])
-        return jax.tree.map(lambda log_p: log_p + log_prior - log_q, log_likelihood(z))
+        log_p_z = log_prior(z)
+        return jax.tree.map(lambda log_p: log_p + log_p_z - log_q, log_likelihood(z))
 
     return jax.lax.map(weigh, jax.random.split(key, num_samples), batch_size=chunk_size)
 

@@ -1,28 +1,37 @@
-"""The model: encoder + posterior + decoder as one Flax module."""
+"""The model: encoder, posterior, prior, decoder and likelihood as one Flax module."""
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from svae_jax import latents
+from svae_jax.likelihoods import Likelihood
 from svae_jax.model import networks
+from svae_jax.model.linear import PCA, LinearPath, patch_for
+from svae_jax.pixels import PixelRange
+
+NONE = "none"  # in place of a stack: no network, but what the linear path makes
+LINEAR_SHARE = 0.1  # the most weights of the linear path, as a share of the decoder's
 
 
 class Outputs(NamedTuple):
     """The model's outputs for a batch of images.
 
     Attributes:
-        means: f(z), the means of the pixels, in [-1, 1].
+        outputs: of the decoder; `likelihood.mean` gives the images.
         params: the arrays of the posteriors, by name.
         z: one sample of each posterior.
+        kl_per_map: KL(q(z|x) ‖ p(z)) in nats, by map.
     """
 
-    means: Float[Array, "b h w c"]
+    outputs: Float[Array, "b h w k"]
     params: latents.Params
     z: Float[Array, "b _h _w n"]
+    kl_per_map: Float[Array, "b n"]
 
 
 class SpatialVAE(nn.Module):
@@ -31,27 +40,54 @@ class SpatialVAE(nn.Module):
     Attributes:
         posterior: the family of q(z|x).
         encoder: any module that maps (images [b, h, w, c], train) to [b, posterior.num_params].
-        decoder: any module that maps (z [b, h, w, n], train) to images in [-1, 1].
-        learns_sigma: whether the likelihood's log σ is a parameter, `log_sigma`, starting at 0.
+        decoder: any module that maps (z [b, h, w, n], train) to what the likelihood takes,
+            [b, h, w, likelihood.num_outputs]: for most, means of pixels in [-1, 1].
+        prior: p(z), by default the standard normal. A learned one has its parameters in `prior`.
+        likelihood: p(x|z). A learned scale is the parameter `log_sigma`, starting at 0. Training
+            and evaluation set it from the configuration.
+        linear: the linear path beside encoder and decoder, if any; it adds to the posterior's mean
+            and to the decoder's outputs.
     """
 
     posterior: latents.Posterior
     encoder: nn.Module
     decoder: nn.Module
-    learns_sigma: bool = False
+    prior: latents.Prior = None  # type: ignore[assignment]  # then it is set below
+    likelihood: Likelihood | None = None
+    linear: LinearPath | None = None
+
+    def __post_init__(self):
+        """Puts the standard normal in the place of a prior that is not given."""
+        if self.prior is None:
+            q = self.posterior
+            self.prior = latents.make_prior("standard", height=q.height, width=q.width, maps=q.maps)
+        super().__post_init__()
 
     def setup(self):
-        """Creates log σ where it is learned."""
-        if self.learns_sigma:
-            self.log_sigma = self.param("log_sigma", nn.initializers.zeros_init(), ())
+        """Creates the parameters of the prior and of the likelihood, where they have any."""
+        self.prior_params = {}
+        if self.prior.shapes:
+            self.prior_params = self.param("prior", lambda key: self.prior.initial())
+        if self.likelihood is not None and self.likelihood.learns_scale:
+            shape = self.likelihood.scale_shape
+            self.log_sigma = self.param("log_sigma", nn.initializers.zeros_init(), shape)
 
     def encode(self, images: Float[Array, "b h w c"], train: bool = False) -> latents.Params:
         """The posteriors of images in [-1, 1], as named arrays."""
-        return self.posterior.unpack(self.encoder(images, train))
+        params = self.posterior.unpack(self.encoder(images, train))
+        if self.linear is None:
+            return params
+        return self.posterior.shifted(params, self.linear.encode(images))
 
-    def decode(self, z: Float[Array, "b h w n"], train: bool = False) -> Float[Array, "b _h _w c"]:
-        """The means of the pixels, in [-1, 1]."""
-        return self.decoder(z, train)
+    def decode(self, z: Float[Array, "b h w n"], train: bool = False) -> Float[Array, "b _h _w k"]:
+        """The decoder's outputs: for most likelihoods, the means of the pixels in [-1, 1]."""
+        outputs = self.decoder(z, train)
+        return outputs if self.linear is None else outputs + self.linear.decode(z)
+
+    def images(self, z: Float[Array, "b h w n"]) -> Float[Array, "b _h _w c"]:
+        """The images E[x|z] in [-1, 1]."""
+        outputs = self.decode(z)
+        return outputs if self.likelihood is None else self.likelihood.mean(outputs)
 
     def __call__(
         self, key: PRNGKeyArray, images: Float[Array, "b h w c"], train: bool = False
@@ -59,52 +95,98 @@ class SpatialVAE(nn.Module):
         """Encodes, draws one sample of each posterior, and decodes."""
         params = self.encode(images, train)
         z = self.posterior.sample(key, params)
-        return Outputs(self.decode(z, train), params, z)
+        return Outputs(self.decode(z, train), params, z, self.kl_per_map(params))
+
+    def kl_per_map(self, params: latents.Params) -> Float[Array, "*b n"]:
+        """KL(q(z|x) ‖ p(z)) in nats of each map, for posteriors of these arrays."""
+        return self.prior.kl_per_map(self.posterior, params, dict(self.prior_params))
+
+    def kl_per_location(self, params: latents.Params) -> Float[Array, "*b h w"]:
+        """KL(q(z|x) ‖ p(z)) in nats of each location (see `latents.Prior.kl_per_location`)."""
+        return self.prior.kl_per_location(self.posterior, params, dict(self.prior_params))
+
+    def log_prior(self, z: Float[Array, "*b h w n"]) -> Float[Array, "*b"]:
+        """log p(z) in nats."""
+        return self.prior.log_prob(dict(self.prior_params), z)
+
+    @property
+    def pixels(self) -> PixelRange:
+        """What the values of the images' pixels mean; 8 bits where there is no likelihood yet."""
+        return PixelRange() if self.likelihood is None else self.likelihood.pixels
 
     @property
     def num_latents(self) -> int:
         """Z, the number of latents of an image."""
         return self.posterior.height * self.posterior.width * self.posterior.maps
 
-    def sample_prior(self, key: PRNGKeyArray, count: int) -> Float[Array, "{count} h w n"]:
-        """Draws latents of `count` images from the prior."""
-        p = self.posterior
-        return latents.sample_prior(key, (count,), height=p.height, width=p.width, maps=p.maps)
+    def sample_prior(
+        self, key: PRNGKeyArray, count: int, variables: dict | None = None
+    ) -> Float[Array, "{count} h w n"]:
+        """Draws latents of `count` images from the prior.
+
+        Args:
+            key: random key.
+            count: number of images.
+            variables: the model's variables; only a learned prior needs them.
+
+        Raises:
+            ValueError: the prior is learned, and there are no variables.
+        """
+        if not self.prior.shapes:
+            return self.prior.sample(key, {}, (count,))
+        if variables is None:
+            raise ValueError(
+                "the prior is learned: give the variables, sample_prior(key, count, variables)"
+            )
+        return self.prior.sample(key, variables["params"]["prior"], (count,))
 
 
 def make(
     posterior: latents.Posterior,
+    likelihood: Likelihood,
     *,
+    prior: latents.Prior,
     encoder: str,
     decoder: str,
-    image_size: int,
-    image_channels: int,
     style: networks.Style,
     parity_maps: int = 0,
-    learns_sigma: bool = False,
+    has_linear_path: bool = False,
 ) -> SpatialVAE:
     """Builds a model from the texts of its two stacks (see `networks`).
 
     Args:
         posterior: the family of q(z|x).
+        likelihood: p(x|z), which knows the images' shape.
+        prior: p(z).
         encoder: stack of convolutions.
         decoder: stack of transposed convolutions.
-        image_size: height and width of an image.
-        image_channels: channels of an image.
         style: norm, activation and dtype.
         parity_maps: for a `vector` posterior, the number of maps of the spatial latents whose
             decoder is to have as many parameters as this one; 0 for all others.
-        learns_sigma: whether log σ is a parameter.
+        has_linear_path: whether there is a linear path beside the networks. Its patches are as
+            large as a tenth of the decoder's weights allows, and the decoder's first layer is
+            narrowed, so that both together are as large as the stack alone. Without a decoder,
+            patches are as large as the image has them.
 
     Raises:
         ValueError: a stack that does not fit the image or the latent; the message begins with
-            `encoder`, `decoder` or `parity_maps`.
+            `encoder`, `decoder`, `parity_maps` or `linear`.
     """
     is_vector = posterior.name == "vector"
     if is_vector != (parity_maps >= 1):
         needed = "at least 1 for" if is_vector else "0 for all but"
         raise ValueError(f"parity_maps must be {needed} the vector posterior, got {parity_maps}")
-    image = {"image_size": image_size, "image_channels": image_channels}
+    if (encoder == NONE) != (decoder == NONE) or (decoder == NONE and not has_linear_path):
+        raise ValueError(
+            f"encoder: {NONE!r} goes with decoder={NONE!r} and with a linear path, got "
+            f"decoder={decoder!r}"
+        )
+    if decoder == NONE:
+        none = networks.Constant(posterior), networks.Zero(likelihood)
+        path = _linear_path(posterior, likelihood, None)
+        return SpatialVAE(posterior, *none, prior, likelihood, path)
+    image_size = likelihood.image_shape[0]
+    image = {"image_size": image_size, "num_outputs": likelihood.num_outputs}
     try:
         encoder_layers = networks.parse(encoder)
         networks.encoder_size(encoder_layers, image_size)
@@ -121,16 +203,95 @@ def make(
             )
     except ValueError as error:
         raise ValueError(f"decoder: {error}") from None
+    linear = None
+    if has_linear_path:
+        size = networks.num_decoder_params(decoder_layers, posterior.maps, style)
+        linear = _linear_path(posterior, likelihood, size)
+        rest = size - linear.num_decoder_params
+        decoder_layers = networks.fitted_width(decoder_layers, posterior.maps, style, rest)
     return SpatialVAE(
         posterior,
         networks.Encoder(encoder_layers, posterior, style),
-        networks.Decoder(decoder_layers, style),
-        learns_sigma,
+        networks.Decoder(decoder_layers, likelihood, style),
+        prior,
+        likelihood,
+        linear,
     )
 
 
-def init(model: SpatialVAE, key: PRNGKeyArray, image_size: int, image_channels: int) -> dict:
+def _linear_path(
+    posterior: latents.Posterior, likelihood: Likelihood, decoder_size: int | None
+) -> LinearPath:
+    """The linear path for a decoder of so many parameters; None: for no decoder."""
+    shape = likelihood.image_shape
+    if likelihood.num_outputs != shape[2]:
+        raise ValueError("linear: this likelihood's outputs are not the channels of the image")
+    height, width, maps = posterior.height, posterior.width, posterior.maps
+    most = LINEAR_SHARE * decoder_size if decoder_size else math.inf
+    try:
+        patch = patch_for(shape, height, width, maps, most)
+    except ValueError as error:
+        raise ValueError(f"linear: {error}") from None
+    return LinearPath(shape, height, width, maps, patch)
+
+
+def start_at_pca(model: SpatialVAE, params: PyTree, found: PCA) -> PyTree:
+    """The parameters with which the model is probabilistic PCA.
+
+    The linear path takes A, a, B and b; the last layers of encoder and decoder start at zero, but
+    for the bias that gives the posterior's variances. A learned σ starts at PCA's.
+
+    Args:
+        model: with a linear path, and networks of `networks`.
+        params: the initial parameters.
+        found: from `linear.pca`.
+
+    Raises:
+        ValueError: an encoder or a decoder of another kind.
+    """
+    if not isinstance(model.encoder, networks.Encoder | networks.Constant):
+        raise ValueError("linear: only the package's own networks can start at PCA")
+    scale = model.posterior.output_scale
+    log_variances = jnp.log(jnp.asarray(found.variances, jnp.float32))
+    bias = model.posterior.bias_of(jax.random.key(0), log_variances) / scale
+    encoder: dict[str, Any] = dict(params["encoder"])
+    decoder: dict[str, Any] = dict(params.get("decoder", {}))
+    if isinstance(model.encoder, networks.Constant):
+        encoder["bias"] = bias
+    else:
+        kernel = encoder["Dense_0"]["kernel"]
+        encoder["Dense_0"] = {"kernel": jnp.zeros_like(kernel), "bias": bias}
+        decoder["Convolution_0"] = jax.tree.map(jnp.zeros_like, decoder["Convolution_0"])
+    path = {
+        name: jnp.asarray(getattr(found, name), jnp.float32)
+        for name in ("to_mean", "mean_bias", "to_patch", "patch_bias")
+    }
+    start: dict[str, Any] = {"encoder": encoder, "linear": path} | (
+        {"decoder": decoder} if decoder else {}
+    )
+    if "log_sigma" in params:
+        start["log_sigma"] = jnp.full_like(params["log_sigma"], math.log(found.sigma))
+    return params | start
+
+
+def num_params(params: PyTree) -> dict[str, int]:
+    """The numbers of parameters of encoder and decoder, linear path included, and of the prior."""
+    path = params.get("linear", {})
+    parts = {
+        "encoder": [params["encoder"], path.get("to_mean", ()), path.get("mean_bias", ())],
+        "decoder": [
+            params.get("decoder", {}),
+            path.get("to_patch", ()),
+            path.get("patch_bias", ()),
+        ],
+    }
+    if "prior" in params:
+        parts["prior"] = [params["prior"]]
+    return {name: networks.num_params(part) for name, part in parts.items()}
+
+
+def init(model: SpatialVAE, key: PRNGKeyArray, image_shape: tuple[int, int, int]) -> dict:
     """Draws the model's variables: `params` and, with batch norm, `batch_stats`."""
-    images = jnp.zeros((1, image_size, image_size, image_channels))
+    images = jnp.zeros((1, *image_shape))
     variables = model.init(key, jax.random.key(0), images, train=False)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}

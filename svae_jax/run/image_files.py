@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Num, UInt8
 from PIL import Image
 
 from svae_jax import files
@@ -19,7 +19,7 @@ from svae_jax.errors import UserError
 
 FORMATS = ("npz", "png")
 
-Batches = Iterable[UInt8[np.ndarray, "_b h w c"]]
+Batches = Iterable[Num[np.ndarray, "_b h w c"]]
 
 
 def check_target(out: Path, image_format: str) -> None:
@@ -42,21 +42,31 @@ def check_target(out: Path, image_format: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
 
 
-def write(out: Path, image_format: str, shape: tuple[int, int, int, int], batches: Batches) -> None:
+def write(
+    out: Path,
+    image_format: str,
+    shape: tuple[int, int, int, int],
+    batches: Batches,
+    dtype: str = "uint8",
+) -> None:
     """Writes images to `out`, which `check_target` has checked.
 
     Args:
-        out: for "npz" a file, which will hold uint8 `arr_0 [n, h, w, c]`; for "png" a folder, which
-            will hold 000000.png and so on.
+        out: for "npz" a file, which will hold `arr_0 [n, h, w, c]`; for "png" a folder, which will
+            hold 000000.png and so on.
         image_format: one of `FORMATS`.
         shape: [n, h, w, c] of all images together.
         batches: consecutive parts of them.
+        dtype: of the images; uint8 for "png".
 
     Raises:
         UserError: it cannot be written; an .npz file is then absent.
     """
     with files.os_errors_for_user(f"--out={out} cannot be written"):
-        (_write_npz if image_format == "npz" else _write_pngs)(out, shape, batches)
+        if image_format == "npz":
+            _write_npz(out, shape, dtype, batches)
+        else:
+            _write_pngs(out, batches)
 
 
 def png(picture: UInt8[np.ndarray, "h w c"]) -> bytes:
@@ -80,8 +90,8 @@ def _as_image(picture: UInt8[np.ndarray, "h w c"]) -> Image.Image:
     return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
 
 
-def _write_npz(out: Path, shape: tuple[int, ...], batches: Batches) -> None:
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+def _write_npz(out: Path, shape: tuple[int, ...], dtype: str, batches: Batches) -> None:
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(files.replacing(out))
         archive = stack.enter_context(zipfile.ZipFile(file, "w"))
@@ -91,8 +101,7 @@ def _write_npz(out: Path, shape: tuple[int, ...], batches: Batches) -> None:
             array.write(np.ascontiguousarray(batch).data)
 
 
-def _write_pngs(out: Path, shape: tuple[int, ...], batches: Batches) -> None:
-    del shape
+def _write_pngs(out: Path, batches: Batches) -> None:
     number = 0
     for batch in batches:
         for picture in batch:

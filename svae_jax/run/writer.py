@@ -38,6 +38,8 @@ class Writer(contextlib.AbstractContextManager):
     before writing what must not be newer than the metrics, such as a checkpoint. Leaving the `with`
     block closes the writer and hides no exception of the block.
 
+    Without TensorFlow no TensorBoard events are written, all else is.
+
     `metrics.jsonl` holds one strict JSON object for each `write_scalars`: `step` and the scalars,
     with null for a number that is not finite. Training and evaluation at one step are thus two
     rows; `pandas.read_json(path, lines=True).groupby("step").first()` makes them one.
@@ -164,7 +166,10 @@ def truncate(workdir: str | os.PathLike[str], step: int) -> None:
     with _as_user_error(workdir):
         for pattern, steps in ((_JSON_LINES, _row_steps), (_EVENT_FILES, _event_steps)):
             for path in workdir.glob(pattern):
-                _cut(path, steps, step)
+                try:
+                    _cut(path, steps, step)
+                except ImportError as error:  # events of a machine that had TensorBoard
+                    logging.warning("%s may hold steps after %d: %s", path, step, error)
         for name in PICTURES:
             for path in (workdir / name).glob("*.png*"):
                 number = re.fullmatch(r"(\d+)\.png(\.tmp)?", path.name)
@@ -227,11 +232,24 @@ def _event_steps(file: Any) -> Iterator[tuple[int, int]]:
 
 
 def _summary_writer(workdir: pathlib.Path) -> Any:
-    """Creates clu's TensorBoard writer, with TensorFlow silent and off the GPU."""
-    tensorflow()  # silences it before clu imports it
-    from clu import metric_writers
+    """Creates clu's TensorBoard writer, with TensorFlow silent and off the GPU.
 
+    Where TensorFlow or TensorBoard is not installed, one line says so and nothing is written.
+    """
+    try:
+        tensorflow()  # silences it before clu imports it
+        from clu import metric_writers
+    except ImportError as error:
+        logging.warning("metrics go to %s alone, not to TensorBoard: %s", _JSON_LINES, error)
+        return _NoSummaries()
     return metric_writers.SummaryWriter(os.fspath(workdir))
+
+
+class _NoSummaries:
+    """Stands for clu's writer, and writes nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
 
 
 @contextlib.contextmanager

@@ -1,12 +1,12 @@
 """Samplers: distributions of latents, fitted to the posteriors of the training images.
 
-A model is trained against the prior N(0, I), but its decoder only ever sees the aggregate
+A model is trained against its prior, but its decoder only ever sees the aggregate
 posterior q(z), the mean over the training images of q(z|x), which is far from the prior. A
 sampler is a model of q(z):
 
 | name       | what it draws from                                                               |
 |------------|----------------------------------------------------------------------------------|
-| `prior`    | N(0, I), with a temperature                                                      |
+| `prior`    | the model's prior, with a temperature                                            |
 | `gaussian` | the Gaussian with the mean and the full covariance of q(z)                       |
 | `mixture`  | a mixture of Gaussians over the principal components of the posteriors' means    |
 | `flow`     | flow matching, from a Gaussian to the posteriors' means                          |

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Float64, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Float64, Num, PyTree
 
 from svae_jax.devices import compiler
 from svae_jax.model import SpatialVAE
-from svae_jax.model import pixels as pixel_ops
 
 
 class Encoded(NamedTuple):
@@ -61,7 +60,7 @@ class Moments(NamedTuple):
 def encode(
     model: SpatialVAE,
     variables: PyTree,
-    images: UInt8[np.ndarray, "num h w c"],
+    images: Num[np.ndarray, "num h w c"],
     batch_size: int = 200,
 ) -> Iterator[Encoded]:
     """Encodes every image once, in batches.
@@ -86,11 +85,11 @@ def encode(
 def _encode(
     model: SpatialVAE,
     variables: PyTree,
-    pixels: UInt8[Array | np.ndarray, "b h w c"],
+    pixels: Num[Array | np.ndarray, "b h w c"],
     mask: Bool[Array | np.ndarray, " b"],
 ) -> tuple[Float[Array, "b d"], Float[Array, "n hw hw"]]:
     """The means, flattened, and the masked sum of the covariances."""
-    params: Any = model.apply(variables, pixel_ops.to_float(pixels), method="encode")
+    params: Any = model.apply(variables, model.pixels.to_float(pixels), method="encode")
     means = model.posterior.mean(params)
 
     def one(params: PyTree) -> Float[Array, "n hw hw"]:

@@ -1,26 +1,28 @@
-"""The prior N(0, I), with a temperature."""
+"""The prior, with a temperature."""
 
 from dataclasses import dataclass
 
-from jaxtyping import Array, Float, PyTree
+import jax
+from jaxtyping import Array, Float
 
+from svae_jax import latents
 from svae_jax.samplers import base
 from svae_jax.samplers.base import Keys
 
 
 @dataclass(frozen=True)
 class Prior:
-    """N(0, temperature²·I); it has no arrays and needs no fit.
+    """The model's prior; it needs no fit, and its arrays are the model's own.
 
     Attributes:
-        shape: height, width and maps of a latent.
-        temperature: the standard deviation; 1 is the prior of training.
+        prior: p(z).
+        temperature: the factor on deviations from the prior's mean; 1 is the prior of training.
 
     Raises:
         ValueError: the temperature is negative.
     """
 
-    shape: base.Shape
+    prior: latents.Prior
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -28,7 +30,13 @@ class Prior:
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature must be 0 or above, got temperature={self.temperature}")
 
-    def sample(self, params: PyTree, keys: Keys) -> Float[Array, "count h w n"]:
-        """Draws one latent for each key; `params` is not used and may be None."""
-        del params
-        return self.temperature * base.normal(keys, self.shape)
+    @property
+    def shape(self) -> base.Shape:
+        """Height, width and maps of a latent."""
+        return self.prior.height, self.prior.width, self.prior.maps
+
+    def sample(self, params: latents.Params, keys: Keys) -> Float[Array, "count h w n"]:
+        """Draws one latent for each key; `params` are the prior's."""
+        z = jax.vmap(lambda key: self.prior.sample(key, params, ()))(keys)
+        mean = self.prior.mean(params)
+        return mean + self.temperature * (z - mean)

@@ -14,7 +14,7 @@ from concurrent import futures
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Int, Num
 
 from svae_jax.data import cache
 from svae_jax.devices import compiler, sharding
@@ -23,10 +23,10 @@ from svae_jax.training import flat, step
 from svae_jax.training.metrics import TrainMetrics
 from svae_jax.training.step import TrainState
 
-Images = UInt8[np.ndarray, "n h w c"]
+Images = Num[np.ndarray, "n h w c"]
 # Images wait on the device as rows of pixels. A TPU keeps `[n, h, w, c]` in another order than
 # gathering wants, so each call would copy the whole data set.
-Rows = UInt8[Array, "n pixels"]
+Rows = Num[Array, "n pixels"]
 
 # (state, metrics, step of the state, most steps to make) -> (state, metrics, steps made).
 # The state is donated.
@@ -127,7 +127,7 @@ def rows_shape(shape: tuple[int, int, int, int]) -> tuple[int, ...]:
     return shape[0], math.prod(shape[1:])
 
 
-def _rows(images: Images) -> UInt8[np.ndarray, "n pixels"]:
+def _rows(images: Images) -> Num[np.ndarray, "n pixels"]:
     return images.reshape(rows_shape(images.shape))
 
 

@@ -2,21 +2,26 @@
 
 import functools
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import UInt8
+from jaxtyping import Num
 
 from svae_jax import config as configs
-from svae_jax import data
+from svae_jax import data, likelihoods
+from svae_jax.data import images as image_lib
+from svae_jax.data import record as records
+from svae_jax.data.record import Record
 from svae_jax.devices import processes, sharding
 from svae_jax.model import SpatialVAE
 from svae_jax.recipe import Recipe
 from svae_jax.run import workdir
 
-Pixels = UInt8[np.ndarray, "n h w c"]
+Pixels = Num[np.ndarray, "n h w c"]
+
+_NUM_BASIS_IMAGES = 20_000  # training images that give the directions of the channels
 
 
 class Job(NamedTuple):
@@ -28,15 +33,31 @@ class Job(NamedTuple):
     recipe: Recipe
     train_images: Pixels
     eval_images: Pixels
+    record: Record
     num_steps: int
 
 
-def prepare(config: ml_collections.ConfigDict, directory: Path, model: SpatialVAE | None) -> Job:
+def prepare(
+    config: ml_collections.ConfigDict,
+    directory: Path,
+    model: SpatialVAE | None = None,
+    images: Any = None,
+) -> Job:
     """Validates the configuration, the workdir and the data, before anything compiles.
+
+    Args:
+        config: see `config.base`.
+        directory: the workdir.
+        model: taken instead of the one that `latent` and `model` describe.
+        images: arrays taken instead of a data set, see `data.images.from_python`.
 
     Raises:
         UserError: a mistake that the user can correct.
     """
+    arrays = None
+    if images is not None:
+        arrays = image_lib.from_python(images)
+        config = configs.for_arrays(config, next(iter(arrays.values())).shape[1:])
     mesh = sharding.make_mesh()
     configs.check(config, num_devices=mesh.size)
     workdir.create(directory)
@@ -44,14 +65,32 @@ def prepare(config: ml_collections.ConfigDict, directory: Path, model: SpatialVA
     if earlier is not None:
         configs.check_continues(config, configs.from_dict(earlier))
     dataset = config.dataset
-    fields = ("name", "image_size", "channels", "data_dir", "cache_dir")
-    load = functools.partial(data.load, **{field: dataset[field] for field in fields})
-    train_images, eval_images = load(split=dataset.split), load(split=dataset.eval_split)
+    load = functools.partial(data.load_of, dataset.to_dict(), arrays)
+    train_images, eval_images = load(dataset.split), load(dataset.eval_split)
     num_steps = configs.num_steps(config, len(train_images))
     if earlier is not None:
         configs.check_duration(config, configs.from_dict(earlier), len(train_images))
+    cache_dir = data.cache_directory(dataset.cache_dir)
+    record = records.measure(train_images, eval_images, dataset.value_range, cache_dir)
+    needs_basis = configs.likelihood(config, record).needs_channel_basis
+    record = _continued(record, directory, train_images, needs_basis)
+    model = configs.model(config, record, model)
     recipe = configs.recipe(config, num_steps, model)
-    return Job(config, directory, mesh, recipe, train_images, eval_images, num_steps)
+    return Job(config, directory, mesh, recipe, train_images, eval_images, record, num_steps)
+
+
+def _continued(record: Record, directory: Path, train_images: Pixels, needs_basis: bool) -> Record:
+    """The record of the run that the directory holds, checked; else the new one, completed."""
+    earlier = workdir.read_json(directory / "data.json") if workdir.has_begun(directory) else None
+    if earlier is not None:
+        theirs = Record.from_json(earlier)
+        records.check_same(record, theirs, f"--workdir={directory}")
+        return theirs
+    if not needs_basis:
+        return record
+    count = min(_NUM_BASIS_IMAGES, len(train_images))
+    chosen = train_images[np.linspace(0, len(train_images) - 1, count).astype(int)]
+    return record._replace(channel_basis=likelihoods.channel_basis(chosen))
 
 
 def check_same(job: Job) -> None:
@@ -65,7 +104,7 @@ def check_same(job: Job) -> None:
     processes.check_same(
         {
             "options": {name: value for name, value in fields.items() if name not in here},
-            "images": [len(job.train_images), len(job.eval_images)],
+            "images": [job.record.train.digest, job.record.held_out.digest],
             "--workdir": workdir.saved(job.directory),
         }
     )

@@ -11,15 +11,16 @@ import numpy as np
 from jaxtyping import PyTree
 
 from svae_jax import config as configs
+from svae_jax import model as models
 from svae_jax.devices import runtime, sharding
 from svae_jax.errors import UserError
 from svae_jax.evaluation import bounds, pictures
-from svae_jax.model import SpatialVAE, networks
+from svae_jax.model import SpatialVAE
 from svae_jax.run import interrupt, workdir
 from svae_jax.run.checkpoint import Checkpointer
 from svae_jax.run.progress import Progress
 from svae_jax.run.writer import Writer, truncate
-from svae_jax.training import feed, step
+from svae_jax.training import feed, start, step
 from svae_jax.training import job as jobs
 from svae_jax.training.metrics import TrainMetrics
 
@@ -32,7 +33,11 @@ class LoopState(NamedTuple):
 
 
 def train(
-    config: ml_collections.ConfigDict, directory: str | Path, model: SpatialVAE | None = None
+    config: ml_collections.ConfigDict,
+    directory: str | Path,
+    model: SpatialVAE | None = None,
+    *,
+    images: Any = None,
 ) -> dict[str, Any]:
     """Trains a model, or resumes a run that an earlier call began.
 
@@ -40,6 +45,10 @@ def train(
         config: see `config.base`.
         directory: the workdir; created if missing.
         model: trained instead of the one that the configuration's `latent` and `model` describe.
+        images: arrays (train, test) instead of the data set of the configuration, or arrays by the
+            names of their splits: each ``[N, H, W, C]`` or ``[N, H, W]`` of uint8, uint16 or
+            floats, in memory or memory-mapped. `dataset.image_size` and `dataset.channels` are
+            those of the arrays, `dataset.value_range` their range.
 
     Returns:
         The content of `result.json`: step, held-out metrics, images per second of training,
@@ -49,7 +58,7 @@ def train(
         UserError: a mistake that the user can correct; nothing already saved is lost.
         interrupt.Stopped: after SIGTERM or Ctrl-C, once the run has saved.
     """
-    job = jobs.prepare(config, Path(directory).absolute(), model)
+    job = jobs.prepare(config, Path(directory).absolute(), model, images)
     is_first = jax.process_index() == 0
     with workdir.locked(job.directory) if is_first else contextlib.nullcontext():
         jobs.check_same(job)
@@ -74,6 +83,7 @@ def run(job: jobs.Job, is_first: bool = True) -> dict[str, Any]:
         if is_first:
             truncate(job.directory, begin or -1)
             workdir.write_json(job.directory / "config.json", config.to_dict())
+            workdir.write_json(job.directory / "data.json", job.record.to_json())
         with (
             Writer(job.directory, enabled=is_first) as writer,
             Progress(job.num_steps, config.batch_size, step=begin, enabled=is_first) as progress,
@@ -95,8 +105,12 @@ def _restore_or_init(job: jobs.Job, checkpoints: Checkpointer) -> LoopState:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
         jax.eval_shape(init),
     )
-    restored = checkpoints.restore(target, config=configs.identity(job.config))
-    return init() if restored is None else restored[1]
+    identity, defaults = (configs.identity(c) for c in (job.config, configs.base()))
+    restored = checkpoints.restore(target, config=identity, defaults=defaults)
+    if restored is not None:
+        return restored[1]
+    begin = init()
+    return begin._replace(state=start.initial(job, begin.state))
 
 
 def _loop(
@@ -115,7 +129,7 @@ def _loop(
     at = begin = int(state.step)
     evaluation: dict[str, float] | None = None
     rates: list[float] = []
-    for stop in _stops(job, begin):
+    for stop in _stops(job, begin, checkpoints.latest_step() is not None):
         stopped_by = None
         # At least one call even after a signal: no step may be logged or saved twice.
         while at < stop and stopped_by is None:
@@ -133,8 +147,10 @@ def _loop(
         def due(every: int, at: int = at) -> bool:
             return at % every == 0 or at == job.num_steps
 
-        if due(config.log_every):
+        if due(config.log_every) and at > 0:
             scalars = {f"train/{name}": float(x) for name, x in totals.compute().items()}
+            if not job.recipe.likelihood.has_scale:
+                del scalars["train/sigma"]
             totals = no_totals()
             rate = progress.train(at, scalars)
             if rate is not None:
@@ -163,8 +179,10 @@ def _loop(
     if evaluation is None:  # killed between the last checkpoint and the result
         evaluation = _evaluate(job, variables)
     if num_samples := config.importance_samples:  # last: it may take long
-        given = (job.recipe, variables, job.eval_images, evaluation["eval/sigma"], job.mesh)
-        bound = _named(bounds.importance_weighted(*given, num_samples=num_samples))
+        scale = bounds.scale_of(job.recipe.likelihood, evaluation, "eval/")
+        assert scale is not None  # the evaluation holds it
+        arguments = (job.recipe, variables, job.eval_images, scale, job.mesh)
+        bound = _named(bounds.importance_weighted(*arguments, num_samples=num_samples))
         progress.evaluation(at, bound)
         writer.write_scalars(at, bound)
         evaluation |= bound
@@ -179,11 +197,13 @@ def _check_health(state: step.TrainState, checkpoints: Checkpointer) -> None:
         raise UserError(f"{failure}. Last good checkpoint: {latest and f'step {latest}'}")
 
 
-def _stops(job: jobs.Job, begin: int) -> Iterator[int]:
+def _stops(job: jobs.Job, begin: int, is_saved: bool) -> Iterator[int]:
     """Steps after `begin` at which the loop logs, evaluates, samples or saves."""
     config = job.config
     every = (config.log_every, config.eval_every, config.sample_every, config.checkpoint.every)
     at = begin
+    if job.num_steps == 0 and not is_saved:  # a closed form
+        yield 0
     while at < job.num_steps:
         # The first step is a stop, for the clock: it takes the compilation.
         following = at + 1 if at == begin else min((at // n + 1) * n for n in every)
@@ -207,7 +227,7 @@ def _result(
     return {
         "metrics": evaluation,
         "images_per_second": float(np.median(rates)) if rates else None,
-        "parameters": {n: networks.num_params(state.params[n]) for n in ("encoder", "decoder")},
+        "parameters": models.num_params(state.params),
         "device": sharding.describe(job.mesh),
         "versions": runtime.versions(),
     }

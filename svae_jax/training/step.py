@@ -7,11 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
 
 from svae_jax.model import init as init_model
 from svae_jax.model import objective as objectives
-from svae_jax.model import pixels as pixel_ops
 from svae_jax.recipe import Recipe, stream
 from svae_jax.training import flat
 
@@ -56,7 +55,7 @@ class TrainState(NamedTuple):
 
 def init_state(recipe: Recipe) -> TrainState:
     """The state before the first update; its randomness comes from the recipe's seed."""
-    variables = init_model(recipe.model, stream(recipe.seed, "init"), *recipe.image_shape[1:])
+    variables = init_model(recipe.model, stream(recipe.seed, "init"), recipe.image_shape)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
@@ -76,7 +75,7 @@ def evaluated_variables(state: TrainState) -> PyTree:
 
 
 def train_step(
-    recipe: Recipe, state: TrainState, pixels: UInt8[Array, "b h w c"]
+    recipe: Recipe, state: TrainState, pixels: Num[Array, "b h w c"]
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update on one batch.
 
@@ -87,7 +86,9 @@ def train_step(
         The new state, and arrays [1] by name: those of `objectives.TrainingLoss`, `skipped` (1 if
         the step was skipped, else 0) and `mask` (1 - skipped), which leaves it out of averages.
     """
-    images = pixel_ops.to_float(pixels)
+    images = recipe.likelihood.pixels.to_float(pixels)
+    if recipe.flip:
+        images = _flip(jax.random.fold_in(stream(recipe.seed, "flip"), state.step), images)
     key = jax.random.fold_in(stream(recipe.seed, "latent"), state.step)
 
     def loss_fn(params: PyTree) -> tuple[Float[Array, ""], tuple]:
@@ -100,10 +101,11 @@ def train_step(
         )
         losses = objectives.training_loss(
             recipe.objective,
+            recipe.likelihood,
             state.step,
             images,
-            outputs.means,
-            recipe.model.posterior.kl_per_map(outputs.params),
+            outputs.outputs,
+            outputs.kl_per_map,
             num_latents=recipe.model.num_latents,
             log_sigma=params.get("log_sigma"),
         )
@@ -132,6 +134,12 @@ def train_step(
         jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, kept),
         {name: value[None] for name, value in scalars.items()},
     )
+
+
+def _flip(key: PRNGKeyArray, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Flips each image left to right with probability ½."""
+    chosen = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
+    return jnp.where(chosen, images[:, :, ::-1], images)
 
 
 def _judge(

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 import svae_jax
+from svae_jax import pixels as pixel_ops
 from svae_jax.analysis import drawing
 from svae_jax.errors import UserError
 from svae_jax.evaluation import steps
-from svae_jax.model import pixels as pixel_ops
 
 
 def _read(path):

@@ -9,12 +9,12 @@ import pytest
 import scipy.stats
 
 from svae_jax import config as configs
-from svae_jax import latents
+from svae_jax import latents, likelihoods
+from svae_jax import pixels as pixel_lib
 from svae_jax import recipe as recipe_lib
 from svae_jax.devices import sharding
 from svae_jax.evaluation import bounds, steps
 from svae_jax.model import SpatialVAE, networks, objective
-from svae_jax.model import pixels as pixel_ops
 from svae_jax.training import step
 
 NUM_PIXELS, NUM_LATENTS, NOISE = 12, 4, 0.15  # images of 2×2×3
@@ -24,7 +24,7 @@ class LinearGaussian(SpatialVAE):
     """x = Wz + b + noise, with its exact posterior; W, b and σ are its variables' `params`."""
 
     def setup(self):
-        pass
+        self.prior_params = {}
 
     def encode(self, images, train=False):
         p = self.variables["params"]
@@ -48,12 +48,13 @@ def linear_gaussian():
     w, b = q * np.array([0.2, 0.25, 0.3, 0.35]), 0.1 * rng.standard_normal(NUM_PIXELS)
     x = rng.standard_normal((3000, NUM_LATENTS)) @ w.T + b
     x = x + NOISE * rng.standard_normal(x.shape)
-    pixels = np.asarray(pixel_ops.to_uint8(jnp.asarray(x))).reshape(-1, 2, 2, 3)
+    pixels = np.asarray(pixel_lib.to_uint8(jnp.asarray(x))).reshape(-1, 2, 2, 3)
     density = scipy.stats.multivariate_normal(b, w @ w.T + NOISE**2 * np.eye(NUM_PIXELS))
     posterior = latents.make("naive", height=1, width=1, maps=NUM_LATENTS)
     style = networks.Style()  # the two networks are not used
-    unused = networks.Encoder((), posterior, style), networks.Decoder((), style)
-    model = LinearGaussian(posterior, *unused)
+    gaussian = likelihoods.make("gaussian", image_shape=(2, 2, 3))
+    unused = networks.Encoder((), posterior, style), networks.Decoder((), gaussian, style)
+    model = LinearGaussian(posterior, *unused, likelihood=gaussian)
     variables = {"params": {"w": jnp.asarray(w), "b": jnp.asarray(b), "sigma": jnp.asarray(NOISE)}}
     variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), variables)
     recipe = recipe_lib.Recipe(
@@ -63,7 +64,7 @@ def linear_gaussian():
         ema_decay=0.0,
         max_bad_steps=0,
         batch_size=128,
-        image_shape=(2, 2, 3),
+        flip=False,
         seed=0,
     )
     return recipe, variables, pixels, density
@@ -75,10 +76,10 @@ def test_sigma_is_fixed_and_refitting_it_would_exceed_the_true_likelihood(linear
     variables = {"params": {**variables["params"], "sigma": jnp.asarray(1.4 * NOISE)}}
     train, held_out = pixels[:2000], pixels[2000:]
     mesh = sharding.make_mesh()
-    x = np.asarray(pixel_ops.to_float(held_out), np.float64).reshape(-1, NUM_PIXELS)
+    x = np.asarray(pixel_lib.UINT8.to_float(held_out), np.float64).reshape(-1, NUM_PIXELS)
     truth = density.logpdf(x)
 
-    sigma = bounds.fixed_sigma(recipe, variables, train, mesh)
+    sigma = bounds.calibrate(recipe, variables, train, mesh)
     assert sigma == pytest.approx(NOISE, rel=0.25)
     kept = bounds.evaluate(recipe, variables, held_out, sigma, mesh)
     error = truth.std() / math.sqrt(len(truth))
@@ -88,10 +89,10 @@ def test_sigma_is_fixed_and_refitting_it_would_exceed_the_true_likelihood(linear
     assert bound["bits_per_dim_iw"] < kept["bits_per_dim"]
 
     # What the code does not do: σ refitted to each held-out image and sample.
-    outputs = recipe.model.apply(variables, jax.random.key(0), pixel_ops.to_float(held_out))
-    floats = pixel_ops.to_float(held_out)
-    own = jnp.sqrt(jnp.mean((floats - outputs.means) ** 2, axis=(1, 2, 3)))
-    refitted = jax.vmap(objective.gaussian_log_prob)(floats, outputs.means, own)
+    outputs = recipe.model.apply(variables, jax.random.key(0), pixel_lib.UINT8.to_float(held_out))
+    floats = pixel_lib.UINT8.to_float(held_out)
+    own = jnp.sqrt(jnp.mean((floats - outputs.outputs) ** 2, axis=(1, 2, 3)))
+    refitted = jax.vmap(recipe.likelihood.log_prob)(own, floats, outputs.outputs)
     refitted = np.mean(refitted - recipe.model.posterior.kl(outputs.params))
     assert refitted > truth.mean() + 3 * error
 
@@ -99,9 +100,14 @@ def test_sigma_is_fixed_and_refitting_it_would_exceed_the_true_likelihood(linear
 def test_the_bound_is_the_exact_likelihood_at_the_models_own_sigma(linear_gaussian):
     recipe, variables, pixels, density = linear_gaussian
     held_out = pixels[:50]
-    x = np.asarray(pixel_ops.to_float(held_out), np.float64).reshape(-1, NUM_PIXELS)
+    x = np.asarray(pixel_lib.UINT8.to_float(held_out), np.float64).reshape(-1, NUM_PIXELS)
     bound = bounds.importance_weighted(
-        recipe, variables, held_out, NOISE, sharding.make_mesh(), num_samples=3
+        recipe,
+        variables,
+        held_out,
+        np.asarray(NOISE, np.float32),
+        sharding.make_mesh(),
+        num_samples=3,
     )
     # The posterior is exact, so any K will do.
     assert bound["elbo_iw"] == pytest.approx(density.logpdf(x).mean(), rel=1e-4)
@@ -111,26 +117,27 @@ def test_sigma_does_not_look_at_the_held_out_images_or_beyond_2000(linear_gaussi
     recipe, variables, pixels, _ = linear_gaussian
     mesh = sharding.make_mesh()
     garbage = np.concatenate([pixels[:2000], 255 - pixels[:500]])
-    assert bounds.fixed_sigma(recipe, variables, garbage, mesh) == bounds.fixed_sigma(
+    assert bounds.calibrate(recipe, variables, garbage, mesh) == bounds.calibrate(
         recipe, variables, pixels[:2000], mesh
     )
 
 
 def test_sigma_is_the_root_mean_squared_error_on_training_images(linear_gaussian):
     recipe, variables, pixels, _ = linear_gaussian
-    sigma = bounds.fixed_sigma(recipe, variables, pixels[:128], sharding.make_mesh())
+    sigma = bounds.calibrate(recipe, variables, pixels[:128], sharding.make_mesh())
     key = jax.random.fold_in(recipe_lib.stream(0, "sigma"), 0)
-    floats = pixel_ops.to_float(pixels[:128])
-    means = recipe.model.apply(variables, key, floats).means
+    floats = pixel_lib.UINT8.to_float(pixels[:128])
+    means = recipe.model.apply(variables, key, floats).outputs
     assert sigma == pytest.approx(float(jnp.sqrt(jnp.mean((means - floats) ** 2))), rel=1e-5)
 
 
 @pytest.mark.parametrize(("sigma", "expected"), [("0.3", 0.3), ("learned", 0.5)])
 def test_given_and_learned_sigmas_are_used_as_they_are(linear_gaussian, sigma, expected):
     recipe, variables, pixels, _ = linear_gaussian
-    recipe = recipe._replace(objective=objective.Objective(sigma=sigma))
+    gaussian = likelihoods.make("gaussian", image_shape=(2, 2, 3), sigma=sigma)
+    recipe = recipe._replace(model=recipe.model.clone(likelihood=gaussian))
     variables = {"params": {**variables["params"], "log_sigma": jnp.log(0.5)}}
-    actual = bounds.fixed_sigma(recipe, variables, pixels, sharding.make_mesh())
+    actual = bounds.calibrate(recipe, variables, pixels, sharding.make_mesh())
     assert actual == pytest.approx(expected)
 
 
@@ -138,7 +145,7 @@ def test_released_code_is_evaluated_with_the_root_mean_squared_error(linear_gaus
     recipe, variables, pixels, _ = linear_gaussian
     released = recipe._replace(objective=objective.Objective(scaling="released_code"))
     mesh = sharding.make_mesh()
-    assert bounds.fixed_sigma(released, variables, pixels, mesh) == bounds.fixed_sigma(
+    assert bounds.calibrate(released, variables, pixels, mesh) == bounds.calibrate(
         recipe, variables, pixels, mesh
     )
 
@@ -148,12 +155,13 @@ def test_every_image_counts_once_whatever_fills_the_last_batch(tiny_config, coun
     recipe = configs.recipe(tiny_config, 1)
     variables = step.evaluated_variables(step.init_state(recipe))
     pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3)).astype(np.uint8)
-    actual = bounds.evaluate(recipe, variables, pixels, 0.5, sharding.make_mesh())
+    scale = np.asarray(0.5, np.float32)
+    actual = bounds.evaluate(recipe, variables, pixels, scale, sharding.make_mesh())
     elbos = []
     for i in range(0, count, 12):
         rows = np.minimum(np.arange(i, i + 12), count - 1)
         key = jax.random.fold_in(recipe_lib.stream(0, "eval"), i // 12)
-        batch = steps.eval_step(recipe.model, variables, key, jnp.asarray(pixels[rows]), 0.5)
+        batch = steps.eval_step(recipe.model, variables, key, jnp.asarray(pixels[rows]), scale)
         elbos.extend(np.asarray(batch["elbo_discretized"])[: count - i])
     assert len(elbos) == count
     expected = -np.mean(elbos) / (192 * math.log(2))

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from svae_jax import pixels
 from svae_jax.evaluation import grids
-from svae_jax.model import pixels
 
 LEVELS = np.arange(256, dtype=np.uint8)
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
 def test_every_level_survives_the_round_trip(wrap):
-    values = wrap(pixels.to_float)(LEVELS)
+    values = wrap(pixels.UINT8.to_float)(LEVELS)
     assert values.dtype == jnp.float32
     np.testing.assert_allclose(values, LEVELS / 127.5 - 1, atol=2e-7)
     np.testing.assert_array_equal(values, -values[::-1])

@@ -81,3 +81,56 @@ def gaussian_kl(mean, covariance):
     """KL(N(mean, covariance) ‖ N(0, I)) in nats."""
     _, log_det = np.linalg.slogdet(covariance)
     return 0.5 * (np.trace(covariance) + mean @ mean - len(mean) - log_det)
+
+
+def random_prior_params(prior, *, seed=0):
+    """Learned arrays of a prior far from the standard normal, in float64."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: jax.numpy.asarray(rng.normal(scale=0.5, size=shape))
+        for name, shape in prior.shapes.items()
+    }
+
+
+def whitening_factors(prior, params):
+    """W_space ``[hw, hw]`` and W_maps ``[n, n]`` of a prior."""
+    locations = prior.height * prior.width
+    if prior.name == "standard":
+        return np.eye(locations), np.eye(prior.maps)
+    maps = _triangle(params["maps"], prior.maps)
+    if prior.name == "matrix_normal":
+        return _unit_determinant(_triangle(params["space"], locations)), maps
+    rows = _unit_determinant(_triangle(params["rows"], prior.height))
+    cols = _unit_determinant(_triangle(params["cols"], prior.width))
+    return np.kron(rows, cols), maps
+
+
+def _triangle(flat, size):
+    lower, entries = np.zeros((size, size)), iter(np.asarray(flat))
+    for i in range(size):
+        for j in range(i + 1):
+            lower[i, j] = next(entries)
+        lower[i, i] = np.exp(lower[i, i])
+    return lower
+
+
+def _unit_determinant(lower):
+    """The same with its diagonal scaled to a determinant of 1."""
+    diagonal = np.diag(lower)
+    return lower + np.diag(diagonal / np.prod(diagonal) ** (1 / len(lower)) - diagonal)
+
+
+def dense_prior(prior, params):
+    """The mean ``[hwn]`` and the whitening W ``[hwn, hwn]`` of a prior, flattened row-major."""
+    whitening = np.kron(*whitening_factors(prior, params))
+    mean = np.asarray(params["mean"]).ravel() if params else np.zeros(len(whitening))
+    return mean, whitening
+
+
+def dense_posterior(post, params):
+    """The mean ``[hwn]`` and covariance ``[hwn, hwn]`` of one example, flattened row-major."""
+    mean = numpy_mean(params)
+    covariance = np.zeros((mean.size, mean.size))
+    for n in range(post.maps):
+        covariance[n :: post.maps, n :: post.maps] = dense_covariance(params, n)
+    return mean.ravel(), covariance

@@ -8,13 +8,14 @@ import pytest
 
 from configs import celeba, cifar10
 from svae_jax import config as configs
-from svae_jax import latents
+from svae_jax import latents, likelihoods
 from svae_jax.model import networks
 from svae_jax.model.networks import Layer, Style
 from svae_jax.training import step
 
 CELEBA = "3x3/64 3x3/32 5x5/32/s2 5x5/16/s2 5x5/image/s2"
 CIFAR10 = "3x3/128 3x3/64 5x5/32/s2 5x5/image/s2"
+GAUSSIAN = likelihoods.make("gaussian", image_shape=(32, 32, 3))
 NAMES = ("vector", "naive", "mvn", "lowrank")
 
 
@@ -24,7 +25,7 @@ def test_parse():
         Layer(3, 8, (1, 1), ("VALID", "VALID")),
         Layer(1, 4),
     )
-    assert networks.parse("5x5/image/s2", image_channels=3) == (Layer(5, 3, (2, 2)),)
+    assert networks.parse("5x5/image/s2", num_outputs=3) == (Layer(5, 3, (2, 2)),)
 
 
 @pytest.mark.parametrize("word", ["5x3/8", "5/8", "5x5/8/s0", "0x0/8", "5x5", "5x5/8/same", "x"])
@@ -42,14 +43,14 @@ def test_parse_refuses_an_empty_stack_and_an_image_in_an_encoder():
 
 def _decoder(stack, height, width, image_size=32):
     return networks.decoder_layers(
-        stack, height=height, width=width, image_size=image_size, image_channels=3
+        stack, height=height, width=width, image_size=image_size, num_outputs=3
     )
 
 
 @pytest.mark.parametrize(("height", "width"), [(2, 2), (3, 3), (4, 4), (6, 6), (8, 8), (2, 6)])
 def test_decoder_makes_images_of_the_right_size_with_the_same_weights(height, width):
     layers = _decoder(CIFAR10, height, width)
-    decoder = networks.Decoder(layers, Style())
+    decoder = networks.Decoder(layers, GAUSSIAN, Style())
     z = jnp.zeros((2, height, width, 5))
     variables = jax.eval_shape(lambda: decoder.init(jax.random.key(0), z, False))
     images = jax.eval_shape(lambda v: decoder.apply(v, z, False), variables)
@@ -108,9 +109,9 @@ def test_paper_settings(config, emitted, front):
 def test_vector_decoder_has_as_many_parameters(norm, maps, parity_maps):
     style = Style(norm=norm)
     layers = networks.vector_decoder_layers(
-        CIFAR10, maps=maps, parity_maps=parity_maps, image_size=32, image_channels=3, style=style
+        CIFAR10, maps=maps, parity_maps=parity_maps, image_size=32, num_outputs=3, style=style
     )
-    decoder = networks.Decoder(layers, style)
+    decoder = networks.Decoder(layers, GAUSSIAN, style)
     variables = jax.eval_shape(
         lambda: decoder.init(jax.random.key(0), jnp.zeros((1, 1, 1, maps)), False)
     )
@@ -125,7 +126,7 @@ def test_vector_decoder_refuses_where_no_width_fits():
             maps=4000,
             parity_maps=1,
             image_size=16,
-            image_channels=3,
+            num_outputs=3,
             style=Style(),
         )
 
@@ -140,7 +141,7 @@ def test_parameters_statistics_and_outputs_are_float32(norm, dtype):
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
     variables = encoder.init(jax.random.key(1), images, False)
     numbers, updated = encoder.apply(variables, images, True, mutable=["batch_stats"])
-    decoder = networks.Decoder(_decoder("3x3/6 3x3/4 3x3/image", 2, 2, 8), style)
+    decoder = networks.Decoder(_decoder("3x3/6 3x3/4 3x3/image", 2, 2, 8), GAUSSIAN, style)
     z = jax.random.normal(jax.random.key(2), (4, 2, 2, 5))
     decoder_variables = decoder.init(jax.random.key(3), z, False)
     means = decoder.apply(decoder_variables, z, False)
@@ -216,7 +217,7 @@ def test_no_posterior_starts_at_a_saddle():
                 train=True,
                 mutable=["batch_stats"],
             )
-            return jnp.sum((outputs.means - images) ** 2)
+            return jnp.sum((outputs.outputs - images) ** 2)
 
         gradient = jax.grad(loss)(variables["params"])["encoder"]["Dense_0"]["bias"]
         by_name = model.posterior.unpack(gradient)

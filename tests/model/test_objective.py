@@ -1,5 +1,6 @@
-"""Likelihoods, the training loss and the bounds, against closed forms."""
+"""The training loss and the bounds, against closed forms."""
 
+import functools
 import math
 
 import jax
@@ -7,10 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from svae_jax import latents
+from svae_jax import latents, likelihoods
 from svae_jax.model import objective
 from svae_jax.model.objective import Objective
 
@@ -22,58 +21,6 @@ def _images(key, *shape):
     return jax.random.uniform(jax.random.key(key), shape, minval=-1, maxval=1)
 
 
-def test_gaussian_log_prob_equals_scipy(x64):
-    x, means = _images(0, 5, 4, 3, 2), _images(1, 5, 4, 3, 2)
-    expected = scipy.stats.norm.logpdf(x, means, 0.3).sum((1, 2, 3))
-    np.testing.assert_allclose(objective.gaussian_log_prob(x, means, 0.3), expected, rtol=1e-12)
-
-
-LEVELS = np.arange(256) / 127.5 - 1
-
-
-@given(mean=st.floats(-1, 1), log_sigma=st.floats(math.log(objective.MIN_SIGMA), math.log(10.0)))
-@settings(max_examples=30, deadline=None)
-def test_bin_masses_sum_to_one(mean, log_sigma):
-    with jax.enable_x64(True):
-        levels = jnp.asarray(LEVELS).reshape(256, 1, 1, 1)
-        log_mass = objective.discretized_gaussian_log_prob(
-            levels, jnp.full_like(levels, mean), math.exp(log_sigma)
-        )
-        assert not np.any(np.isnan(log_mass))
-        np.testing.assert_allclose(np.sum(np.exp(log_mass)), 1.0, rtol=1e-10)
-
-
-@pytest.mark.parametrize("sigma", [0.003, 0.05, 0.3, 3.0])
-def test_bin_masses_equal_differences_of_scipys_cdf(sigma):
-    """In float32, as evaluation computes them."""
-    mean = 0.1
-    edges = np.concatenate([[-np.inf], (LEVELS[1:] + LEVELS[:-1]) / 2, [np.inf]])
-    expected = np.diff(scipy.stats.norm.cdf(edges, mean, sigma))
-    images = (jnp.arange(256, dtype=jnp.float32) - 127.5) / 127.5
-    images = images.reshape(256, 1, 1, 1)
-    actual = objective.discretized_gaussian_log_prob(images, jnp.full_like(images, mean), sigma)
-    sure = expected > 1e-12  # below that, SciPy's difference is rounding
-    np.testing.assert_allclose(actual[sure], np.log(expected[sure]), rtol=2e-4, atol=2e-4)
-    assert np.all(np.isfinite(actual))
-
-
-def test_bin_masses_have_the_gradients_of_finite_differences(x64):
-    """In the mean and in σ, at black and white pixels too."""
-    images = jnp.asarray([-1.0, -0.2 + 1 / 255, 1.0]).reshape(3, 1, 1, 1)
-
-    def total(mean, sigma):
-        means = jnp.full_like(images, mean)
-        return jnp.sum(objective.discretized_gaussian_log_prob(images, means, sigma))
-
-    gradient = jax.grad(total, argnums=(0, 1))(0.1, 0.3)
-    step = 1e-6
-    expected = (
-        (total(0.1 + step, 0.3) - total(0.1 - step, 0.3)) / (2 * step),
-        (total(0.1, 0.3 + step) - total(0.1, 0.3 - step)) / (2 * step),
-    )
-    np.testing.assert_allclose(gradient, expected, rtol=1e-6)
-
-
 def test_bits_per_dim():
     # A uniform distribution over 256 levels needs 8 bits.
     assert objective.bits_per_dim(-10 * math.log(256), 10) == pytest.approx(8.0)
@@ -82,9 +29,12 @@ def test_bits_per_dim():
 # The training loss.
 
 
-def _loss(objective_, images, means, kl_per_map, *, step=0, num_latents=1, log_sigma=None):
+def _loss(
+    objective_, images, means, kl_per_map, *, sigma="optimal", step=0, num_latents=1, log_sigma=None
+):
     return objective.training_loss(
         objective_,
+        likelihoods.make("gaussian", image_shape=images.shape[1:], sigma=sigma),
         jnp.asarray(step),
         images,
         means,
@@ -105,7 +55,7 @@ def test_the_loss_is_the_negative_elbo(x64, sigma):
     rmse = np.sqrt(np.mean((images - means) ** 2))
     value = {"0.7": 0.7, "learned": 0.5, "optimal": rmse}[sigma]
     log_sigma = jnp.log(0.5) if sigma == "learned" else None
-    actual = _loss(Objective(sigma=sigma), images, means, kl, log_sigma=log_sigma)
+    actual = _loss(Objective(), images, means, kl, sigma=sigma, log_sigma=log_sigma)
     log_prob = scipy.stats.norm.logpdf(images, means, value).sum((1, 2, 3))
     np.testing.assert_allclose(actual.loss, np.mean(kl.sum(-1) - log_prob), rtol=1e-10)
     np.testing.assert_allclose(actual.reconstruction, np.mean(log_prob), rtol=1e-10)
@@ -117,7 +67,7 @@ def test_no_other_sigma_beats_the_optimal_one(x64):
     images, means, kl = _batch()
     best = _loss(Objective(), images, means, kl)
     for factor in (0.9, 0.99, 1.01, 1.1):
-        other = _loss(Objective(sigma=str(float(best.sigma * factor))), images, means, kl)
+        other = _loss(Objective(), images, means, kl, sigma=str(float(best.sigma * factor)))
         assert other.loss > best.loss
 
 
@@ -202,9 +152,10 @@ def test_released_code_weighs_the_kl_by_the_latents_size(x64, dims, latent, weig
     of_sse = of_means[0, 0, 0, 0] / (2 * (means - images)[0, 0, 0, 0])
     assert float(of_kl[0, 0] / of_sse) == pytest.approx(weight, rel=0.015)
     # σ = 1 with the table's β, and the table's σ with β = 1, have the same ratio of slopes.
-    for same in (Objective(sigma="1.0", beta=beta), Objective(sigma=str(sigma))):
+    for same, own in ((Objective(beta=beta), "1.0"), (Objective(), str(sigma))):
         slopes = jax.grad(
-            lambda means, kl, same=same: _loss(same, images, means, kl).loss, argnums=(0, 1)
+            lambda means, kl, same=same, own=own: _loss(same, images, means, kl, sigma=own).loss,
+            argnums=(0, 1),
         )(means, kl)
         ratio = slopes[1][0, 0] / (slopes[0][0, 0, 0, 0] / (2 * (means - images)[0, 0, 0, 0]))
         assert float(ratio) == pytest.approx(weight, rel=0.03)
@@ -213,16 +164,11 @@ def test_released_code_weighs_the_kl_by_the_latents_size(x64, dims, latent, weig
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sigma": "0"}, "sigma must be .*'0'"),
-        ({"sigma": "-1"}, "sigma must be"),
-        ({"sigma": "nan"}, "sigma must be"),
-        ({"sigma": "best"}, "sigma must be .*'best'"),
         ({"beta": math.nan}, "beta must be .* nan"),
         ({"beta": -0.1}, "beta must be"),
         ({"free_bits": -1.0}, "free_bits must be"),
         ({"beta_warmup_steps": -1}, "beta_warmup_steps must be"),
         ({"scaling": "mean"}, "scaling must be one of elbo, released_code, got 'mean'"),
-        ({"scaling": "released_code", "sigma": "0.1"}, "sigma=0.1 has no place"),
         ({"scaling": "released_code", "beta": 2.0}, "beta=2.0 has no place"),
         ({"scaling": "released_code", "free_bits": 0.1}, "free_bits=0.1 has no place"),
         ({"scaling": "released_code", "beta_warmup_steps": 3}, "has no place"),
@@ -248,16 +194,25 @@ def _linear_gaussian(orthogonal=True):
     return w, b, x
 
 
+def _log_prior(posterior):
+    prior = latents.make_prior(
+        "standard", height=posterior.height, width=posterior.width, maps=posterior.maps
+    )
+    return functools.partial(prior.log_prob, {})
+
+
 def _log_weights(w, b, x, posterior, params, num_samples, chunk_size=7):
     def log_likelihood(z):
         means = (z.reshape(len(x), 4) @ w.T + b).reshape(len(x), *SHAPE)
-        return objective.gaussian_log_prob(jnp.asarray(x).reshape(-1, *SHAPE), means, SIGMA)
+        gaussian = likelihoods.make("gaussian", image_shape=SHAPE)
+        return gaussian.log_prob(jnp.asarray(SIGMA), jnp.asarray(x).reshape(-1, *SHAPE), means)
 
     return objective.log_importance_weights(
         jax.random.key(0),
         posterior,
         params,
         log_likelihood,
+        _log_prior(posterior),
         num_samples=num_samples,
         chunk_size=chunk_size,
     )
@@ -332,6 +287,7 @@ def test_a_thousand_samples_are_not_decoded_at_once():
     posterior = latents.make("naive", height=4, width=4, maps=16)
     params = posterior.unpack(jnp.zeros((8, posterior.num_params)))
     images = jnp.zeros((8, 32, 32, 3))
+    gaussian = likelihoods.make("gaussian", image_shape=(32, 32, 3))
 
     def decode(z):
         return jnp.tile(jnp.mean(z, axis=-1)[..., None], (1, 8, 8, 3))
@@ -342,7 +298,8 @@ def test_a_thousand_samples_are_not_decoded_at_once():
                 key,
                 posterior,
                 params,
-                lambda z: objective.gaussian_log_prob(images, decode(z), 1.0),
+                lambda z: gaussian.log_prob(jnp.ones(()), images, decode(z)),
+                _log_prior(posterior),
                 num_samples=num_samples,
                 chunk_size=10,
             )

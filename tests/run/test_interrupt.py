@@ -107,12 +107,12 @@ def _poison(monkeypatch, bad_steps, value=jnp.nan, where="loss"):
 
     training_loss = objective.training_loss
 
-    def poisoned(objective_, at, images, means, *args, **kwargs):
+    def poisoned(objective_, likelihood, at, images, means, *args, **kwargs):
         bad = jnp.any(at == jnp.asarray(bad_steps))
         if where == "gradient":
             means = _with_gradient_times(means, jnp.where(bad, jnp.nan, 1.0))
-            return training_loss(objective_, at, images, means, *args, **kwargs)
-        losses = training_loss(objective_, at, images, means, *args, **kwargs)
+            return training_loss(objective_, likelihood, at, images, means, *args, **kwargs)
+        losses = training_loss(objective_, likelihood, at, images, means, *args, **kwargs)
         change = jnp.where(bad, value, 0.0)
         return losses._replace(
             loss=losses.loss + change, reconstruction=losses.reconstruction + change

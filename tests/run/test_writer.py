@@ -319,3 +319,30 @@ def test_what_cannot_be_truncated_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(UserError, match=r"metrics\.jsonl"):
         truncate(tmp_path, 1)
+
+
+# ---------------------------------------------------------------------------------- no TensorFlow
+
+
+def test_without_tensorflow_all_but_the_events_is_written(tmp_path, monkeypatch, caplog):
+    for name in ("tensorflow", "tensorboard", "clu.metric_writers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    picture = np.zeros((4, 4, 3), np.uint8)
+    with Writer(tmp_path) as writer:
+        writer.write_config({"seed": 0})
+        writer.write_scalars(1, {"train/loss": 1.0})
+        writer.write_images(1, {"samples": picture})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "samples"]
+    (line,) = (record.message for record in caplog.records)
+    assert "metrics.jsonl alone, not to TensorBoard" in line
+    assert "tensorflow" in line
+
+
+def test_events_of_another_machine_do_not_stop_a_run_without_tensorboard(
+    tmp_path, monkeypatch, caplog
+):
+    _run(tmp_path, range(3))
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto", None)
+    truncate(tmp_path, 1)
+    assert {row["step"] for row in _rows(tmp_path)} == {0, 1}
+    assert "may hold steps after 1" in caplog.text

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from svae_jax import samplers
+from svae_jax import latents, samplers
 from svae_jax.model import SpatialVAE
 from svae_jax.samplers import aggregate, base
 from tests.latents.oracles import one_of_each_name
@@ -88,11 +88,12 @@ def test_jitter_is_added_only_where_it_is_needed():
 
 
 def test_the_prior_has_the_temperature_as_its_standard_deviation():
-    z = samplers.draw(samplers.Prior((2, 3, 5), 0.5), None, jax.random.key(0), 5000)
+    prior = latents.make_prior("standard", height=2, width=3, maps=5)
+    z = samplers.draw(samplers.Prior(prior, 0.5), {}, jax.random.key(0), 5000)
     assert z.shape == (5000, 2, 3, 5)
     assert float(z.std()) == pytest.approx(0.5, rel=0.02)
     with pytest.raises(ValueError, match="temperature must be 0 or above, got temperature=-1"):
-        samplers.Prior((1, 1, 1), -1.0)
+        samplers.Prior(prior, -1.0)
 
 
 def test_a_latent_does_not_depend_on_how_many_are_drawn_beside_it():

@@ -6,9 +6,9 @@
     figures.edits(a, b, changed, run.cell(0, 2))  # from svae_jax.analysis
 
 The methods take images as users have them (see `images.prepare`), run compiled functions in batches
-of one size (`batches`), and return NumPy arrays with the batch in front. Images are float32 in
-[-1, 1]. What needs no model stands in `paths` and `locality`, as pure functions; the pictures stand
-in `svae_jax.analysis.figures`.
+of one size (`batches`), and return NumPy arrays with the batch in front. Images have the units and
+the dtype of the run's data. What needs no model stands in `paths` and `locality`, as pure
+functions; the pictures stand in `svae_jax.analysis.figures`.
 """
 
 from svae_jax.analysis.exploring.run import Encoding, KLMap, Run, load

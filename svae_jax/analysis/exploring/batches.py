@@ -25,14 +25,14 @@ class Posteriors(NamedTuple):
         mean: `[b, h, w, n]`.
         stddev: marginal standard deviations, `[b, h, w, n]`.
         kl: nats, `[b]`.
-        marginal_kl_per_location: nats of the entries' marginals, summed over maps, `[b, h, w]`.
+        kl_per_location: nats of each location, `[b, h, w]`.
     """
 
     params: Params
     mean: Float[np.ndarray, "b h w n"]
     stddev: Float[np.ndarray, "b h w n"]
     kl: Float[np.ndarray, " b"]
-    marginal_kl_per_location: Float[np.ndarray, "b h w"]
+    kl_per_location: Float[np.ndarray, "b h w"]
 
 
 def encode(
@@ -67,11 +67,12 @@ def _encode(
     model: SpatialVAE, variables: PyTree, images: Float[Array, "b h w c"]
 ) -> dict[str, PyTree]:
     params: Any = model.apply(variables, images, method="encode")
+    kl_per_map: Any = model.apply(variables, params, method="kl_per_map")
     posterior = model.posterior
     return {
         "params": params,
         "mean": posterior.mean(params),
         "stddev": posterior.stddev(params),
-        "kl": posterior.kl(params),
-        "marginal_kl_per_location": jnp.sum(posterior.marginal_kl(params), axis=-1),
+        "kl": jnp.sum(kl_per_map, axis=-1),
+        "kl_per_location": model.apply(variables, params, method="kl_per_location"),
     }

@@ -1,4 +1,4 @@
-"""Images as users have them: arrays of levels or of floats, files, Pillow's images."""
+"""Images as users have them: arrays in the units of the run's data, files, Pillow's images."""
 
 from typing import Any
 
@@ -8,40 +8,51 @@ from jaxtyping import Float
 
 from svae_jax import data
 from svae_jax.errors import UserError
-from svae_jax.model import pixels as pixel_ops
+from svae_jax.pixels import UINT8, PixelRange
 
 _SLACK = 1e-3  # of the range of floats, for values that were computed
 
 
-def prepare(images: Any, *, size: int, channels: int) -> Float[np.ndarray, "n size size channels"]:
+def prepare(
+    images: Any, *, size: int, channels: int, pixels: PixelRange = UINT8
+) -> Float[np.ndarray, "n size size channels"]:
     """Brings images to the form that the model sees, float32 in [-1, 1].
 
     Args:
-        images: one or many: uint8 levels or floats **in [-1, 1]**, `[size, size, channels]` or
-            `[n, size, size, channels]` (grey ones without the last axis too); the path of a PNG or
-            JPEG file or a Pillow image, of any size, from which the largest square is cut out and
-            resized as for training on a folder; or a list of these.
+        images: one or many, `[size, size, channels]` or `[n, size, size, channels]` (grey ones
+            without the last axis too), in the units of the run's data: its own integers, or any
+            floats for a run on floats. For a run on 8-bit images also floats **in [-1, 1]**; the
+            path of a PNG or JPEG file or a Pillow image, of any size, from which the largest square
+            is cut out and resized as for training on a folder; or a list of these.
         size: height and width that the model expects.
         channels: channels that the model expects.
+        pixels: what the values of the run's pixels mean.
 
     Raises:
         UserError: another shape, dtype or range, with what was expected; or a file that cannot be
             read.
     """
     if isinstance(images, np.ndarray | np.generic | jax.Array):
-        return _from_array(np.asarray(images), size, channels)
+        return _from_array(np.asarray(images), size, channels, pixels)
     if not isinstance(images, list | tuple):
         images = [images]
     if not images:
         raise UserError("images: there is none")
     if any(isinstance(image, np.ndarray | jax.Array) for image in images):
-        parts = [prepare(image, size=size, channels=channels) for image in images]
+        parts = [prepare(image, size=size, channels=channels, pixels=pixels) for image in images]
         return np.concatenate(parts)
-    pixels = data.read_pictures(images, image_size=size, channels=channels, field="images")
-    return _to_float(pixels)
+    if pixels != UINT8 or channels not in (1, 3):
+        raise UserError(
+            f"images: this run is of {pixels.dtype} with {channels} channels; give arrays of "
+            "these, not pictures"
+        )
+    read = data.read_pictures(images, image_size=size, channels=channels, field="images")
+    return _to_float(read, pixels)
 
 
-def _from_array(images: np.ndarray, size: int, channels: int) -> np.ndarray:
+def _from_array(
+    images: np.ndarray, size: int, channels: int, pixels: PixelRange
+) -> Float[np.ndarray, "n size size channels"]:
     shape = (size, size, channels)
     given = images.shape
     if channels == 1 and images.shape[-2:] == (size, size):
@@ -52,9 +63,15 @@ def _from_array(images: np.ndarray, size: int, channels: int) -> np.ndarray:
             f"[n, {size}, {size}, {channels}]"
         )
     images = images.reshape(-1, *shape)
-    if images.dtype == np.uint8:
-        return _to_float(images)
-    if not np.issubdtype(images.dtype, np.floating):
+    is_float = np.issubdtype(images.dtype, np.floating)
+    if images.dtype == pixels.dtype or (is_float and not pixels.is_integer):
+        if not np.isfinite(images).all():
+            raise UserError("images: some values are NaN or infinite")
+        return _to_float(images, pixels)
+    if pixels.dtype != "uint8":
+        wanted = pixels.dtype if pixels.is_integer else "floats"
+        raise UserError(f"images must be {wanted}, as the run's data, got dtype {images.dtype}")
+    if not is_float:
         raise UserError(
             f"images must be uint8 levels or floats in [-1, 1], got dtype {images.dtype}"
         )
@@ -67,6 +84,8 @@ def _from_array(images: np.ndarray, size: int, channels: int) -> np.ndarray:
     return images.astype(np.float32)
 
 
-def _to_float(levels: np.ndarray) -> np.ndarray:
+def _to_float(images: np.ndarray, pixels: PixelRange) -> np.ndarray:
+    if images.dtype != np.uint8:
+        return np.asarray(pixels.to_float(images))
     # By a table, so that nothing is compiled for each number of images.
-    return np.asarray(pixel_ops.to_float(np.arange(256, dtype=np.uint8)))[levels]
+    return np.asarray(pixels.to_float(np.arange(256, dtype=np.uint8)))[images]

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import tqdm
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Num, UInt8
 
 from svae_jax import files, latents, samplers
+from svae_jax import pixels as pixel_lib
 from svae_jax.analysis import fitted, trained
 from svae_jax.analysis.exploring import batches, locality, paths
 from svae_jax.analysis.exploring import images as image_lib
@@ -19,9 +20,10 @@ from svae_jax.analysis.exploring.locality import Locality
 from svae_jax.analysis.fitted import Fitted
 from svae_jax.analysis.trained import Trained
 from svae_jax.errors import UserError
+from svae_jax.evaluation import grids
 from svae_jax.model import SpatialVAE
 
-Images = Float[np.ndarray, "_b height width c"]
+Images = Num[np.ndarray, "_b height width c"]
 Latents = Float[np.ndarray, "_b h w n"]
 
 
@@ -40,13 +42,14 @@ class Encoding(NamedTuple):
 
 
 class KLMap(NamedTuple):
-    """KL(q(z|x) ‖ N(0, I)) of b images in nats, by location.
+    """KL(q(z|x) ‖ p(z)) of b images in nats, by location.
 
-    A location is given the KL of its entries' marginals, summed over the maps. The prior's entries
-    are independent, so for `vector`, `naive`, `mvn` and `lowrank`, whose posteriors' entries are
-    too, the locations add up to the KL. For `mvn_full` and `lowrank_full` they add up to less:
-    what is left, `dependence`, is the divergence of q from the product of its marginals. It belongs
-    to no single location.
+    With the standard prior, a location is given the KL of its entries' marginals, summed over the
+    maps. The prior's entries are independent, so for `vector`, `naive`, `mvn` and `lowrank`, whose
+    posteriors' entries are too, the locations add up to the KL. For `mvn_full` and `lowrank_full`
+    they add up to less: what is left, `dependence`, is the divergence of q from the product of its
+    marginals. It belongs to no single location. With a learned prior, a location is given what it
+    costs once the locations before it, row by row, are known (`latents.Prior.kl_per_location`).
 
     Attributes:
         per_location: nats, `[b, h, w]`.
@@ -64,10 +67,10 @@ class KLMap(NamedTuple):
 class Run(Trained):
     """A trained model, and what can be done with its latents.
 
-    Images are given in any form that `exploring.images.prepare` takes: uint8, or floats in [-1, 1];
-    one or many; files or Pillow's images. Those returned are float32 in [-1, 1],
-    `[b, height, width, channels]`. Means of posteriors stand for images, so nothing is random but
-    `sample`.
+    Images are given in any form that `exploring.images.prepare` takes: in the units of the run's
+    data, such as uint8; one or many; files or Pillow's images. Those returned have the units and
+    the dtype of the run's data, `[b, height, width, channels]`; `display` makes pictures of any.
+    Means of posteriors stand for images, so nothing is random but `sample`.
 
     Attributes:
         directory: the workdir.
@@ -100,13 +103,14 @@ class Run(Trained):
         except ValueError as error:
             raise UserError(f"{path} is damaged ({error}); remove the damaged line") from None
 
-    def images(self, split: str = "") -> UInt8[np.ndarray, "b height width c"]:
-        """Images of the run's data set: `dataset.eval_split`, or a split such as "test[:8]".
+    def display(self, images: Any) -> UInt8[np.ndarray, "_b height _width _c"]:
+        """Pictures of images in the units of the run's data: 8 bits, grey or colour.
 
-        Raises:
-            UserError: the split or the data does not exist, or cannot be had.
+        The range of the run's values becomes black to white. Channels of images that have other
+        than 1 or 3 stand side by side.
         """
-        return trained.images(self.config, split or self.config.dataset.eval_split)
+        levels = np.asarray(pixel_lib.to_uint8(self._prepared(images)))
+        return grids.side_by_side(levels)
 
     def encode(self, images: Any) -> Encoding:
         """The posteriors of images."""
@@ -115,7 +119,8 @@ class Run(Trained):
 
     def decode(self, z: Any) -> Images:
         """The images of latents `[h, w, n]` or `[b, h, w, n]`."""
-        return batches.decode(self.model, self.variables, self._latents(z))
+        values = batches.decode(self.model, self.variables, self._latents(z))
+        return self.pixels.from_float(values)
 
     def reconstruct(self, images: Any) -> Images:
         """Decodes the posteriors' means."""
@@ -268,16 +273,19 @@ class Run(Trained):
     def kl_map(self, images: Any) -> KLMap:
         """The nats that each location of each image's latent costs; see `KLMap`."""
         found = self._posteriors(images)
-        nats = np.asarray(found.marginal_kl_per_location)
+        nats = np.asarray(found.kl_per_location)
         size = self.config.dataset.image_size
         rows, cols = locality.owners(self.latent_shape[:2], (size, size))
         rest = np.asarray(found.kl - nats.sum((1, 2)))
         return KLMap(nats, rest, nats[:, rows][:, :, cols])
 
-    def _posteriors(self, images: Any) -> batches.Posteriors:
+    def _prepared(self, images: Any) -> Float[np.ndarray, "b height width c"]:
         dataset = self.config.dataset
-        prepared = image_lib.prepare(images, size=dataset.image_size, channels=dataset.channels)
-        return batches.encode(self.model, self.variables, prepared)
+        size, channels = dataset.image_size, dataset.channels
+        return image_lib.prepare(images, size=size, channels=channels, pixels=self.pixels)
+
+    def _posteriors(self, images: Any) -> batches.Posteriors:
+        return batches.encode(self.model, self.variables, self._prepared(images))
 
     def _one(self, image: Any, name: str) -> Float[np.ndarray, "h w n"]:
         """The latent of one image."""
@@ -315,12 +323,28 @@ class Run(Trained):
             raise UserError(f"cell ({row}, {col}) is not among the {h} x {w} cells")
 
 
-def load(directory: str | Path, *, best: bool = False, model: SpatialVAE | None = None) -> Run:
-    """Loads a trained run, which may still be training; see `trained.load`.
+def load(
+    directory: str | Path,
+    *,
+    best: bool = False,
+    model: SpatialVAE | None = None,
+    images: Any = None,
+) -> Run:
+    """Loads a trained run, which may still be training.
+
+    Args:
+        directory: the workdir.
+        best: the checkpoint with the highest `eval/elbo` instead of the newest.
+        model: the model that was given to `training.loop.train`, if any.
+        images: the arrays that were given to it, if any; only `images` and what is computed over
+            splits needs them.
 
     Raises:
-        UserError: the directory is not a workdir, or holds no intact checkpoint.
+        UserError: the directory is not a workdir, or holds no intact checkpoint; or the images are
+            not those of the run.
     """
-    found = trained.load(directory, best=best, model=model)
+    found = trained.load(directory, best=best, model=model, images=images)
     model, variables, config, step = found
-    return Run(model, variables, config, step, Path(directory))
+    return Run(
+        model, variables, config, step, Path(directory), scale=found.scale, arrays=found.arrays
+    )

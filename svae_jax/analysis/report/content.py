@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Num
 
 from svae_jax import config as configs
+from svae_jax import model as models
 from svae_jax.analysis import exploring, fitted
 from svae_jax.analysis.exploring import Run
 from svae_jax.analysis.report import pictures
 from svae_jax.analysis.report.pictures import Picture
 from svae_jax.errors import UserError
-from svae_jax.model import networks
 from svae_jax.run import workdir
 
 _COLUMNS = 8
@@ -25,6 +25,9 @@ _DIRECTIONS = 3
 _MOST_OF_DIRECTIONS = 500  # images from which the directions are found
 _LOCALITY = 8  # images at whose latents the Jacobian is taken
 _SHOWN_CELLS = 16  # the most cells along a side that are shown one by one
+
+
+Pixels = Num[np.ndarray, "b h w c"]
 
 
 class Shown(NamedTuple):
@@ -107,17 +110,15 @@ def _facts(
     run: Run, metrics: Sequence[Mapping[str, Any]], found: exploring.locality.Locality
 ) -> dict[str, str]:
     posterior, (h, w, n) = run.model.posterior, run.latent_shape
-    encoder, decoder = (
-        networks.num_params(run.variables["params"][part]) for part in ("encoder", "decoder")
-    )
+    sizes = models.num_params(run.variables["params"])
     dataset = run.config.dataset
     facts = {
         "data": f"{dataset.name}, {dataset.image_size} x {dataset.image_size}",
         "held out": dataset.eval_split,
         "posterior": posterior.name,
         "latent": f"{h} x {w} x {n} = {h * w * n:,}",
-        "parameters of the encoder": f"{encoder:,}",
-        "parameters of the decoder": f"{decoder:,}",
+        "parameters of the encoder": f"{sizes['encoder']:,}",
+        "parameters of the decoder": f"{sizes['decoder']:,}",
         "updates": f"{run.step:,}",
     }
     evaluated = [row for row in metrics if row.get("eval/elbo") is not None]
@@ -125,7 +126,8 @@ def _facts(
     if evaluated:
         last = evaluated[-1]
         facts["ELBO, nats"] = f"{last['eval/elbo']:,.1f}"
-        facts["bits/dim"] = f"{last['eval/bits_per_dim']:.3f}"
+        if last.get("eval/bits_per_dim") is not None:
+            facts["bits/dim"] = f"{last['eval/bits_per_dim']:.3f}"
         facts["KL, nats"] = f"{last['eval/kl']:,.1f}"
         if last["step"] != run.step:
             facts["evaluated after"] = f"{last['step']:,} updates"
@@ -145,15 +147,16 @@ def _samples(run: Run, label: str, seed: int) -> dict[str, Shown | str]:
         except UserError as error:  # of another checkpoint, or half fitted
             rows[name] = str(error)
             continue
-        picture = pictures.grid(pictures.tiles(drawn), _COLUMNS)
+        picture = pictures.grid(pictures.tiles(run.display(drawn)), _COLUMNS)
         rows[name] = Shown(picture, f"{_SAMPLES} samples of {label}, latents drawn from {name}")
     return rows
 
 
-def _reconstructions(
-    run: Run, label: str, images: UInt8[np.ndarray, "b h w c"]
-) -> dict[str, Shown | str]:
-    both = [pictures.tiles(images), pictures.tiles(run.reconstruct(images))]
+def _reconstructions(run: Run, label: str, images: Pixels) -> dict[str, Shown | str]:
+    both = [
+        pictures.tiles(run.display(images)),
+        pictures.tiles(run.display(run.reconstruct(images))),
+    ]
     lines = [part[i : i + _COLUMNS] for i in range(0, len(images), _COLUMNS) for part in both]
     # A short last row would mix with the row of its reconstructions.
     lines = lines if len(lines[-1]) == len(lines[0]) else lines[:-2] or lines
@@ -161,7 +164,7 @@ def _reconstructions(
     return {"": Shown(picture, f"held-out images, each above its reconstruction by {label}")}
 
 
-def _edits(run: Run, label: str, images: UInt8[np.ndarray, "b h w c"]) -> dict[str, Shown | str]:
+def _edits(run: Run, label: str, images: Pixels) -> dict[str, Shown | str]:
     h, w, _ = run.latent_shape
     if max(h, w) > _SHOWN_CELLS:
         return {"": f"{h} x {w} cells are too many to show one by one"}
@@ -170,8 +173,9 @@ def _edits(run: Run, label: str, images: UInt8[np.ndarray, "b h w c"]) -> dict[s
         a, b = run.encode(images[2 * i : 2 * i + 2]).mean
         # As `run.edit` does for one cell, for all in one batch.
         single = np.eye(h * w, dtype=bool).reshape(h * w, h, w, 1)
-        ends = pictures.tiles(run.decode(np.stack([a, b])))
-        tiles = _framed(pictures.tiles(run.decode(np.where(single, b, a))), (h, w))
+        ends = pictures.tiles(run.display(run.decode(np.stack([a, b]))))
+        tiles = pictures.tiles(run.display(run.decode(np.where(single, b, a))))
+        tiles = _framed(tiles, (h, w)) if run.config.dataset.channels in (1, 3) else tiles
         picture = pictures.beside(pictures.grid(ends, 1 if h > 1 else 2), pictures.grid(tiles, w))
         alt = (
             f"reconstructions of two images by {label}, and the first with each cell of the second"
@@ -180,22 +184,18 @@ def _edits(run: Run, label: str, images: UInt8[np.ndarray, "b h w c"]) -> dict[s
     return rows
 
 
-def _interpolation(
-    run: Run, label: str, images: UInt8[np.ndarray, "b h w c"]
-) -> dict[str, Shown | str]:
+def _interpolation(run: Run, label: str, images: Pixels) -> dict[str, Shown | str]:
     pairs = range(min(_PATHS, len(images) // 2))
     paths = [run.interpolate(images[2 * i], images[2 * i + 1], _COLUMNS) for i in pairs]
-    picture = pictures.grid(pictures.tiles(np.concatenate(paths)), _COLUMNS)
+    picture = pictures.grid(pictures.tiles(run.display(np.concatenate(paths))), _COLUMNS)
     alt = f"{len(paths)} lines of images by {label}, each from one reconstruction to another"
     return {"": Shown(picture, alt)}
 
 
-def _directions(
-    run: Run, label: str, images: UInt8[np.ndarray, "b h w c"]
-) -> dict[str, Shown | str]:
+def _directions(run: Run, label: str, images: Pixels) -> dict[str, Shown | str]:
     directions = run.directions(images, _DIRECTIONS)
     paths = [run.traverse(images[0], direction) for direction in directions]
-    picture = pictures.grid(pictures.tiles(np.concatenate(paths)), len(paths[0]))
+    picture = pictures.grid(pictures.tiles(run.display(np.concatenate(paths))), len(paths[0]))
     alt = (
         f"an image's latent by {label}, moved along {len(paths)} principal directions, a line each"
     )
@@ -215,10 +215,14 @@ def _locality(found: exploring.locality.Locality, label: str) -> Shown | str:
     return Shown(pictures.grid(tiles, w), f"how far each cell of {label} reaches", caption)
 
 
-def _kl(run: Run, label: str, images: UInt8[np.ndarray, "b h w c"]) -> Shown:
+def _kl(run: Run, label: str, images: Pixels) -> Shown:
     found = run.kl_map(images)
     top = float(found.over_image.max())
-    tiles = np.concatenate([pictures.tiles(images), pictures.heat(found.over_image, top)])
+    shown = run.display(images)
+    # Where channels stand side by side, so do copies of the map.
+    copies = shown.shape[2] // found.over_image.shape[2]
+    heat = pictures.heat(np.tile(found.over_image, copies), top)
+    tiles = np.concatenate([pictures.tiles(shown), heat])
     caption = f"from 0 (dark) to {top:,.0f} nats a location"
     rest = float(np.mean(found.dependence))
     if rest > 0.05:

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from svae_jax.analysis.exploring import locality
-from svae_jax.model import pixels as pixel_ops
 
 # Pixels of a tile's longer side; images are enlarged or shrunk by whole factors.
 _MIN_TILE, _MAX_TILE = 64, 96
@@ -20,10 +19,9 @@ Tiles = UInt8[np.ndarray, "n _h _w 3"]
 Picture = UInt8[np.ndarray, "_height _width 4"]
 
 
-def tiles(images: Any) -> Tiles:
-    """Images in [-1, 1] or uint8, grey or colour, as tiles."""
-    floats = pixel_ops.to_float(images) if images.dtype == np.uint8 else images
-    levels = np.asarray(pixel_ops.to_uint8(_shrunk(np.asarray(floats))))
+def tiles(images: UInt8[np.ndarray, "n h w c"]) -> Tiles:
+    """Pictures, grey or colour, as tiles."""
+    levels = np.round(_shrunk(images.astype(np.float64))).astype(np.uint8)
     return _enlarged(np.broadcast_to(levels, (*levels.shape[:-1], 3)))
 
 

@@ -137,7 +137,11 @@ class Checkpointer:
             self._worker.shutdown()
 
     def restore(
-        self, target: PyTree, *, config: dict[str, Any] | None = None
+        self,
+        target: PyTree,
+        *,
+        config: dict[str, Any] | None = None,
+        defaults: dict[str, Any] | None = None,
     ) -> tuple[int, PyTree] | None:
         """Returns the newest intact step and its state, with the target's shardings.
 
@@ -146,6 +150,7 @@ class Checkpointer:
         Args:
           target: arrays or `jax.ShapeDtypeStruct`s, in the structure of the saved state.
           config: the fields that must equal the saved ones, nested or by dotted names.
+          defaults: values of fields that an older checkpoint lacks, nested or by dotted names.
 
         Returns:
           None if no step was ever saved.
@@ -157,7 +162,7 @@ class Checkpointer:
         self.wait()
         for step in sorted(storage.steps(self._directory), reverse=True):
             try:
-                return _load_step(self._directory, step, target, config)[:2]
+                return _load_step(self._directory, step, target, config, defaults)[:2]
             except _DamagedError as error:
                 self._quarantine(step, error)
         quarantine = self._directory / "quarantine"
@@ -228,7 +233,7 @@ def load(directory: Directory, target: PyTree | None = None, *, best: bool = Fal
         step = max(steps, key=lambda step: (_score(folder, step) if best else 0, step))
         tried.add(step)
         try:
-            return _load_step(folder, step, target, None)
+            return _load_step(folder, step, target)
         except _DamagedError as error:
             if (folder / str(step)).exists():  # else the run has just deleted it
                 logging.warning("checkpoint %s/%d is damaged (%s): left out", folder, step, error)
@@ -242,7 +247,11 @@ def load(directory: Directory, target: PyTree | None = None, *, best: bool = Fal
 
 
 def _load_step(
-    folder: pathlib.Path, step: int, target: PyTree | None, config: dict[str, Any] | None
+    folder: pathlib.Path,
+    step: int,
+    target: PyTree | None,
+    config: dict[str, Any] | None = None,
+    defaults: dict[str, Any] | None = None,
 ) -> Loaded:
     """Reads and verifies one step; checks configuration and shapes before it reads an array.
 
@@ -254,6 +263,7 @@ def _load_step(
     if config is not None:
         given = arrays.as_json(config)
         wanted, held = arrays.fields(given), arrays.fields(meta["config"])
+        held = arrays.fields(arrays.as_json(defaults or {})) | held
         held = {name: value for name, value in held.items() if name in wanted}
         _compare(path, "configuration", held, wanted)
     if target is not None:

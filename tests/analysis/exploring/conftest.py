@@ -21,9 +21,8 @@ def untrained(tmp_path_factory):
 
     def make(config, scale=1.0):
         model = configs.model(config)
-        size, channels = config.dataset.image_size, config.dataset.channels
-        init = jax.jit(models.init, static_argnums=(0, 2, 3))
-        variables = init(model, jax.random.key(0), size, channels)
+        init = jax.jit(models.init, static_argnums=(0, 2))
+        variables = init(model, jax.random.key(0), model.likelihood.image_shape)
         variables["params"] = jax.tree.map(lambda leaf: scale * leaf, variables["params"])
         return Run(model, variables, config, 0, tmp_path_factory.getbasetemp())
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from svae_jax import config as configs
-from svae_jax.analysis.exploring import locality
+from svae_jax.analysis.exploring import batches, locality
 
 
 def _reached(size, layers, axis):
@@ -28,10 +28,18 @@ def _reached(size, layers, axis):
     return intervals
 
 
+def _decoded(run, z):
+    """Images as floats; those of `run.decode` are rounded to levels."""
+    return batches.decode(
+        run.model, run.variables, np.asarray(z, np.float32).reshape(-1, *z.shape[-3:])
+    )
+
+
 @pytest.fixture(scope="module")
 def real(untrained):
     """A run with the decoder of the embedded data set, untrained."""
     config = configs.base()
+    config.dataset.update(image_size=32, channels=3)
     config.latent.update(name="naive", maps=8)
     config.model.update(encoder="5x5/8/s4", decoder="3x3/16 3x3/8 5x5/8/s2 5x5/image/s2")
     return untrained(config)
@@ -41,7 +49,11 @@ def real(untrained):
 def test_an_edit_of_a_cell_changes_its_receptive_field_alone(real, cell):
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
-    changed = (real.edit(a, b, real.cell(*cell)) - real.reconstruct(a))[0] ** 2
+    z, other = (real.encode(image).mean for image in (a, b))
+    where = real.cell(*cell)[..., None]
+    edited, kept = (_decoded(real, latent) for latent in (np.where(where, other, z), z))
+    np.testing.assert_array_equal(real.edit(a, b, real.cell(*cell)), real.pixels.from_float(edited))
+    changed = (edited - kept)[0] ** 2
     rows, cols = (
         slice(low, high + 1)
         for low, high in (
@@ -63,7 +75,7 @@ def test_energy_agrees_with_finite_differences(run):
     for i, j, k in np.ndindex(*z.shape):
         shift = np.zeros_like(z)
         shift[i, j, k] = step
-        slope = (run.decode(z + shift).astype(float) - run.decode(z - shift)) / (2 * step)
+        slope = (_decoded(run, z + shift).astype(float) - _decoded(run, z - shift)) / (2 * step)
         expected[i, j] += np.square(slope[0]).sum(-1)
     assert np.abs(found - expected).max() <= 1e-3 * expected.max()
     np.testing.assert_allclose(found.sum((2, 3)), expected.sum((2, 3)), rtol=1e-3)
@@ -82,6 +94,7 @@ def test_neither_chunks_nor_the_choice_of_a_cell_change_it(run):
 def test_memory_does_not_grow_with_the_maps(untrained):
     def megabytes(maps):
         config = configs.base()
+        config.dataset.update(image_size=32, channels=3)
         config.latent.update(name="naive", maps=maps)
         config.model.update(encoder="5x5/8/s4", decoder="3x3/8 3x3/8 5x5/8/s2 5x5/image/s2")
         run = untrained(config)

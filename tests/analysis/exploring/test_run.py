@@ -11,7 +11,7 @@ import svae_jax
 from svae_jax import samplers
 from svae_jax.analysis import drawing
 from svae_jax.errors import UserError
-from svae_jax.model import pixels as pixel_ops
+from svae_jax.pixels import UINT8
 from svae_jax.run import workdir
 
 
@@ -32,14 +32,14 @@ def test_it_unpacks_as_four_and_knows_its_data_and_samplers(run, trained_run):
 
 def test_encode_and_decode_are_the_models(run, images):
     encoding = run.encode(images)
-    floats = pixel_ops.to_float(images)
+    floats = UINT8.to_float(images)
     params = run.model.apply(run.variables, floats, method="encode")
     posterior = run.model.posterior
     np.testing.assert_allclose(encoding.mean, posterior.mean(params), atol=1e-5)
     np.testing.assert_allclose(encoding.stddev, posterior.stddev(params), rtol=1e-5)
     assert encoding.params.keys() == params.keys()
     decoded = run.model.apply(run.variables, posterior.mean(params), method="decode")
-    np.testing.assert_allclose(run.decode(encoding.mean), decoded, atol=1e-5)
+    np.testing.assert_allclose(run.decode(encoding.mean), 127.5 * (decoded + 1), atol=0.501)
     np.testing.assert_array_equal(run.decode(encoding.mean), run.reconstruct(images))
 
 
@@ -55,7 +55,7 @@ def test_any_number_of_images_goes_through_without_a_new_trace(run, images, capl
         run.locality(images[:2])
     assert not [line for line in caplog.messages if "ompiling" in line]
     assert all_at_once.shape == (72, 8, 8, 3)
-    np.testing.assert_allclose(all_at_once[66:], run.reconstruct(images), atol=1e-6)
+    _assert_close(all_at_once[66:], run.reconstruct(images))
 
 
 def test_the_log_of_compilations_would_show_a_new_trace(caplog):
@@ -76,37 +76,43 @@ def test_an_edit_of_all_cells_is_b_and_of_none_is_a_exactly(run, images):
     np.testing.assert_array_equal(single, run.decode(z))
 
 
+def _assert_close(images, expected):
+    """Equal but for rounding to the next level, where another batch computes another last bit."""
+    assert images.dtype == expected.dtype == np.uint8
+    np.testing.assert_allclose(images.astype(int), expected.astype(int), atol=1)
+
+
 def test_interpolation_begins_and_ends_at_the_reconstructions(run, images):
     ends = run.reconstruct(images[:2])
     for spherical in (False, True):
         path = run.interpolate(images[0], images[1], 5, spherical=spherical)
-        np.testing.assert_allclose(path[[0, -1]], ends, atol=1e-5)
+        _assert_close(path[[0, -1]], ends)
     cell = run.cell(2, 1)
     path = run.interpolate(images[0], images[1], 3, where=cell)
-    np.testing.assert_allclose(path[0], ends[0], atol=1e-5)
-    np.testing.assert_allclose(path[-1:], run.edit(images[0], images[1], cell), atol=1e-5)
+    _assert_close(path[0], ends[0])
+    _assert_close(path[-1:], run.edit(images[0], images[1], cell))
 
 
 def test_a_traversal_adds_multiples_of_a_direction(run, images):
     direction = run.directions(run.images(), count=2, where=run.cell(1, 1))[1]
     assert not direction[0].any()
     path = run.traverse(images[0], direction, [-1.0, 0.0, 2.0])
-    np.testing.assert_allclose(path[1:2], run.reconstruct(images[0]), atol=1e-5)
+    _assert_close(path[1:2], run.reconstruct(images[0]))
     z = run.encode(images[0]).mean + 2 * direction
-    np.testing.assert_allclose(path[2:], run.decode(z), atol=1e-5)
+    _assert_close(path[2:], run.decode(z))
 
 
 def test_samples_are_those_of_the_command(run):
-    ours = np.asarray(pixel_ops.to_uint8(run.sample(40, "gaussian", seed=3)))
+    ours = run.sample(40, "gaussian", seed=3)
     fitted = run.sampler("gaussian")
     (theirs,) = drawing.draw(run, fitted, jax.random.key(3), 40)
-    assert np.abs(ours.astype(int) - theirs).max() <= 1  # batches of another size round differently
+    _assert_close(ours, UINT8.from_float(theirs))
     np.testing.assert_array_equal(
         run.sample(3, "gaussian", seed=3), run.sample(40, "gaussian", seed=3)[:3]
     )
     np.testing.assert_array_equal(run.sample(2, fitted, seed=3), run.sample(2, "gaussian", seed=3))
     mean = run.decode(np.zeros(run.latent_shape))
-    np.testing.assert_allclose(run.sample(1, temperature=0.0), mean, atol=1e-6)
+    _assert_close(run.sample(1, temperature=0.0), mean)
     assert set(run.samplers) < set(samplers.names())
 
 

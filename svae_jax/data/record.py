@@ -1,0 +1,110 @@
+"""Which images a run is of: `data.json` in its workdir. Their place is not part of it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from svae_jax.data import images
+from svae_jax.data.images import Description, Pixels
+from svae_jax.errors import UserError
+from svae_jax.pixels import PixelRange
+
+Basis = tuple[tuple[float, ...], ...]
+
+
+class Record(NamedTuple):
+    """What a run's images are.
+
+    Attributes:
+        train: the training split.
+        held_out: the evaluation split.
+        value_range: the values that the model sees as -1 and 1.
+        channel_basis: orthonormal directions of the training pixels' channels, if the likelihood
+            has one σ for each (`likelihoods.channel_basis`).
+    """
+
+    train: Description
+    held_out: Description
+    value_range: tuple[float, float]
+    channel_basis: Basis | None = None
+
+    @property
+    def pixels(self) -> PixelRange:
+        """What the values of the pixels mean."""
+        return PixelRange(self.train.dtype, *self.value_range)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `data.json`."""
+        splits = {"train": self.train._asdict(), "held_out": self.held_out._asdict()}
+        return {**self._asdict(), **splits}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Record":
+        """The inverse of `to_json`, after JSON.
+
+        Raises:
+            UserError: the fields are not those of a record.
+        """
+        try:
+            basis = fields["channel_basis"]
+            return cls(
+                Description.from_json(fields["train"]),
+                Description.from_json(fields["held_out"]),
+                tuple(fields["value_range"]),
+                None if basis is None else tuple(map(tuple, basis)),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"data.json is damaged ({error}); use another --workdir") from None
+
+
+def measure(train: Pixels, held_out: Pixels, value_range: str, cache_dir: Path) -> Record:
+    """Measures a run's images, without a channel basis.
+
+    Args:
+        train: the training split.
+        held_out: the evaluation split.
+        value_range: `dataset.value_range`.
+        cache_dir: where it is kept what mapped files hold.
+
+    Raises:
+        UserError: values that are not finite, all the same, or beyond a given range.
+    """
+    found = images.describe(train, "the training split", cache_dir)
+    others = images.describe(held_out, "the evaluation split", cache_dir)
+    pixels = images.pixel_range(found, value_range)
+    for array, description, name in (
+        (train, found, "the training split"),
+        (held_out, others, "the evaluation split"),
+    ):
+        images.check_within(array, description, name, pixels, bool(value_range))
+    return Record(found, others, (pixels.low, pixels.high))
+
+
+def check_same(ours: Record, theirs: Record, where: str) -> None:
+    """Checks that the images are those of an earlier run.
+
+    Args:
+        ours: the images that are given now.
+        theirs: those of the run.
+        where: the workdir, for the message.
+
+    Raises:
+        UserError: naming the splits that differ.
+    """
+    changed = [
+        f"{name}: {_text(now)} (was {_text(before)})"
+        for name, now, before in (
+            ("dataset.split", ours.train, theirs.train),
+            ("dataset.eval_split", ours.held_out, theirs.held_out),
+        )
+        if now != before
+    ]
+    if changed:
+        raise UserError(
+            f"{where}: its run is of other images: {'; '.join(changed)}. Choose another --workdir, "
+            "or give the earlier images"
+        )
+
+
+def _text(found: Description) -> str:
+    return f"{found.num_images:,} of {found.dtype}{list(found.shape)}, SHA-256 {found.digest[:12]}"

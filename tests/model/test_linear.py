@@ -1,0 +1,207 @@
+"""The linear path, and probabilistic PCA in closed form, against scikit-learn and SciPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from flax import linen as nn
+from sklearn import decomposition
+
+from svae_jax import config as configs
+from svae_jax import latents, likelihoods
+from svae_jax import model as models
+from svae_jax.evaluation import steps
+from svae_jax.model import linear
+from svae_jax.model.linear import LinearPath
+
+SHAPE = (8, 8, 3)
+MIN_SIGMA = 1e-3
+
+
+def _images(count, shape=SHAPE, seed=0):
+    """Smooth images with noise, in [-1, 1]."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(-0.8, 0.8, (count, 2, 2, shape[2])).repeat(shape[0] // 2, 1)
+    return coarse.repeat(shape[1] // 2, 2) + rng.normal(0, 0.05, (count, *shape))
+
+
+def _fit(path, images):
+    return linear.pca(path, linear.moments(path, np.array_split(images, 3)), MIN_SIGMA)
+
+
+def test_it_is_scikit_learns_pca(x64):
+    """Of patches; scikit-learn divides by n − 1, maximum likelihood by n."""
+    path, images = LinearPath(SHAPE, 2, 2, 5, (4, 4)), _images(200)
+    found = _fit(path, images)
+    patches = np.asarray(path.patches(jnp.asarray(images))).reshape(-1, 48)
+    theirs = decomposition.PCA(5).fit(patches)
+    share = (len(patches) - 1) / len(patches)
+    eigenvalues = theirs.explained_variance_ * share
+    sigma2 = theirs.noise_variance_ * share
+    np.testing.assert_allclose(found.sigma**2, sigma2, rtol=1e-10)
+    np.testing.assert_allclose(found.patch_bias, theirs.mean_, atol=1e-12)
+    directions = found.to_patch / np.linalg.norm(found.to_patch, axis=1, keepdims=True)
+    signs = np.sign(np.sum(directions * theirs.components_, axis=1))
+    np.testing.assert_allclose(directions, signs[:, None] * theirs.components_, atol=1e-8)
+    np.testing.assert_allclose(found.variances, sigma2 / eigenvalues, rtol=1e-9)
+    norms = np.linalg.norm(found.to_patch, axis=1) ** 2
+    np.testing.assert_allclose(norms, eigenvalues - sigma2, rtol=1e-9)
+    largest = np.take_along_axis(directions, np.abs(directions).argmax(1)[:, None], 1)
+    assert (largest > 0).all()
+
+
+def _log_prob(path, found, images):
+    """log p(x) under probabilistic PCA, by SciPy's dense Gaussian of the patches."""
+    patches = np.asarray(path.patches(jnp.asarray(images)), np.float64)
+    covariance = found.to_patch.T @ found.to_patch + found.sigma**2 * np.eye(path.patch_size)
+    normal = scipy.stats.multivariate_normal(found.patch_bias, covariance)
+    return normal.logpdf(patches).reshape(len(images), -1).sum(axis=1)
+
+
+def _config(name, **options):
+    config = configs.base()
+    config.dataset.update(image_size=8, channels=3)
+    config.latent.update(name=name, height=2, width=2, maps=4)
+    config.model.update(encoder="none", decoder="none", linear="pca")
+    config.objective.sigma = "learned"
+    for field, value in options.items():
+        section, _, key = field.rpartition("__")
+        (config[section] if section else config)[key] = value
+    return config
+
+
+def _at_pca(config, images):
+    """The model, its variables at PCA, and the PCA."""
+    model = configs.model(config)
+    # Beside so small a decoder, patches would be of one pixel.
+    model = model.clone(linear=model.linear.clone(patch=(4, 4)))
+    variables = models.init(model, jax.random.key(0), model.likelihood.image_shape)
+    found = _fit(model.linear, images)
+    params = models.start_at_pca(model, variables["params"], found)
+    return model, {**variables, "params": params}, found
+
+
+NETWORKS = {"model__encoder": "3x3/4/s2", "model__decoder": "3x3/4 3x3/4 3x3/image"}
+
+
+@pytest.mark.parametrize("name", ["naive", "mvn", "mvn_full"])
+@pytest.mark.parametrize("options", [{}, NETWORKS], ids=["alone", "with networks"])
+def test_every_log_weight_is_the_exact_likelihood(name, options):
+    """The posterior is exact, so no sample of it differs from log p(x)."""
+    pixels = np.clip(np.round((_images(400) + 1) * 127.5), 0, 255).astype(np.uint8)
+    images = np.asarray((pixels - 127.5) / 127.5, np.float32)
+    model, variables, found = _at_pca(_config(name, **options), images)
+    scale = np.exp(np.asarray(variables["params"]["log_sigma"]))
+    for seed in range(3):
+        actual = steps.importance_weighted_step(
+            model, variables, jax.random.key(seed), jnp.asarray(pixels[:20]), scale, 1, 1
+        )
+        expected = _log_prob(model.linear, found, images[:20])
+        np.testing.assert_allclose(actual["density"], expected, rtol=1e-5)
+
+
+def test_a_low_rank_mean_of_full_rank_starts_as_mvn():
+    images = _images(300).astype(np.float32)
+    low = _config("lowrank", latent__rank=2, **NETWORKS)
+    z = []
+    for config in (low, _config("mvn", **NETWORKS)):
+        model, variables, _ = _at_pca(config, images)
+        params = model.apply(variables, jnp.asarray(images[:5]), method="encode")
+        z.append((model.posterior.mean(params), model.posterior.stddev(params)))
+    for ours, theirs in zip(*z, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_low_rank_mean_starts_at_its_part_of_lowest_frequency():
+    images = _images(300).astype(np.float32)
+    model, variables, found = _at_pca(_config("lowrank", **NETWORKS), images)
+    params = model.apply(variables, jnp.asarray(images[:5]), method="encode")
+    patches = np.asarray(model.linear.patches(jnp.asarray(images[:5])))
+    full = patches @ found.to_mean + found.mean_bias
+    expected = np.broadcast_to(full.mean(axis=2, keepdims=True), full.shape)  # over columns
+    np.testing.assert_allclose(model.posterior.mean(params), expected, atol=1e-4)
+
+
+def test_patches_and_images_are_inverse_where_the_small_image_is_the_image():
+    path = LinearPath((6, 8, 2), 3, 2, 4, (2, 4))
+    images = jax.random.normal(jax.random.key(0), (5, 6, 8, 2))
+    np.testing.assert_array_equal(path.image(path.patches(images)), images)
+    first = np.asarray(path.patches(images))[1, 2, 1].reshape(2, 4, 2)
+    np.testing.assert_array_equal(first, images[1, 4:6, 4:8])
+
+
+def test_a_smaller_image_is_the_closest_one_and_grows_bilinearly():
+    path = LinearPath((9, 9, 1), 2, 2, 4, (3, 3))  # from 6×6
+    ramp = np.add.outer(np.arange(9.0), np.arange(9.0))[None, 3:6, 3:6, None]
+    small = jax.random.normal(jax.random.key(0), (3, 2, 2, 9))
+    np.testing.assert_allclose(path.patches(path.image(small)), small, atol=1e-4)
+    image = path.image(path.patches(jnp.ones((1, 9, 9, 1))))
+    np.testing.assert_allclose(image, 1, atol=1e-5)
+    rows = linear.interpolation(6, 9)
+    np.testing.assert_allclose(rows.sum(axis=1), 1)
+    np.testing.assert_allclose(
+        rows[1:-1] @ (np.arange(6) + 0.5) / 6, (np.arange(9)[1:-1] + 0.5) / 9
+    )
+    assert ramp.shape == (1, 3, 3, 1)
+
+
+@pytest.mark.parametrize("name", ["vector", "mvn"])
+def test_what_a_smaller_image_lacks_counts_as_noise(name):
+    """At the start, σ is near the root mean squared error of the model's samples."""
+    images = _images(500, (12, 12, 1)).astype(np.float32)
+    config = _config(name, dataset__image_size=12, dataset__channels=1)
+    size = {"vector": (1, 1, 6), "mvn": (3, 3, 2)}[name]
+    config.latent.update(height=size[0], width=size[1], maps=size[2])
+    if name == "vector":
+        config.model.parity_maps = 1
+    model = configs.model(config)
+    path = model.linear.clone(patch=(3, 3) if name == "vector" else (2, 2))
+    model = model.clone(linear=path)
+    variables = models.init(model, jax.random.key(0), (12, 12, 1))
+    found = _fit(path, images)
+    variables["params"] = models.start_at_pca(model, variables["params"], found)
+    outputs = model.apply(variables, jax.random.key(1), jnp.asarray(images)).outputs
+    error = float(jnp.sqrt(jnp.mean((outputs - images) ** 2)))
+    assert error == pytest.approx(found.sigma, rel=0.1)
+
+
+def test_patches_are_as_large_as_their_share_of_the_decoder_allows():
+    assert linear.patch_for((32, 32, 3), 8, 8, 8, 27_500.0) == (4, 4)
+    assert linear.patch_for((32, 32, 3), 3, 3, 128, 27_500.0) == (8, 8)
+    assert linear.patch_for((32, 32, 3), 1, 1, 150, 27_500.0) == (7, 7)
+    with pytest.raises(ValueError, match="300 maps need 900 weights at least, above 800"):
+        linear.patch_for((32, 32, 3), 8, 8, 300, 800.0)
+    with pytest.raises(ValueError, match="9x9 cells are more than"):
+        linear.patch_for((8, 8, 3), 9, 9, 1, 800.0)
+
+
+def test_few_images_and_constant_channels_give_white_noise_in_the_other_maps():
+    path = LinearPath(SHAPE, 1, 1, 10, (8, 8))
+    images = _images(4)
+    images[..., 2] = 0.5
+    found = _fit(path, images)
+    assert found.num_components == 3
+    np.testing.assert_array_equal(found.variances[3:], 1)
+    np.testing.assert_array_equal(found.to_patch[3:], 0)
+    assert found.sigma == MIN_SIGMA
+    assert np.isfinite(found.to_mean).all()
+
+
+def test_a_models_own_kind_of_network_cannot_start_at_pca():
+    images = _images(50).astype(np.float32)
+    model, variables, found = _at_pca(_config("mvn", **NETWORKS), images)
+    own = model.clone(encoder=nn.Dense(3))
+    with pytest.raises(ValueError, match="only the package's own networks can start at PCA"):
+        models.start_at_pca(own, variables["params"], found)
+
+
+def test_a_likelihood_of_logits_has_no_linear_path_but_one_of_pixels():
+    posterior = latents.make("mvn", height=2, width=2, maps=2)
+    prior = latents.make_prior("standard", height=2, width=2, maps=2)
+    p_x = likelihoods.make("gaussian", image_shape=SHAPE)
+    stacks = {"encoder": "none", "decoder": "none", "style": models.vae.networks.Style()}
+    with pytest.raises(ValueError, match=r"encoder: 'none' goes with .* a linear path"):
+        models.make(posterior, p_x, prior=prior, **stacks)
+    model = models.make(posterior, p_x, prior=prior, has_linear_path=True, **stacks)
+    assert model.linear.patch == (4, 4)

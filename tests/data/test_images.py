@@ -157,8 +157,9 @@ def test_a_description_says_what_there_is(describe, small_chunks):
 
 def test_the_digest_is_of_shape_dtype_and_every_value(describe, small_chunks):
     zeros = np.zeros((6, 4, 3, 2), np.uint8)
-    others = [zeros, zeros[:5], zeros.reshape(6, 3, 4, 2), zeros.astype(np.uint16)]
-    others += [zeros.reshape(4, 6, 3, 2), zeros.astype(np.float32)]
+    others = [zeros, zeros[:5], zeros.reshape(6, 3, 4, 2)]
+    others += [zeros.astype(dtype) for dtype in DTYPES[1:]]
+    others.append(zeros.reshape(4, 6, 3, 2))
     for place in ((0, 0, 0, 0), (3, 1, 2, 1), (5, 3, 2, 1)):
         changed = zeros.copy()
         changed[place] = 1

@@ -11,7 +11,7 @@ the eigenvalues that are left out,
     B = U √(λ − σ²),    b = E[y],    A = √(λ − σ²)/λ · Uᵀ,    a = −A b,    Var[z|x] = σ²/λ,
 
 which is the exact posterior, with independent entries. A VAE with a linear decoder has this as its
-optimum (Lucas et al. 2019).
+optimum (Lucas et al. 2019, "Don't blame the ELBO!").
 
 Patches tile a smaller image, from which bilinear interpolation grows the image. Where it has the
 image's own size, there is no interpolation and the closed form is exact; else the small image is

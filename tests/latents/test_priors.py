@@ -442,6 +442,39 @@ def test_matrix_normal_holds_tensor_normal(name):
 # The table.
 
 
+@every_learned_prior
+def test_the_most_likely_parameters_for_moments_recover_the_priors_own(name):
+    prior = latents.make_prior(name, **SIZES)
+    params = random_prior_params(prior, seed=3)
+    mean, whitening = dense_prior(prior, params)
+    covariance = np.linalg.inv(whitening.T @ whitening)
+    found = prior.of_moments(np.asarray(mean).reshape(3, 2, 2), covariance)
+    again = dense_prior(prior, {k: v.astype(jnp.float64) for k, v in found.items()})
+    np.testing.assert_allclose(again[0], mean, rtol=1e-6)
+    np.testing.assert_allclose(again[1], whitening, rtol=1e-5, atol=1e-6)
+
+
+@every_learned_prior
+def test_no_parameters_nearby_are_more_likely_for_moments_of_another_form(name):
+    prior = latents.make_prior(name, **SIZES)
+    root = np.random.default_rng(0).standard_normal((12, 12))
+    mean, covariance = np.ones((3, 2, 2)), root @ root.T + np.eye(12)
+    found = prior.of_moments(mean, covariance)
+
+    def loss(flat):
+        """The cross-entropy of a Gaussian of these moments, without its constant."""
+        _, whitening = dense_prior(prior, unravel(flat))
+        trace = np.trace(whitening @ covariance @ whitening.T)
+        return 0.5 * trace - np.log(np.diag(whitening)).sum()
+
+    flat, unravel = ravel_pytree(jax.tree.map(lambda x: x.astype(jnp.float64), found))
+    best = loss(flat)
+    assert best < loss(jnp.zeros_like(flat)) - 1  # the identity
+    for seed in range(20):
+        step = 1e-2 * np.random.default_rng(seed).standard_normal(flat.size)
+        assert loss(flat + step) > best - 1e-7
+
+
 def test_names():
     assert latents.prior_names() == ("standard", *LEARNED)
     for name in latents.prior_names():

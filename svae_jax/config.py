@@ -294,7 +294,8 @@ def likelihood(config: ml_collections.ConfigDict, record: Record | None) -> like
             channel_basis=None if record is None else record.channel_basis,
         )
     except ValueError as error:
-        raise UserError(f"objective.{error}") from None
+        text = str(error).replace("image_shape", f"likelihood={name!r}: images", 1)
+        raise UserError(f"objective.{text}") from None
 
 
 def _objective(config: ml_collections.ConfigDict, model: models.SpatialVAE) -> objective.Objective:

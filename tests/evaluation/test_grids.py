@@ -95,11 +95,21 @@ def test_reconstructions_lie_right_below_their_originals():
     assert (picture[12:20] == 255).all()
 
 
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_other_numbers_of_channels_stand_side_by_side(channels):
+    images = np.random.default_rng(0).integers(0, 256, (4, 6, 6, channels)).astype(np.uint8)
+    tiles = [np.concatenate([*np.moveaxis(image, -1, 0)], axis=1)[..., None] for image in images]
+    expected = grids.grid(np.stack(tiles), min_tile=1)
+    assert expected.shape[-1] == 1
+    np.testing.assert_array_equal(grids.grid(images, min_tile=1), expected)
+    both = grids.pairs(images, images, min_tile=1)
+    np.testing.assert_array_equal(both, grids.pairs(np.stack(tiles), np.stack(tiles), min_tile=1))
+
+
 @pytest.mark.parametrize(
     ("call", "named"),
     [
         (lambda x: grids.grid(x[:0]), "images"),
-        (lambda x: grids.grid(x[..., :2]), "images"),
         (lambda x: grids.grid(x, columns=-1), "columns"),
         (lambda x: grids.grid(x, columns=0), "columns"),
         (lambda x: grids.grid(x, min_tile=0), "min_tile"),

@@ -23,9 +23,11 @@ from svae_jax import data, latents, likelihoods, sampler_config
 from svae_jax import recipe as recipe_lib
 from svae_jax.analysis import assessment, drawing, fitting
 from svae_jax.analysis.report import page
+from svae_jax.data.record import Record
 from svae_jax.devices import sharding
 from svae_jax.errors import UserError
 from svae_jax.evaluation import bounds, pictures
+from svae_jax.evaluation.quality import wasserstein
 from svae_jax.pixels import PixelRange
 from svae_jax.run import checkpoint, workdir
 from svae_jax.run.checkpoint import Checkpointer
@@ -107,7 +109,7 @@ def twelve_bits(tmp_path_factory):
     return _trained(tmp_path_factory, small(64, **{"dataset.value_range": "0,4095"}), train, test)
 
 
-@pytest.fixture(params=["floats", "twelve_bits"])
+@pytest.fixture(scope="module", params=["floats", "twelve_bits"])
 def case(request):
     return request.getfixturevalue(request.param)
 
@@ -239,9 +241,7 @@ def test_splits_of_arrays_are_cut_as_those_of_data_sets(folder_run, folder_array
     config = config.copy_and_resolve_references()
     config.dataset.update(split="first+more[20:]", eval_split="more[:20]")
     job = jobs.prepare(config, tmp_path, images=given)
-    assert job.record.to_json() == json.loads((directory / "data.json").read_text()) | {
-        "value_range": (0.0, 255.0)
-    }
+    assert job.record == Record.from_json(json.loads((directory / "data.json").read_text()))
     assert np.shares_memory(job.eval_images, given["more"])
 
 
@@ -485,7 +485,7 @@ def test_exports_have_the_users_dtype(case, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def studied(request, tmp_path_factory):
+def studied(tmp_path_factory):
     """A function that fits a sampler to a copy of a run and evaluates it, once for each run."""
     known = {}
 
@@ -494,7 +494,10 @@ def studied(request, tmp_path_factory):
             copy = shutil.copytree(case.directory, tmp_path_factory.mktemp("studied") / "run")
             fitted = fitting.fit(copy, "gaussian", sampler_config.base(), images=case.images)
             settings = assessment.Settings(importance_samples=2, num_samples=20)
-            found = assessment.evaluate(copy, settings, images=case.images)
+            with pytest.MonkeyPatch.context() as patch:  # distances that take no long time
+                patch.setattr(wasserstein, "NUM_DIRECTIONS", 16)
+                patch.setattr(wasserstein, "PATCHES_PER_IMAGE", 8)
+                found = assessment.evaluate(copy, settings, images=case.images)
             known[case.directory] = copy, fitted, found
         return known[case.directory]
 

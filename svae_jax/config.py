@@ -145,8 +145,13 @@ def latent_from_arg(
     config.model.parity_maps = options["N"] if is_vector else 0
 
 
-def check(config: ml_collections.ConfigDict, *, num_devices: int = 1) -> None:
-    """Validates every field, for a run on `num_devices` devices.
+def check(
+    config: ml_collections.ConfigDict,
+    *,
+    num_devices: int = 1,
+    own: models.SpatialVAE | None = None,
+) -> None:
+    """Validates every field, for a run on `num_devices` devices, of a model of the user's own.
 
     Raises:
         UserError: naming the first field that is wrong, its value and what is allowed.
@@ -185,7 +190,7 @@ def check(config: ml_collections.ConfigDict, *, num_devices: int = 1) -> None:
     is_closed_form = config.model.decoder == models.NONE and config.model.linear == "pca"
     if config.num_steps == 0 and config.num_epochs == 0 and not is_closed_form:
         raise UserError("num_steps=0 and num_epochs=0: one of them must be above 0")
-    _objective(config, model(config))
+    _objective(config, model(config, own=own))
 
 
 def check_type(field: str, value: Any, kind: type) -> None:

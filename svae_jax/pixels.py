@@ -17,6 +17,8 @@ class PixelRange:
         dtype: one of `DTYPES`.
         low: the value that becomes -1; an integer for integers.
         high: the value that becomes 1.
+        is_inferred: whether the range is that of the training images, so that others may lie
+            beyond. It matters for integers alone (see `ends`).
 
     Raises:
         ValueError: another dtype, a range that is empty or not finite, or one that does not fit
@@ -26,9 +28,10 @@ class PixelRange:
     dtype: str = "uint8"
     low: float = 0.0
     high: float = 255.0
+    is_inferred: bool = False
 
     def __post_init__(self):
-        """Checks the three."""
+        """Validates dtype, low and high."""
         if self.dtype not in DTYPES:
             raise ValueError(f"pixels must be of one of {', '.join(DTYPES)}, got {self.dtype}")
         low, high = self.low, self.high
@@ -55,6 +58,18 @@ class PixelRange:
         return int(self.high - self.low) + 1 if self.is_integer else None
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """The first and the last integer that there can be, in [-1, 1] or beyond.
+
+        Their bins take the tails of a likelihood, so that the masses of all integers sum to 1.
+        They are low and high; of an inferred range, the smallest and largest that the dtype holds.
+        """
+        if not self.is_inferred or not self.is_integer:
+            return -1.0, 1.0
+        center, half = self._center_and_half()
+        return -center / half, (float(np.iinfo(self.dtype).max) - center) / half
+
+    @property
     def half_bin(self) -> float:
         """Half the distance in [-1, 1] of two neighbouring integers."""
         return 1.0 / (self.high - self.low)
@@ -74,7 +89,9 @@ class PixelRange:
         pixels = np.asarray(values, np.float64) * half + center
         if self.is_integer:
             pixels = np.clip(np.round(np.nan_to_num(pixels, nan=self.low)), self.low, self.high)
-        return pixels.astype(self.dtype)
+            return pixels.astype(self.dtype)
+        largest = float(np.finfo(self.dtype).max)
+        return np.clip(pixels, -largest, largest).astype(self.dtype)
 
     def _center_and_half(self) -> tuple[float, float]:
         return (self.low + self.high) / 2, (self.high - self.low) / 2

@@ -157,7 +157,8 @@ def test_arrays_of_ones_own_train(monkeypatch, tmp_path):
     exec(_example("def train_on").replace("600", "2"), names)  # our own README
     # A smaller model than the example's.
     monkeypatch.setattr(names["cifar10"], "get_config", _tiny_cifar10)
-    run = names["train_on"](*images, tmp_path / "run")
+    run, bounds_found = names["train_on"](*images, tmp_path / "run")
+    assert np.isfinite(bounds_found["bits_per_dim"]["value"])
     reconstructed = run.reconstruct(run.images("test[:3]"))
     assert (reconstructed.dtype, reconstructed.shape) == (np.uint16, (3, 32, 32, 2))
 

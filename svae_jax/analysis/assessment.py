@@ -31,6 +31,7 @@ Pictures = UInt8[np.ndarray, "_n h w c"]
 
 FLOOR = "training images"  # real images: no sampler is expected to come closer
 _SHOWN = 32  # samples in a picture
+_CONVERTED = 1000  # images at a time
 
 
 class Settings(NamedTuple):
@@ -97,6 +98,11 @@ def evaluate(directory: str | Path, settings: Settings, *, images: Any = None) -
     dataset = model.config.dataset
     split = settings.split or dataset.eval_split
     held_out, training = (model.images(s) for s in (split, dataset.split))
+    if settings.features and dataset.channels not in (1, 3):
+        raise UserError(
+            f"--features={settings.features} takes images of 1 or 3 channels; this run's have "
+            f"{dataset.channels}"
+        )
     extractor = feature_lib.load(settings.features) if settings.features else None
     available = [name for name in samplers.names() if fitted.is_fitted(directory, name)]
     loaded = [fitted.load_sampler(directory, name, model) for name in available]
@@ -140,9 +146,11 @@ def _pictures(model: Trained, images: Pixels) -> Pictures:
     """The images in 8 bits, in which distances are taken; those that have them are not copied."""
     if model.pixels == UINT8:
         return images
-    batches = range(0, len(images), 1000)
-    levels = (pixel_lib.to_uint8(model.pixels.to_float(images[i : i + 1000])) for i in batches)
-    return np.concatenate([np.asarray(part) for part in levels])
+    levels = np.empty(images.shape, np.uint8)
+    for begin in range(0, len(images), _CONVERTED):
+        part = slice(begin, begin + _CONVERTED)
+        levels[part] = pixel_lib.to_uint8(model.pixels.to_float(np.asarray(images[part])))
+    return levels
 
 
 def read(directory: str | Path, split: str = "") -> dict[str, Any] | None:

@@ -17,7 +17,6 @@ from svae_jax.analysis.trained import Trained
 from svae_jax.errors import UserError
 from svae_jax.evaluation import grids, steps
 from svae_jax.files import os_errors_for_user
-from svae_jax.pixels import UINT8
 from svae_jax.run import image_files
 
 Pixels = Num[np.ndarray, "_n h w c"]
@@ -104,7 +103,7 @@ def reconstruct(
     model = trained.load(directory)
     size, channels = model.config.dataset.image_size, model.config.dataset.channels
     _check_format(model, image_format)
-    if model.pixels != UINT8:
+    if model.pixels.dtype != "uint8":
         raise UserError(f"--reconstruct: this run is of {model.pixels.dtype}, not of pictures")
     originals = data.read_pictures(
         pictures, image_size=size, channels=channels, field="--reconstruct"

@@ -1,6 +1,7 @@
 """Figures of what `exploring` computes: each call returns a Matplotlib figure (extra `notebook`).
 
-Images are uint8 or floats in [-1, 1], `[height, width, channels]`, or many of them. Figures are as
+Images are uint8 or floats in [-1, 1], `[height, width, channels]`, or many of them; `run.display`
+makes such pictures of images in other units. Figures are as
 wide as a page or a column of it, with fonts of 8 points and colours that the colour-blind can tell
 apart; nothing of Matplotlib's own settings is changed. In a notebook, `%matplotlib inline` shows
 them.
@@ -204,7 +205,19 @@ def _frame(
 
 
 def _batch(pictures: Any) -> Float[np.ndarray, "b height width c"]:
-    """One image or many as floats in [-1, 1]."""
+    """One image or many as floats in [-1, 1].
+
+    Raises:
+        UserError: another dtype, range or number of channels.
+    """
     array = np.asarray(pictures)
+    is_picture = array.dtype == np.uint8 or (
+        np.issubdtype(array.dtype, np.floating) and np.abs(array).max() <= 1 + 1e-3
+    )
+    if not is_picture or array.shape[-1] not in (1, 3):
+        raise UserError(
+            f"figures: {array.dtype} of shape {list(array.shape)} is no picture; figures show "
+            "uint8, or floats in [-1, 1], of 1 or 3 channels: give run.display(images)"
+        )
     array = array / 127.5 - 1 if array.dtype == np.uint8 else array
     return array.reshape(-1, *array.shape[-3:])

@@ -36,7 +36,8 @@ class Trained:
         variables: parameters and batch statistics; their moving averages if training kept them.
         config: the configuration of the run.
         step: number of training steps.
-        scale: σ of the likelihood, fixed on training images, if this checkpoint was evaluated.
+        scale: σ of the likelihood: given, learned, or fixed on training images; None for an
+            optimal σ where this checkpoint was not evaluated.
         arrays: the arrays from Python that the run is of, by the names of their splits, if given.
     """
 
@@ -94,12 +95,14 @@ def load(
     if state is None:
         raise UserError(f"{directory / 'checkpoints'}: none is of a training run")
     variables = state.get("ema") or {name: state.get(name) for name in ("params", "batch_stats")}
-    variables = {name: arrays or {} for name, arrays in variables.items()}
+    variables = {name: leaves or {} for name, leaves in variables.items()}
     model = configs.model(config, record, model)
     _check_fits(directory, variables, model)
     assert model.likelihood is not None
-    scale = bounds.scale_of(model.likelihood, loaded.metrics, "eval/")
     variables = jax.tree.map(jnp.asarray, variables)
+    scale = bounds.known_scale(model.likelihood, variables)
+    if scale is None:
+        scale = bounds.scale_of(model.likelihood, loaded.metrics, "eval/")
     return Trained(model, variables, config, loaded.step, scale=scale, arrays=arrays)
 
 
@@ -114,6 +117,10 @@ def _checked(
 ) -> dict[str, Pixels]:
     """The arrays, if they are those of the run."""
     dataset = config.dataset
+    shape = [dataset.image_size, dataset.image_size, dataset.channels]
+    for name, array in arrays.items():
+        if list(array.shape[1:]) != shape:
+            raise UserError(f"images: {name} is of {list(array.shape[1:])}, the run of {shape}")
     train, held_out = (
         data.load_of(dataset.to_dict(), arrays, split)
         for split in (dataset.split, dataset.eval_split)

@@ -17,12 +17,14 @@ from absl import logging
 from jaxtyping import Num
 
 from svae_jax import files
+from svae_jax.data import cache
 from svae_jax.errors import UserError
 from svae_jax.pixels import DTYPES, PixelRange
 
 Pixels = Num[np.ndarray, "_n height width channels"]
 
 _CHUNK_BYTES = 2**22  # hashed at a time
+_RELEASED = 64  # chunks after which mapped pages are dropped
 _SPOT_CHECKS = 8  # chunks of a known file that are hashed again at each start
 _NARROW = 0.25  # share of the range below which a warning says so
 
@@ -100,14 +102,16 @@ def from_python(images: Any) -> dict[str, Pixels]:
 def _as_array(name: str, images: Any) -> np.ndarray:
     try:
         return np.asanyarray(images)
-    except ValueError:  # lists of different lengths
+    except (ValueError, TypeError, RuntimeError) as error:  # lists of different lengths, or tensors
         raise UserError(
-            f"images: {name} is no array: images of different shapes must be brought to one shape "
-            "first"
+            f"images: {name} is no array ({files.reason(error)}); images of different shapes must "
+            "be brought to one shape first, tensors converted to NumPy"
         ) from None
 
 
 def _with_channels(name: str, array: np.ndarray) -> Pixels:
+    if np.ma.isMaskedArray(array):
+        raise UserError(f"images: {name} is a masked array; fill it with .filled(VALUE) first")
     if array.dtype.name not in DTYPES:
         cure = "convert them with .astype"
         if array.dtype == object:
@@ -148,8 +152,12 @@ def describe(images: Pixels, name: str, cache_dir: Path) -> Description:
     memory = None if key is None else cache_dir / "described" / f"{_sha256(key.encode())}.json"
     chunks = _remembered(memory, images, name) if memory is not None else None
     if chunks is None:
+        chunks = []
         with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            chunks = list(pool.map(_measure, _parts(images)))
+            for chunk in pool.map(_measure, _parts(images)):
+                chunks.append(chunk)
+                if len(chunks) % _RELEASED == 0:
+                    cache.release(images)  # otherwise a mapped file would fill the memory
         if memory is not None:
             _remember(memory, chunks)
     _check_finite(chunks, images, name)
@@ -206,8 +214,8 @@ def _file_key(images: Pixels) -> str | None:
     root: Any = images
     while isinstance(root.base, np.ndarray):
         root = root.base
-    if not isinstance(root, np.memmap) or root.filename is None or root.mode == "c":
-        return None  # changes of a copy on write are in memory alone
+    if not isinstance(root, np.memmap) or root.filename is None or root.mode != "r":
+        return None  # what is stored in a writable mapping need not change the file's time
     with contextlib.suppress(OSError):
         path = Path(root.filename).resolve()
         stat = path.stat()
@@ -225,7 +233,10 @@ def _remembered(memory: Path, images: Pixels, name: str) -> list[_Chunk] | None:
     rows = _rows_per_chunk(images)
     if len(chunks) != -(-len(images) // rows):
         return None
-    for i in np.unique(np.linspace(0, len(chunks) - 1, _SPOT_CHECKS).astype(int)):
+    # Both ends, where files are cut or appended to, and others at each start, so that no change
+    # stays unseen for long.
+    others = 1 + np.random.default_rng().permutation(max(len(chunks) - 2, 0))
+    for i in {0, len(chunks) - 1, *others[: _SPOT_CHECKS - 2].tolist()}:
         if _measure(images[i * rows : (i + 1) * rows]) != chunks[i]:
             logging.warning("images: the file of %s changed although its time did not", name)
             return None
@@ -262,7 +273,8 @@ def pixel_range(train: Description, value_range: str) -> PixelRange:
     elif train.dtype == "uint8":
         low, high = 0.0, 255.0
     try:
-        pixels = PixelRange(train.dtype, low, high)
+        is_inferred = not value_range and train.dtype != "uint8"
+        pixels = PixelRange(train.dtype, low, high, is_inferred)
     except ValueError as error:
         raise UserError(f"dataset.value_range={value_range!r}: {error}") from None
     limits = np.finfo(np.float32)

@@ -1,4 +1,4 @@
-"""Which images a run is of: `data.json` in its workdir. Their place is not part of it."""
+"""Which images a run is of: `data.json` in its workdir. Paths are not recorded."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +8,8 @@ from svae_jax.data import images
 from svae_jax.data.images import Description, Pixels
 from svae_jax.errors import UserError
 from svae_jax.pixels import PixelRange
+
+TRAIN, HELD_OUT = "the training split", "the evaluation split"
 
 Basis = tuple[tuple[float, ...], ...]
 
@@ -19,6 +21,7 @@ class Record(NamedTuple):
         train: the training split.
         held_out: the evaluation split.
         value_range: the values that the model sees as -1 and 1.
+        is_inferred: whether the range is that of the training images, and not given.
         channel_basis: orthonormal directions of the training pixels' channels, if the likelihood
             has one σ for each (`likelihoods.channel_basis`).
     """
@@ -26,12 +29,13 @@ class Record(NamedTuple):
     train: Description
     held_out: Description
     value_range: tuple[float, float]
+    is_inferred: bool = False
     channel_basis: Basis | None = None
 
     @property
     def pixels(self) -> PixelRange:
         """What the values of the pixels mean."""
-        return PixelRange(self.train.dtype, *self.value_range)
+        return PixelRange(self.train.dtype, *self.value_range, self.is_inferred)
 
     def to_json(self) -> dict[str, Any]:
         """The content of `data.json`."""
@@ -51,6 +55,7 @@ class Record(NamedTuple):
                 Description.from_json(fields["train"]),
                 Description.from_json(fields["held_out"]),
                 tuple(fields["value_range"]),
+                fields["is_inferred"],
                 None if basis is None else tuple(map(tuple, basis)),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -67,17 +72,33 @@ def measure(train: Pixels, held_out: Pixels, value_range: str, cache_dir: Path) 
         cache_dir: where it is kept what mapped files hold.
 
     Raises:
-        UserError: values that are not finite, all the same, or beyond a given range.
+        UserError: values that are not finite or all the same, or a range that does not fit.
     """
-    found = images.describe(train, "the training split", cache_dir)
-    others = images.describe(held_out, "the evaluation split", cache_dir)
-    pixels = images.pixel_range(found, value_range)
+    of_train = images.describe(train, TRAIN, cache_dir)
+    of_held_out = images.describe(held_out, HELD_OUT, cache_dir)
+    pixels = images.pixel_range(of_train, value_range)
+    return Record(of_train, of_held_out, (pixels.low, pixels.high), pixels.is_inferred)
+
+
+def check_values(record: Record, train: Pixels, held_out: Pixels, is_strict: bool) -> None:
+    """Checks that all values lie in the range; it counts those beyond an inferred range.
+
+    Args:
+        record: of these images.
+        train: the training split.
+        held_out: the evaluation split.
+        is_strict: whether values beyond an inferred range are refused too.
+
+    Raises:
+        UserError: values beyond the range.
+    """
     for array, description, name in (
-        (train, found, "the training split"),
-        (held_out, others, "the evaluation split"),
+        (train, record.train, TRAIN),
+        (held_out, record.held_out, HELD_OUT),
     ):
-        images.check_within(array, description, name, pixels, bool(value_range))
-    return Record(found, others, (pixels.low, pixels.high))
+        images.check_within(
+            array, description, name, record.pixels, is_strict or not record.is_inferred
+        )
 
 
 def check_same(ours: Record, theirs: Record, where: str) -> None:

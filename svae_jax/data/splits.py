@@ -76,7 +76,8 @@ def load(
     """
     if name == ARRAYS:
         raise UserError(
-            f"dataset.name={ARRAYS!r} are arrays from Python: give them as images=(train, test)"
+            f"dataset.name={ARRAYS!r} are arrays from Python: give them as images=(train, test) to "
+            "loop.train, svae_jax.load, fitting.fit or assessment.evaluate"
         )
     if image_size < 1:
         raise UserError(f"dataset.image_size={image_size}: at least 1 pixel is needed")

@@ -43,10 +43,8 @@ def calibrate(
     the likelihood that it claims to bound.
     """
     likelihood = recipe.likelihood
-    if likelihood.learns_scale:
-        return np.asarray(jnp.exp(variables["params"]["log_sigma"]))
-    if (given := likelihood.given_scale) is not None:
-        return np.asarray(given)
+    if (known := known_scale(likelihood, variables)) is not None:
+        return known
 
     def evaluate_batch(key: PRNGKeyArray, batch: Array) -> dict[str, Array]:
         return {"error": steps.error_step(recipe.model, variables, key, batch)}
@@ -54,6 +52,14 @@ def calibrate(
     key, images = stream(recipe.seed, "sigma"), train_images[:NUM_SIGMA_IMAGES]
     outputs = metrics.over_images(evaluate_batch, key, images, recipe.batch_size, mesh)
     return np.asarray(likelihood.optimal_scale(jnp.asarray(outputs["error"].mean, jnp.float32)))
+
+
+def known_scale(likelihood: Likelihood, variables: PyTree) -> Scale | None:
+    """The scale that is given or learned; None for one that is fitted to training images."""
+    if likelihood.learns_scale:
+        return np.asarray(jnp.exp(variables["params"]["log_sigma"]))
+    given = likelihood.given_scale
+    return None if given is None else np.asarray(given)
 
 
 def evaluate(

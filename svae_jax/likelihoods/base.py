@@ -52,6 +52,9 @@ class Likelihood:
     needs_channel_basis: ClassVar[bool] = False
     """Whether there is a field `channel_basis`, an orthonormal basis of the channels."""
 
+    is_bounded: ClassVar[bool] = False
+    """Whether no value may lie beyond the range of the pixels, held-out ones included."""
+
     is_discrete: ClassVar[bool] = False
     """Whether `log_prob` is of probability masses; else of a density over [-1, 1]."""
 

@@ -19,6 +19,7 @@ class Bernoulli(Likelihood):
     """
 
     has_scale: ClassVar[bool] = False
+    is_bounded: ClassVar[bool] = True
     is_discrete: ClassVar[bool] = True
     default_pixels: ClassVar[PixelRange] = PixelRange(high=1.0)
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from svae_jax.likelihoods.base import Images, Likelihood, Outputs, Scale
 from svae_jax.likelihoods.bins import log_bin_mass
+from svae_jax.pixels import PixelRange
 
 ChannelBasis = tuple[tuple[float, ...], ...]
 """Rows: orthonormal directions of the channels."""
@@ -53,7 +54,7 @@ class Gaussian(Likelihood):
         """
         half_bin = self.pixels.half_bin
         d = (images - outputs) / scale
-        return jnp.sum(_log_bin_mass(images, d, half_bin / scale, half_bin), axis=(-3, -2, -1))
+        return jnp.sum(_log_bin_mass(images, d, half_bin / scale, self.pixels), axis=(-3, -2, -1))
 
     def sample(self, key: PRNGKeyArray, scale: Scale, outputs: Outputs) -> Images:
         """f(z) + σε."""
@@ -136,7 +137,7 @@ class GaussianChannels(Likelihood):
         whitened = self._project(images - outputs) / scale
         e = jnp.dot(whitened, u * jnp.sign(diagonal), precision=_HIGHEST)
         half_bin = self.pixels.half_bin
-        log_mass = _log_bin_mass(self._blocks(images), e, half_bin / jnp.abs(diagonal), half_bin)
+        log_mass = _log_bin_mass(self._blocks(images), e, half_bin / jnp.abs(diagonal), self.pixels)
         return jnp.sum(log_mass, axis=(-2, -1))
 
     def sample(self, key: PRNGKeyArray, scale: Scale, outputs: Outputs) -> Images:
@@ -217,10 +218,13 @@ def _is_orthonormal(rows: ChannelBasis, size: int) -> bool:
 
 
 def _log_bin_mass(
-    images: Float[Array, "*s"], d: Float[Array, "*s"], delta: Float[Array, "..."], half_bin: float
+    images: Float[Array, "*s"],
+    d: Float[Array, "*s"],
+    delta: Float[Array, "..."],
+    pixels: PixelRange,
 ) -> Float[Array, "*s"]:
     return log_bin_mass(
-        images, d, delta, half_bin=half_bin, log_interval=_log_interval, log_cdf=log_ndtr
+        images, d, delta, pixels=pixels, log_interval=_log_interval, log_cdf=log_ndtr
     )
 
 

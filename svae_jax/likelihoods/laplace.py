@@ -38,7 +38,7 @@ class Laplace(Likelihood):
             images,
             (images - outputs) / scale,
             half_bin / scale,
-            half_bin=half_bin,
+            pixels=self.pixels,
             log_interval=_log_interval,
             log_cdf=_log_cdf,
         )

@@ -37,7 +37,7 @@ class DiscretizedLogistic(Likelihood):
             images,
             (images - outputs) / scale,
             half_bin / scale,
-            half_bin=half_bin,
+            pixels=self.pixels,
             log_interval=_log_interval,
             log_cdf=jax.nn.log_sigmoid,
         )

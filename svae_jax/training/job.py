@@ -1,11 +1,14 @@
 """What a run is about: configuration, data and mesh, validated before anything compiles."""
 
 import functools
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Num
 
@@ -21,7 +24,7 @@ from svae_jax.run import workdir
 
 Pixels = Num[np.ndarray, "n h w c"]
 
-_NUM_BASIS_IMAGES = 20_000  # training images that give the directions of the channels
+_MOST_PIXELS = 2**24  # of training images, from which the directions of the channels are found
 
 
 class Job(NamedTuple):
@@ -59,7 +62,7 @@ def prepare(
         arrays = image_lib.from_python(images)
         config = configs.for_arrays(config, next(iter(arrays.values())).shape[1:])
     mesh = sharding.make_mesh()
-    configs.check(config, num_devices=mesh.size)
+    configs.check(config, num_devices=mesh.size, own=model)
     workdir.create(directory)
     earlier = workdir.read_json(directory / "config.json") if workdir.has_begun(directory) else None
     if earlier is not None:
@@ -72,25 +75,40 @@ def prepare(
         configs.check_duration(config, configs.from_dict(earlier), len(train_images))
     cache_dir = data.cache_directory(dataset.cache_dir)
     record = records.measure(train_images, eval_images, dataset.value_range, cache_dir)
-    needs_basis = configs.likelihood(config, record).needs_channel_basis
-    record = _continued(record, directory, train_images, needs_basis)
+    p_x = configs.likelihood(config, record)
+    if (earlier_record := _earlier_record(directory)) is not None:
+        records.check_same(record, earlier_record, f"--workdir={directory}")
+        record = earlier_record
+    else:
+        records.check_values(record, train_images, eval_images, p_x.is_bounded)
+        if p_x.needs_channel_basis:
+            record = record._replace(channel_basis=_channel_basis(train_images))
     model = configs.model(config, record, model)
     recipe = configs.recipe(config, num_steps, model)
     return Job(config, directory, mesh, recipe, train_images, eval_images, record, num_steps)
 
 
-def _continued(record: Record, directory: Path, train_images: Pixels, needs_basis: bool) -> Record:
-    """The record of the run that the directory holds, checked; else the new one, completed."""
-    earlier = workdir.read_json(directory / "data.json") if workdir.has_begun(directory) else None
-    if earlier is not None:
-        theirs = Record.from_json(earlier)
-        records.check_same(record, theirs, f"--workdir={directory}")
-        return theirs
-    if not needs_basis:
-        return record
-    count = min(_NUM_BASIS_IMAGES, len(train_images))
-    chosen = train_images[np.linspace(0, len(train_images) - 1, count).astype(int)]
-    return record._replace(channel_basis=likelihoods.channel_basis(chosen))
+def _earlier_record(directory: Path) -> Record | None:
+    """The record of the run that the directory holds; None if there is no run, or an old one."""
+    fields = workdir.read_json(directory / "data.json") if workdir.has_begun(directory) else None
+    return None if fields is None else Record.from_json(fields)
+
+
+def _channel_basis(images: Pixels) -> records.Basis:
+    """The directions of the channels, of evenly spaced training images.
+
+    One process computes them and gives them to all: they are constants of the compiled programs,
+    and another machine may compute other last bits.
+    """
+    basis = np.zeros((images.shape[3],) * 2)
+    if jax.process_index() == 0:
+        count = max(1, min(len(images), _MOST_PIXELS // math.prod(images.shape[1:3])))
+        chosen = images[np.linspace(0, len(images) - 1, count).astype(int)]
+        basis = np.asarray(likelihoods.channel_basis(chosen))
+    if jax.process_count() > 1:
+        words = basis.view(np.uint32)  # JAX would round doubles
+        basis = np.asarray(multihost_utils.broadcast_one_to_all(words)).view(np.float64)
+    return tuple(tuple(float(value) for value in row) for row in basis)
 
 
 def check_same(job: Job) -> None:
@@ -104,7 +122,7 @@ def check_same(job: Job) -> None:
     processes.check_same(
         {
             "options": {name: value for name, value in fields.items() if name not in here},
-            "images": [job.record.train.digest, job.record.held_out.digest],
+            "images": job.record.to_json(),
             "--workdir": workdir.saved(job.directory),
         }
     )

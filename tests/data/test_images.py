@@ -353,7 +353,7 @@ def test_all_levels_of_8_bits_are_the_default(caplog):
 @pytest.mark.parametrize("dtype", ["uint16", "float16", "float32", "float64"])
 def test_other_dtypes_have_the_range_of_the_training_split(dtype, caplog):
     array = np.array([[[[7.0], [90.0]]]], dtype)
-    assert image_lib.pixel_range(described(array), "") == PixelRange(dtype, 7.0, 90.0)
+    assert image_lib.pixel_range(described(array), "") == PixelRange(dtype, 7.0, 90.0, True)
     assert not warnings(caplog)
 
 
@@ -490,7 +490,7 @@ def test_a_record_survives_json_bit_by_bit(tmp_path):
     found = records.measure(FLOATS[:4], FLOATS[4:], "", tmp_path)
     found = found._replace(channel_basis=((0.1 + 0.2, 1 / 3), (-1 / 3, 0.3)))
     assert records.Record.from_json(json.loads(json.dumps(found.to_json()))) == found
-    assert found.pixels == PixelRange("float32", *found.value_range)
+    assert found.pixels == PixelRange("float32", *found.value_range, True)
     plain = found._replace(channel_basis=None)
     assert records.Record.from_json(json.loads(json.dumps(plain.to_json()))) == plain
 
@@ -500,12 +500,20 @@ def test_a_record_is_of_both_splits(tmp_path, caplog):
     found = records.measure(train, held_out, "", tmp_path)
     assert (found.train.num_images, found.held_out.num_images) == (4, 2)
     assert found.value_range == (float(train.min()), float(train.max()))
+
+    def check(held_out, value_range, is_strict=False):
+        record = records.measure(train, held_out, value_range, tmp_path)
+        records.check_values(record, train, held_out, is_strict)
+        return record
+
     with pytest.raises(UserError, match="the training split has values from"):
-        records.measure(train, held_out, "-0.5,0.5", tmp_path)
+        check(held_out, "-0.5,0.5")
     with pytest.raises(UserError, match="the evaluation split has values from"):
-        records.measure(train, 100 * held_out, "-4,4", tmp_path)
+        check(100 * held_out, "-4,4")
+    with pytest.raises(UserError, match="the evaluation split has values from"):
+        check(100 * held_out, "", is_strict=True)
     assert not warnings(caplog)
-    assert records.measure(train, 100 * held_out, "", tmp_path).value_range == found.value_range
+    assert check(100 * held_out, "").value_range == found.value_range
     assert len(warnings(caplog)) == 1
 
 

@@ -10,6 +10,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from svae_jax import likelihoods
 from svae_jax.pixels import PixelRange
 from tests.likelihoods import oracles
 from tests.likelihoods.oracles import DISTRIBUTIONS
@@ -195,3 +196,14 @@ def test_the_log_prob_of_discrete_likelihoods_is_the_mass(name):
         for x in (oracles.random_scale(likelihood), *oracles.random_images(likelihood, 5))
     ]
     np.testing.assert_array_equal(likelihood.log_mass(*arrays), likelihood.log_prob(*arrays))
+
+
+@pytest.mark.parametrize("name", ["gaussian", "laplace", "discretized_logistic"])
+def test_masses_of_all_integers_sum_to_one_beyond_an_inferred_range(name, x64):
+    """Held-out integers may lie beyond those of the training split."""
+    pixels = PixelRange("uint16", 1000.0, 1100.0, True)
+    likelihood = likelihoods.make(name, image_shape=(1, 1, 1), pixels=pixels, sigma="0.5")
+    levels = np.arange(0, 65536)
+    images = jnp.asarray((levels - 1050.0) / 50.0).reshape(-1, 1, 1, 1)
+    mass = likelihood.log_mass(jnp.asarray(0.5), images, jnp.full_like(images, 0.8))
+    np.testing.assert_allclose(np.exp(mass).sum(), 1, rtol=1e-6)

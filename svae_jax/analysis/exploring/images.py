@@ -41,7 +41,7 @@ def prepare(
     if any(isinstance(image, np.ndarray | jax.Array) for image in images):
         parts = [prepare(image, size=size, channels=channels, pixels=pixels) for image in images]
         return np.concatenate(parts)
-    if pixels != UINT8 or channels not in (1, 3):
+    if pixels.dtype != "uint8" or channels not in (1, 3):
         raise UserError(
             f"images: this run is of {pixels.dtype} with {channels} channels; give arrays of "
             "these, not pictures"

@@ -46,7 +46,7 @@ def initial(job: Job, state: TrainState) -> TrainState:
             raise UserError(f"model.{error}") from None
         prior: Any = job.recipe.model.prior
         if hasattr(prior, "of_moments"):  # a user's own prior may have no such closed form
-            params["prior"] = fit_prior(job, prior, params, state.batch_stats)
+            params["prior"] = fit_prior(job, prior, params, jax.device_get(state.batch_stats))
     if jax.process_count() > 1:
         params = multihost_utils.broadcast_one_to_all(params)
     params = _replicated(job, params)

@@ -43,7 +43,7 @@ from svae_jax import config as configs
 
 def get_config(arg="lowrank"):
     config = configs.base()
-    config.dataset.update(name="folder", data_dir={images!r}, image_size=8)
+    config.dataset.update(name="folder", data_dir={images!r}, image_size=8, channels=3)
     config.dataset.cache_dir = {cache!r}
     config.model.update(encoder="3x3/4/s2 3x3/8/s2", decoder="3x3/6 3x3/4 3x3/image")
     configs.latent_from_arg(config, arg, d=3, N=4, C=8)

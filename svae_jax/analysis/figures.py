@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from svae_jax.analysis.exploring import KLMap, locality
+from svae_jax.analysis.exploring.filling import Filled
 from svae_jax.analysis.exploring.locality import Locality
 from svae_jax.errors import UserError
 from svae_jax.evaluation import grids
@@ -103,6 +104,26 @@ def edits(a: Any, b: Any, changed: Any, where: Bool[np.ndarray, "h w"]) -> "Figu
         for axis, title in zip(axes[0], ("A", "B", "A with cells of B"), strict=True):
             axis.set_title(title)
     return figure
+
+
+def fillings(
+    image: Any, mask: Bool[np.ndarray, "height width"], filled: Filled, shown: int = 5
+) -> "Figure":
+    """An image, the image with its hole, the conditional mean, and draws, in one row.
+
+    Visible pixels are the image's own; those under the mask are filled in.
+
+    Args:
+        image: one image.
+        mask: True where pixels are hidden.
+        filled: pictures, from `Run.fill`.
+        shown: how many of the draws.
+    """
+    original, hidden = _batch(image), mask[..., None]
+    found = np.concatenate([_batch(filled.mean), _batch(filled.images)[:shown]])
+    row = [*original, *np.where(hidden, 0.0, original), *np.where(hidden, found, original)]
+    titles = ["image", "hidden", "mean", *(f"draw {i + 1}" for i in range(len(found) - 1))]
+    return rows({"": np.stack(row)}, titles)
 
 
 def reach(found: Locality) -> "Figure":

@@ -68,6 +68,14 @@ class KroneckerNormal:
         space, maps = self.space_whitening(params), self.maps_whitening(params)
         return _einsum("ac,...cj,kj->...ak", space, deviation, maps)
 
+    def roots(self, params: Params) -> tuple[Float[Array, "hw hw"], Float[Array, "n n"]]:
+        """Lower triangular roots W⁻¹ of the covariances of the locations and of the maps."""
+        space, maps = (
+            solve_triangular(factor, jnp.eye(len(factor)), lower=True)
+            for factor in (self.space_whitening(params), self.maps_whitening(params))
+        )
+        return space, maps
+
     def kl_per_map(
         self, posterior: LatentGaussian, q_params: Params, params: Params
     ) -> Float[Array, "*batch n"]:
@@ -132,10 +140,7 @@ class KroneckerNormal:
     ) -> Float[Array, "*batch h w n"]:
         """Draws M₀ + W⁻¹ε, ``[*batch, h, w, n]``, of JAX's default float."""
         noise = jax.random.normal(key, (*batch, self.height * self.width, self.maps))
-        space, maps = (
-            solve_triangular(factor, jnp.eye(len(factor)), lower=True)
-            for factor in (self.space_whitening(params), self.maps_whitening(params))
-        )
+        space, maps = self.roots(params)
         deviation = _einsum("ac,...cj,kj->...ak", space, noise, maps)
         return params["mean"] + deviation.reshape(*batch, self.height, self.width, self.maps)
 

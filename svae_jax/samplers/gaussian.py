@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from svae_jax.samplers import base
 from svae_jax.samplers.aggregate import Moments
 from svae_jax.samplers.base import Keys
+from svae_jax.samplers.conditional import Factors
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class Gaussian:
             "mean": moments.mean.astype(np.float32),
             "factor": base.cholesky(moments.covariance).astype(np.float32),
         }
+
+    def factors(self, params: PyTree) -> Factors:
+        """The mean, and the covariance of all entries."""
+        factor = np.asarray(params["factor"], np.float64)
+        mean = np.asarray(params["mean"], np.float64).reshape(self.shape)
+        return Factors(mean, factor @ factor.T, np.eye(1))
 
     def sample(
         self, params: dict[str, Float[Array, "..."]], keys: Keys

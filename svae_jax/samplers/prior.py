@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 from svae_jax import latents
 from svae_jax.samplers import base
 from svae_jax.samplers.base import Keys
+from svae_jax.samplers.conditional import Factors
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,19 @@ class Prior:
     def shape(self) -> base.Shape:
         """Height, width and maps of a latent."""
         return self.prior.height, self.prior.width, self.prior.maps
+
+    def factors(self, params: latents.Params) -> Factors:
+        """The mean, and the covariances of the locations and of the maps.
+
+        Raises:
+            ValueError: the prior is no Gaussian of this form.
+        """
+        roots = getattr(self.prior, "roots", None)
+        if roots is None:
+            raise ValueError(f"the prior {self.prior.name!r} has no covariance in closed form")
+        space, maps = (np.asarray(root, np.float64) for root in roots(params))
+        mean = np.asarray(self.prior.mean(params), np.float64)
+        return Factors(mean, self.temperature**2 * space @ space.T, maps @ maps.T)
 
     def sample(self, params: latents.Params, keys: Keys) -> Float[Array, "count h w n"]:
         """Draws one latent for each key; `params` are the prior's."""

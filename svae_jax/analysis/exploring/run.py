@@ -14,14 +14,16 @@ from jaxtyping import Bool, Float, Num, UInt8
 from svae_jax import files, latents, samplers
 from svae_jax import pixels as pixel_lib
 from svae_jax.analysis import fitted, trained
-from svae_jax.analysis.exploring import batches, locality, paths
+from svae_jax.analysis.exploring import batches, filling, locality, paths
 from svae_jax.analysis.exploring import images as image_lib
+from svae_jax.analysis.exploring.filling import Filled
 from svae_jax.analysis.exploring.locality import Locality
 from svae_jax.analysis.fitted import Fitted
 from svae_jax.analysis.trained import Trained
 from svae_jax.errors import UserError
 from svae_jax.evaluation import grids
 from svae_jax.model import SpatialVAE
+from svae_jax.samplers.conditional import Factors, HasFactors, condition
 
 Images = Num[np.ndarray, "_b height width c"]
 Latents = Float[np.ndarray, "_b h w n"]
@@ -237,6 +239,47 @@ class Run(Trained):
             )
         return self.decode(np.where(self._entries(where), source, target))
 
+    def fill(
+        self, image: Any, mask: Any, num: int = 8, seed: int = 0, sampler: str | Fitted = ""
+    ) -> Filled:
+        """Fills in what a mask hides, in closed form; see `filling` and `samplers.conditional`.
+
+        Args:
+            image: one image. What lies under the mask changes nothing.
+            mask: booleans `[height, width]`, True where pixels are unknown.
+            num: how many draws, at least 1; number i depends on the seed and i alone.
+            seed: of the draws.
+            sampler: the Gaussian of the latents: `prior` of a model with a learned prior, or
+                `gaussian`. By default the first of these that there is.
+
+        Returns:
+            The draws and the image of the conditional mean, decoded as a whole: outside of the mask
+            they are reconstructions. With nothing masked, all are the reconstruction.
+
+        Raises:
+            UserError: a wrong mask, a latent of one cell, or no Gaussian in which cells depend on
+                each other.
+        """
+        if num < 1:
+            raise UserError(f"num must be at least 1, got {num}")
+        images, hidden = self._prepared(image), np.asarray(mask)
+        if len(images) != 1:
+            raise UserError(f"image must be one image, got {len(images)}")
+        if hidden.dtype != bool or hidden.shape != images.shape[1:3]:
+            raise UserError(
+                f"mask must be booleans of shape {list(images.shape[1:3])}, True where pixels are "
+                f"unknown, got {hidden.dtype} of shape {list(hidden.shape)}"
+            )
+        cells = filling.cells_under(hidden, self.latent_shape[:2])
+        conditional = condition(self._factors(sampler), cells)
+        z = filling.estimate(
+            lambda x: batches.encode(self.model, self.variables, x[None]).mean[0],
+            lambda z: batches.decode(self.model, self.variables, z[None])[0],
+            *(images[0], hidden, conditional),
+        )
+        drawn = conditional.sample(jax.random.key(seed), z, num)
+        return Filled(self.decode(drawn), self.decode(z), cells)
+
     def cell(self, row: int, col: int) -> Bool[np.ndarray, "h w"]:
         """A mask of one cell, for `edit` and others; join several with `|`."""
         self._check_cell(row, col)
@@ -278,6 +321,25 @@ class Run(Trained):
         rows, cols = locality.owners(self.latent_shape[:2], (size, size))
         rest = np.asarray(found.kl - nats.sum((1, 2)))
         return KLMap(nats, rest, nats[:, rows][:, :, cols])
+
+    def _factors(self, sampler: str | Fitted) -> Factors:
+        """The Gaussian of the latents, for `fill`."""
+        if self.latent_shape[:2] == (1, 1):
+            raise UserError("fill: a latent of one cell has no other cells to fill it in from")
+        if not sampler:
+            sampler = "prior" if self.model.prior.shapes else "gaussian"
+        if sampler == "prior" and not self.model.prior.shapes:
+            raise UserError(
+                "fill: the cells of the prior N(0, I) do not depend on each other; take "
+                "sampler='gaussian', or train with latent.prior=tensor_normal"
+            )
+        loaded = self.sampler(sampler) if isinstance(sampler, str) else sampler
+        if not isinstance(loaded.sampler, HasFactors):
+            raise UserError(f"fill: the sampler {loaded.name} is no Gaussian")
+        try:
+            return loaded.sampler.factors(loaded.params)
+        except ValueError as error:
+            raise UserError(f"fill: {error}") from None
 
     def _prepared(self, images: Any) -> Float[np.ndarray, "b height width c"]:
         dataset = self.config.dataset

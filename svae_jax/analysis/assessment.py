@@ -20,7 +20,7 @@ from svae_jax.analysis import drawing, fitted, trained
 from svae_jax.analysis.trained import Trained
 from svae_jax.devices import sharding
 from svae_jax.errors import UserError
-from svae_jax.evaluation import bounds, grids, reconstruction
+from svae_jax.evaluation import bounds, closed_forms, grids, reconstruction
 from svae_jax.evaluation.quality import features as feature_lib
 from svae_jax.evaluation.quality import neighbours, report
 from svae_jax.pixels import UINT8
@@ -85,7 +85,7 @@ def evaluate(directory: str | Path, settings: Settings, *, images: Any = None) -
 
     Returns:
         The content of `evaluation.json`, where a figure is {"value", "standard_error"}: the model's
-        identity, `bounds`, `reconstruction`, `latents`, and for each set of samples its distances.
+        identity, `bounds`, `floors`, `reconstruction`, `latents`, and for each set of samples its distances.
 
     Raises:
         UserError: a mistake that the user can correct.
@@ -172,7 +172,7 @@ def _name(split: str, own_split: str) -> str:
 def likelihood(
     model: Trained, training: Pixels, held_out: Pixels, num_samples: int
 ) -> dict[str, Any]:
-    """Returns `bounds`, `reconstruction` and `latents` of all held-out images.
+    """Returns `bounds`, `floors`, `reconstruction` and `latents` of all held-out images.
 
     Bounds are in nats an image and bits/dim; K = `num_samples` of the importance-weighted one.
     """
@@ -189,8 +189,11 @@ def likelihood(
     weighted = bounds.estimate_importance_weighted(
         recipe, variables, held_out, scale, mesh, num_samples=num_samples
     )
+    _say("  linear floors")
+    size = models.num_params(variables["params"])["decoder"]
     return {
         "bounds": {**found, **weighted, **bounds.sigma(recipe.likelihood, scale)},
+        "floors": closed_forms.floors(recipe, training, held_out, mesh, size),
         "reconstruction": reconstructed,
         "latents": latents,
     }

@@ -8,16 +8,33 @@ Record = Mapping[str, str]
 
 
 def evaluations(results: Sequence[Mapping[str, Any]]) -> str:
-    """Two tables of results of `assessment.evaluate`: one row a run, and one row a set of samples.
+    """Results of `assessment.evaluate`: tables of runs, of linear floors and of sets of samples.
 
     A figure stands as value ± standard error. Distances are named as in `quality.report`.
     """
-    return f"{markdown(runs(results))}\n\n{markdown(sets(results))}\n\n{notes(results)}"
+    blocks = [markdown(table(results)) for table in (runs, floors, sets) if table(results)]
+    return "\n\n".join([*blocks, notes(results)])
 
 
 def runs(results: Sequence[Mapping[str, Any]]) -> list[Record]:
     """One row a run: bounds, quality of reconstructions, active units."""
     return [{"run": _run(result), **_run_figures(result)} for result in results]
+
+
+def floors(results: Sequence[Mapping[str, Any]]) -> list[Record]:
+    """One row a run and linear floor: what PCA reaches, and how far above it the run is."""
+    return [
+        {
+            "run": _run(result),
+            "PCA": name,
+            "components": "{height}x{width}x{components}".format(**floor),
+            "decoder parameters": f"{floor['decoder_params']:,}",
+            "ELBO of PCA, nats": figure(floor["elbo"]),
+            "run - PCA": f"{result['bounds']['elbo']['value'] - floor['elbo']['value']:+,.0f}",
+        }
+        for result in results
+        for name, floor in result.get("floors", {}).items()
+    ]
 
 
 def sets(results: Sequence[Mapping[str, Any]]) -> list[Record]:

@@ -1,25 +1,21 @@
 """The state before the first training step, where the model starts at probabilistic PCA."""
 
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
 from svae_jax.devices import sharding
 from svae_jax.errors import UserError
-from svae_jax.model import linear, start_at_pca
-from svae_jax.model.linear import PCA
-from svae_jax.recipe import Recipe
+from svae_jax.evaluation import closed_forms
+from svae_jax.model import start_at_pca
 from svae_jax.samplers import aggregate
-from svae_jax.training.job import Job, Pixels
+from svae_jax.training.job import Job
 from svae_jax.training.step import TrainState
 
-_BATCH = 1000  # images at a time
 _MOST_ENCODED = 10_000  # training images to whose latents a learned prior is fitted
 
 
@@ -37,9 +33,10 @@ def initial(job: Job, state: TrainState) -> TrainState:
             "KL grow first",
             job.config.objective.beta_warmup_steps,
         )
-    params = jax.device_get(state.params)
+    path, params = job.recipe.model.linear, jax.device_get(state.params)
+    assert path is not None  # the configuration gives it
     if jax.process_index() == 0:
-        found = fit(job.recipe, job.train_images)
+        found = closed_forms.fit(path, job.recipe.likelihood, job.train_images)
         try:
             params = start_at_pca(job.recipe.model, params, found)
         except ValueError as error:
@@ -56,22 +53,6 @@ def initial(job: Job, state: TrainState) -> TrainState:
     return state._replace(params=params, ema=ema)
 
 
-def fit(recipe: Recipe, images: Pixels) -> PCA:
-    """Probabilistic PCA of the training images' patches; it reads them once, in batches."""
-    path = recipe.model.linear
-    assert path is not None  # the configuration gives it
-    print(f"PCA of {len(images):,} training images", file=sys.stderr, flush=True)
-    moments = linear.moments(path, _batches(recipe, images))
-    found = linear.pca(path, moments, recipe.likelihood.min_sigma)
-    if found.num_components < path.maps:
-        logging.warning(
-            "PCA has %d components for %d maps: %d patches of %d values; the other maps start as "
-            "white noise",
-            *(found.num_components, path.maps, moments.num_patches, path.patch_size),
-        )
-    return found
-
-
 def fit_prior(job: Job, prior: Any, params: PyTree, batch_stats: PyTree) -> PyTree:
     """The prior's parameters at the moments of the aggregate posterior of training images."""
     model, images = job.recipe.model, job.train_images
@@ -81,11 +62,6 @@ def fit_prior(job: Job, prior: Any, params: PyTree, batch_stats: PyTree) -> PyTr
     moments = aggregate.moments(aggregate.encode(model, variables, chosen))
     shape = (model.posterior.height, model.posterior.width, model.posterior.maps)
     return prior.of_moments(moments.mean.reshape(shape), moments.covariance)
-
-
-def _batches(recipe: Recipe, images: Pixels) -> Iterator[Float[Array, "_b h w c"]]:
-    for begin in range(0, len(images), _BATCH):
-        yield recipe.likelihood.pixels.to_float(np.asarray(images[begin : begin + _BATCH]))
 
 
 def _replicated(job: Job, tree: PyTree) -> Any:

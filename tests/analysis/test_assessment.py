@@ -38,6 +38,15 @@ def test_the_importance_weighted_bound_is_above_the_elbo(evaluated):
     assert bounds["bits_per_dim_iw"]["value"] < bounds["bits_per_dim"]["value"]
 
 
+def test_linear_floors_stand_beside_the_run(evaluated):
+    """Four updates have not learned what PCA knows."""
+    assert {"same latent", "as many latents"} <= evaluated["floors"].keys()
+    elbo = evaluated["bounds"]["elbo"]["value"]
+    assert evaluated["floors"]["same latent"]["elbo"]["value"] > elbo
+    for row, floor in zip(tables.floors([evaluated]), evaluated["floors"].values(), strict=True):
+        assert float(row["run - PCA"].replace(",", "")) == round(elbo - floor["elbo"]["value"])
+
+
 def test_the_file_holds_what_is_returned_and_every_set_has_a_picture(trained_run, evaluated):
     assert json.loads((trained_run / "evaluation.json").read_text()) == evaluated
     assert list(evaluated["samples"]) == [assessment.FLOOR, "prior", "gaussian"]
@@ -97,8 +106,8 @@ def test_four_devices_find_the_same(trained_run, evaluated, tmp_path):
 def test_runs_stand_in_one_table(evaluated):
     text = tables.evaluations([evaluated, evaluated | {"workdir": "other"}])
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(rows) == (2 + 2) + (2 + 6)
-    assert sum("other" in row for row in rows) == 4
+    assert len(rows) == (2 + 2) + (2 + 2 * len(evaluated["floors"])) + (2 + 6)
+    assert sum("other" in row for row in rows) == 1 + len(evaluated["floors"]) + 3
     assert "gaussian" in text
     assert "K=5" in text
 

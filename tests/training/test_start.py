@@ -10,6 +10,7 @@ import pytest
 import svae_jax
 from svae_jax import latents
 from svae_jax.errors import UserError
+from svae_jax.evaluation import closed_forms
 from svae_jax.model import SpatialVAE
 from svae_jax.model.linear import LinearPath
 from svae_jax.training import job as jobs
@@ -68,7 +69,7 @@ def test_a_resumed_run_ends_in_the_same_bits_and_does_not_fit_again(config, tmp_
     loop.train(config, tmp_path / "whole")
     config.num_steps = 4
     loop.train(config, tmp_path / "parts")
-    monkeypatch.setattr(start, "fit", lambda *_: pytest.fail("it fits again"))
+    monkeypatch.setattr(closed_forms, "fit", lambda *_: pytest.fail("it fits again"))
     config.num_steps = 8
     loop.train(config, tmp_path / "parts")
     whole, parts = (svae_jax.load(tmp_path / name).variables for name in ("whole", "parts"))
@@ -121,7 +122,7 @@ def test_a_learned_prior_starts_at_the_moments_of_the_posteriors(config, tmp_pat
 def test_a_learned_sigma_starts_at_pcas(config, tmp_path):
     config.objective.sigma = "learned"
     job, state = _state(config, tmp_path)
-    found = start.fit(job.recipe, job.train_images)
+    found = closed_forms.fit(job.recipe.model.linear, job.recipe.likelihood, job.train_images)
     assert float(jnp.exp(state.params["log_sigma"])) == pytest.approx(found.sigma, rel=1e-5)
 
 

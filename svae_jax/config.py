@@ -34,6 +34,9 @@ _FREE_ON_RESUME = (
 )
 _DURATION = ("num_steps", "num_epochs")
 
+# What runs had that are older than these fields, where that is not today's default.
+_BEFORE = {"latent.nu_scale": 0.1, "latent.lower_scale": 1.0}
+
 _SCHEDULES = ("constant", "cosine")
 
 
@@ -65,6 +68,10 @@ def base() -> ml_collections.ConfigDict:
                 "maps": 128,
                 "rank": 1,
                 "prior": "standard",  # standard, tensor_normal, matrix_normal
+                # How fast training moves ν of low-rank means, and the entries below the diagonals
+                # of full covariances' factors, relative to all else that an encoder emits.
+                "nu_scale": 0.01,
+                "lower_scale": 0.1,
             },
             "model": {
                 "encoder": "",
@@ -414,12 +421,13 @@ def num_steps(config: ml_collections.ConfigDict, num_images: int) -> int:
 
 
 def from_dict(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The inverse of `ConfigDict.to_dict`; fields that are missing have their defaults.
+    """The inverse of `ConfigDict.to_dict`; missing fields are as in runs that are older than them.
 
     Raises:
         UserError: for fields that do not exist, or values of another type.
     """
     config = base()
+    config.update_from_flattened_dict(_BEFORE)
     unknown = set(flatten(fields)) - set(flatten(config.to_dict()))
     if unknown:
         raise UserError(f"config.json has unknown fields: {', '.join(sorted(unknown))}")
@@ -435,6 +443,16 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
     fields = flatten(config.to_dict())
     free = (*_FREE_ON_RESUME, *_DURATION)
     return {name: value for name, value in fields.items() if name not in free}
+
+
+def continued(
+    config: ml_collections.ConfigDict, earlier: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    """The configuration for going on with an earlier run, which may be older than some fields."""
+    missing = _BEFORE.keys() - flatten(earlier).keys()
+    copy = ml_collections.ConfigDict(config.to_dict())
+    copy.update_from_flattened_dict({field: _BEFORE[field] for field in missing})
+    return copy
 
 
 def check_continues(config: ml_collections.ConfigDict, earlier: ml_collections.ConfigDict) -> None:

@@ -71,9 +71,8 @@ def test_an_unknown_posterior_is_told_of_the_best_models():
 
 def test_typed_options():
     config = cifar10.get_config("lowrank_full,rank=2,d=4,N=16")
-    assert config.latent.to_dict() == {
-        "name": "lowrank_full", "height": 4, "width": 4, "maps": 16, "rank": 2, "prior": "standard"
-    }  # fmt: skip
+    found = {"name": "lowrank_full", "height": 4, "width": 4, "maps": 16, "rank": 2}
+    assert config.latent.to_dict() == configs.base().latent.to_dict() | found
     assert config.model.parity_maps == 0
     vector = celeba.get_config("vector,C=90,N=32")
     assert (vector.latent.maps, vector.latent.height, vector.model.parity_maps) == (90, 1, 32)
@@ -213,6 +212,20 @@ def test_json_round_trip():
         configs.from_dict({"model": {"depth": 3}})
     with pytest.raises(UserError, match=r"config.json"):
         configs.from_dict({"batch_size": "many"})
+
+
+def test_runs_older_than_a_field_keep_what_they_had():
+    config = shapes.get_config("lowrank_full")
+    old = config.to_dict()
+    del old["latent"]["nu_scale"], old["latent"]["lower_scale"]
+    posterior = configs.model(configs.from_dict(old)).posterior
+    assert posterior.mean_model.nu_scale == 0.1
+    assert posterior.covariance_model.lower_scale == 1.0
+    assert configs.model(config).posterior != posterior
+    going_on = configs.continued(config, old)
+    configs.check_continues(going_on, configs.from_dict(old))
+    assert configs.model(going_on).posterior == posterior
+    assert configs.continued(config, config.to_dict()).to_dict() == config.to_dict()
 
 
 FREE = {

@@ -85,7 +85,8 @@ def evaluate(directory: str | Path, settings: Settings, *, images: Any = None) -
 
     Returns:
         The content of `evaluation.json`, where a figure is {"value", "standard_error"}: the model's
-        identity, `bounds`, `floors`, `reconstruction`, `latents`, and for each set of samples its distances.
+        identity, `bounds`, `floors`, `reconstruction`, `latents`, and for each set of samples its
+        distances.
 
     Raises:
         UserError: a mistake that the user can correct.

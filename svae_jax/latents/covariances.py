@@ -144,7 +144,17 @@ class KroneckerFull(KroneckerDiagonal):
     the log-variances of `KroneckerDiagonal` come the entries of each L below its diagonal, row by
     row: ``row_lower [*batch, h(h-1)/2, n]`` and ``col_lower [*batch, w(w-1)/2, n]``. As |L| = 1,
     the log-variances alone make the determinant, and extreme ones stay exact.
+
+    `lower_scale` is how fast training moves the entries of L, relative to all else: as Adam's steps
+    are equally long whatever the gradient, these would be noise before they are of use.
     """
+
+    lower_scale: float = 0.1
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """The factor on what an encoder emits for the entries of L."""
+        return {"row_lower": self.lower_scale, "col_lower": self.lower_scale}
 
     @property
     def shapes(self) -> Shapes:

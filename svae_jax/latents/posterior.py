@@ -114,11 +114,11 @@ class Posterior:
     def output_scale(self) -> Float[np.ndarray, " num_params"]:
         """The factor ``[num_params]`` on what an encoder's last layer emits.
 
-        All of it is one but for the ν of a low-rank mean (see `LowRankMean.scales`): with an
-        optimizer whose steps do not grow with the gradient, it says how fast training moves each
-        number.
+        All of it is one but for the ν of a low-rank mean (see `LowRankMean.scales`) and the factors
+        of a full covariance (see `KroneckerFull`): with an optimizer whose steps do not grow with
+        the gradient, it says how fast training moves each number.
         """
-        scales = self.mean_model.scales
+        scales = {**self.mean_model.scales, **getattr(self.covariance_model, "scales", {})}
         parts = [
             np.full(math.prod(shape), scales.get(name, 1.0), np.float32)
             for name, shape in self.shapes.items()
@@ -299,7 +299,16 @@ def names() -> tuple[str, ...]:
     return tuple(_TABLE)
 
 
-def make(name: str, *, height: int, width: int, maps: int, rank: int = 1) -> Posterior:
+def make(
+    name: str,
+    *,
+    height: int,
+    width: int,
+    maps: int,
+    rank: int = 1,
+    nu_scale: float = 0.01,
+    lower_scale: float = 0.1,
+) -> Posterior:
     """The posterior of that name over `maps` maps of `height` × `width`.
 
     Args:
@@ -308,10 +317,13 @@ def make(name: str, *, height: int, width: int, maps: int, rank: int = 1) -> Pos
         width: columns w of a map.
         maps: the number of maps N; for `vector`, the number of latents C.
         rank: the rank R of the mean, for `lowrank` and `lowrank_full`.
+        nu_scale: of `LowRankMean`; other means have no use for it.
+        lower_scale: of `KroneckerFull`; other covariances have no use for it.
 
     Raises:
-        ValueError: an unknown name, a size that is no positive integer, a rank above
-            min(height, width) or given to a free mean, or a `vector` of more than 1×1.
+        ValueError: an unknown name, a size that is no positive integer, a scale that is not above
+            0, a rank above min(height, width) or given to a free mean, or a `vector` of more than
+            1×1.
     """
     if name not in _TABLE:
         raise ValueError(f"name must be one of {', '.join(names())}, got name={name!r}")
@@ -321,6 +333,9 @@ def make(name: str, *, height: int, width: int, maps: int, rank: int = 1) -> Pos
             f"height and width must be 1 for vector, got height={height}, width={width}; its "
             "length is maps"
         )
+    for argument, scale in (("nu_scale", nu_scale), ("lower_scale", lower_scale)):
+        if not 0 < scale < math.inf:
+            raise ValueError(f"{argument} must be above 0, got {argument}={scale}")
     make_mean, make_covariance = _TABLE[name]
     is_low_rank = make_mean is LowRankMean
     if is_low_rank and rank > min(height, width):
@@ -330,8 +345,10 @@ def make(name: str, *, height: int, width: int, maps: int, rank: int = 1) -> Pos
     if not is_low_rank and rank != 1:
         raise ValueError(f"rank must be 1 for {name}, whose mean is free, got rank={rank}")
     size = (height, width, maps)
-    mean = make_mean(*size, rank) if is_low_rank else make_mean(*size)
-    return Posterior(name, mean, make_covariance(*size))
+    mean = make_mean(*size, rank, nu_scale) if is_low_rank else make_mean(*size)
+    is_full = make_covariance is KroneckerFull
+    covariance = make_covariance(*size, lower_scale) if is_full else make_covariance(*size)
+    return Posterior(name, mean, covariance)
 
 
 def sample_prior(

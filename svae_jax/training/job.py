@@ -66,6 +66,7 @@ def prepare(
     workdir.create(directory)
     earlier = workdir.read_json(directory / "config.json") if workdir.has_begun(directory) else None
     if earlier is not None:
+        config = configs.continued(config, earlier)
         configs.check_continues(config, configs.from_dict(earlier))
     dataset = config.dataset
     load = functools.partial(data.load_of, dataset.to_dict(), arrays)

@@ -105,7 +105,7 @@ def _restore_or_init(job: jobs.Job, checkpoints: Checkpointer) -> LoopState:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
         jax.eval_shape(init),
     )
-    identity, defaults = (configs.identity(c) for c in (job.config, configs.base()))
+    identity, defaults = (configs.identity(c) for c in (job.config, configs.from_dict({})))
     restored = checkpoints.restore(target, config=identity, defaults=defaults)
     if restored is not None:
         return restored[1]

@@ -619,6 +619,7 @@ def test_a_run_of_an_older_version_resumes(folder_run, tmp_path, monkeypatch):
     """Without data.json, and without the fields that there were not."""
     whole, config = folder_run
     new = ("dataset.value_range", "dataset.flip", "latent.prior", "objective.likelihood")
+    new = (*new, "latent.nu_scale", "latent.lower_scale")
 
     def without(fields):
         old = json.loads(json.dumps(fields))

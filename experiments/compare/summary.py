@@ -12,6 +12,7 @@ Figures = Mapping[str, float]
 
 BASELINES = ("vector", "best_vector")  # models that the others are compared with
 CONFIDENCE = 0.95
+FLOOR_PREFIX = "PCA, "  # names of linear floors
 # Figures of a run in its evaluation.json: section, name there, and the name here.
 _EVALUATED = (
     ("bounds", "elbo", "ELBO, nats"),
@@ -28,14 +29,16 @@ _EVALUATED = (
 def figures_of_run(result: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of one run by name, from its `result.json` and `evaluation.json`.
 
-    Distances of samples are named `DISTANCE, SAMPLER`, as in `swd_mean, flow`. A figure that is
-    not finite is left out.
+    Distances of samples are named `DISTANCE, SAMPLER`, as in `swd_mean, flow`, and the ELBOs of
+    linear floors `PCA, FLOOR`. A figure that is not finite is left out.
     """
     found = {
         name: evaluation[section][key]["value"]
         for section, key, name in _EVALUATED
         if key in evaluation[section]
     }
+    for name, floor in evaluation.get("floors", {}).items():
+        found[f"{FLOOR_PREFIX}{name}"] = floor["elbo"]["value"]
     found["active units"] = evaluation["latents"]["active_units"]
     for samples, distances in evaluation["samples"].items():
         for space in ("pixels", "features"):

@@ -47,6 +47,7 @@ def _scaling(comparison: Comparison, scaling: str) -> str:
     samplers = comparison["settings"]["samplers"]
     blocks = [
         ("Likelihood, reconstruction and use of the latent", _mean_table(models, _LIKELIHOOD)),
+        ("Linear floors: the ELBO of PCA beside each model, nats", _floor_table(models)),
         ("Distances of samples to held-out images", _distance_table(models, samplers)),
         ("Size and speed", _mean_table(models, _COST, _latents(comparison))),
     ]
@@ -77,6 +78,18 @@ def _mean_table(
             | {name: mean_and_sd(spreads[name]) for name in names if name in spreads}
         )
     return tables.markdown(records)
+
+
+def _floor_table(models: Mapping[str, Mapping[int, summary.Figures]]) -> str:
+    """A row for each model, a column for each of its linear floors; empty if there are none."""
+    names = dict.fromkeys(
+        name
+        for seeds in models.values()
+        for figures in seeds.values()
+        for name in figures
+        if name.startswith(summary.FLOOR_PREFIX)
+    )
+    return _mean_table(models, ("ELBO, nats", *names)) if names else ""
 
 
 def _distance_table(

@@ -23,6 +23,7 @@ def evaluation(elbo, swd):
     estimate = {"value": elbo, "standard_error": 1.0}
     return {
         "bounds": {"elbo": estimate, "kl": estimate},
+        "floors": {"same latent": {"components": 3, "elbo": {"value": 900.5}}},
         "reconstruction": {"mse": {"value": 0.1, "standard_error": 0.0}},
         "latents": {"active_units": 7},
         "parameters": {"encoder": 10, "decoder": 20},
@@ -41,6 +42,7 @@ def test_the_figures_of_a_run():
         "ELBO, nats": 1.5,
         "KL, nats": 1.5,
         "MSE": 0.1,
+        "PCA, same latent": 900.5,
         "active units": 7,
         "swd_mean, training images": 0.01,
         "parameters, encoder": 10,
@@ -163,6 +165,8 @@ def test_the_tables_say_what_the_runs_say():
     assert re.search(r"ELBO, nats +\| KL, nats +\| swd_mean, flow +\|", text)
     assert "0.2550 ± 0.0071" in text
     assert "**12.0**" in text
+    assert re.search(r"model +\| seeds +\| ELBO, nats +\| PCA, same latent +\|", text)
+    assert text.count("900.5") == 2
     assert "after 300 updates on `train[90%:]`" in text
     assert "failed" in text
     assert "| mvn, 3x3x5 " in text

@@ -7,6 +7,7 @@ real images.
 
 import functools
 import itertools
+from typing import Any
 
 import ml_collections
 
@@ -20,27 +21,29 @@ _DECODERS = {
     maps: networks.matching_stack(_STACK, maps=maps, like=128)
     for maps in (128, 64, 32, 16, 8, 4, 256)
 }
-# Model -> its posterior, the N of its decoder, its norm and its learning rate.
-_BEST = {
-    "best": ("mvn,d=8,N=8", 8, "none", 1e-3),
-    "best_samples": ("mvn", 128, "batch", 1e-3),
-    "best_vector": ("vector", 128, "none", 2e-3),
+# Model -> its posterior, and the fields that differ from those of the paper's models.
+_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "best": ("mvn,d=4,N=128", sweeps.BEST),
+    "best_vector": ("vector", {**sweeps.BEST, "optimizer.learning_rate": 2e-3}),
+    "best_samples": ("mvn", sweeps.SHORT),
+    "linear": ("mvn,d=8,N=8", {**sweeps.LINEAR, "model.decoder": _DECODERS[8]}),
+    "plain": ("mvn,d=8,N=8", {**sweeps.PLAIN, "model.decoder": _DECODERS[8]}),
+    "plain_vector": ("vector", {**sweeps.PLAIN, "optimizer.learning_rate": 2e-3}),
 }
 
 
 def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
-    """The configuration for `arg`: a model of `_BEST`, or such as "lowrank,rank=2"."""
+    """The configuration for `arg`: a model of `_MODELS`, or such as "lowrank,rank=2"."""
     config = config_lib.base()
     config.dataset.update(name="cifar10", image_size=32, channels=3)
     config.model.encoder = "5x5/32/s2 5x5/64/s2 5x5/128/s2 3x3/256"
     config.model.decoder = _DECODERS[128]
     config.optimizer.learning_rate = 1e-4
     config.num_epochs = 100.0
-    if arg in _BEST:
-        arg, maps, norm, rate = _BEST[arg]
-        config.model.update(decoder=_DECODERS[maps], norm=norm)
-        config.optimizer.update(learning_rate=rate, schedule="cosine")
-    config_lib.latent_from_arg(config, arg, others=_BEST, d=3, N=128, C=150)
+    if arg in _MODELS:
+        arg, changes = _MODELS[arg]
+        config.update_from_flattened_dict(changes)
+    config_lib.latent_from_arg(config, arg, others=_MODELS, d=3, N=128, C=150)
     return config
 
 

@@ -5,6 +5,7 @@ ELBO (`experiments/results`).
 """
 
 import functools
+from typing import Any
 
 import ml_collections
 
@@ -18,22 +19,27 @@ _DECODERS = {
     maps: networks.matching_stack(_STACK, maps=maps, like=128)
     for maps in (128, 64, 32, 16, 8, 4, 256)
 }
-# Model without norms -> its posterior, the N of its decoder and its learning rate.
-_BEST = {"best": ("mvn,d=8,N=4", 4, 1e-3), "best_vector": ("vector", 128, 2e-3)}
+# Model -> its posterior, and the fields that differ from those of the paper's models.
+_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "best": ("mvn,d=4,N=64", {**sweeps.BEST, "model.decoder": _DECODERS[64]}),
+    "best_vector": ("vector", {**sweeps.BEST, "optimizer.learning_rate": 2e-3}),
+    "linear": ("mvn,d=8,N=4", {**sweeps.LINEAR, "model.decoder": _DECODERS[4]}),
+    "plain": ("mvn,d=8,N=4", {**sweeps.PLAIN, "model.decoder": _DECODERS[4]}),
+    "plain_vector": ("vector", {**sweeps.PLAIN, "optimizer.learning_rate": 2e-3}),
+}
 
 
 def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
-    """The configuration for `arg`: a model of `_BEST`, or such as "lowrank,rank=2"."""
+    """The configuration for `arg`: a model of `_MODELS`, or such as "lowrank,rank=2"."""
     config = config_lib.base()
     config.dataset.update(name="shapes", image_size=32, channels=3)
     config.model.encoder = "5x5/32/s2 5x5/64/s2 5x5/128/s2 3x3/256"
     config.model.decoder = _DECODERS[128]
     config.optimizer.update(learning_rate=1e-3, schedule="cosine")
-    if arg in _BEST:
-        arg, maps, rate = _BEST[arg]
-        config.model.update(decoder=_DECODERS[maps], norm="none")
-        config.optimizer.learning_rate = rate
-    config_lib.latent_from_arg(config, arg, others=_BEST, d=3, N=128, C=150)
+    if arg in _MODELS:
+        arg, changes = _MODELS[arg]
+        config.update_from_flattened_dict(changes)
+    config_lib.latent_from_arg(config, arg, others=_MODELS, d=3, N=128, C=150)
     config.num_steps = 600
     config.eval_every = 300
     config.sample_every = 100

@@ -1,4 +1,4 @@
-"""Sweeps that all configurations share: what the trials of `experiments.sweep` set.
+"""What configurations share: the fields of their best models, and their sweeps.
 
 A sweep is a generator of {field: value}. The field `posterior` is the text after the
 configuration's colon.
@@ -12,7 +12,15 @@ from svae_jax import latents
 
 Sweep = Iterator[dict[str, Any]]
 
-SHORT = {"optimizer.learning_rate": 1e-3, "optimizer.schedule": "cosine"}  # for short runs
+# Fields of the configurations' models, each with all of the one before.
+SHORT: dict[str, Any] = {"optimizer.learning_rate": 1e-3, "optimizer.schedule": "cosine"}
+PLAIN = {**SHORT, "model.norm": "none"}
+LINEAR = {**PLAIN, "model.linear": "pca"}
+BEST = {
+    **LINEAR,
+    "latent.prior": "matrix_normal",
+    "objective.likelihood": "gaussian_blocks",
+}
 
 
 def models() -> Sweep:

@@ -1,17 +1,20 @@
 """The state before the first training step, where the model starts at probabilistic PCA."""
 
+import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from svae_jax.devices import sharding
 from svae_jax.errors import UserError
-from svae_jax.evaluation import closed_forms
+from svae_jax.evaluation import bounds, closed_forms, steps
 from svae_jax.model import start_at_pca
+from svae_jax.recipe import stream
 from svae_jax.samplers import aggregate
 from svae_jax.training.job import Job
 from svae_jax.training.step import TrainState
@@ -41,9 +44,12 @@ def initial(job: Job, state: TrainState) -> TrainState:
             params = start_at_pca(job.recipe.model, params, found)
         except ValueError as error:
             raise UserError(f"model.{error}") from None
+        batch_stats = jax.device_get(state.batch_stats)
+        if np.ndim(params.get("log_sigma", 0.0)) and job.recipe.likelihood.has_optimal:
+            params["log_sigma"] = jnp.log(fit_scale(job, params, batch_stats))
         prior: Any = job.recipe.model.prior
         if hasattr(prior, "of_moments"):  # a user's own prior may have no such closed form
-            params["prior"] = fit_prior(job, prior, params, jax.device_get(state.batch_stats))
+            params["prior"] = fit_prior(job, prior, params, batch_stats)
     if jax.process_count() > 1:
         params = multihost_utils.broadcast_one_to_all(params)
     params = _replicated(job, params)
@@ -51,6 +57,25 @@ def initial(job: Job, state: TrainState) -> TrainState:
     if ema is not None:
         ema = {**ema, "params": _replicated(job, jax.device_get(params))}
     return state._replace(params=params, ema=ema)
+
+
+def fit_scale(job: Job, params: PyTree, batch_stats: PyTree) -> Float[Array, " d"]:
+    """The optimal σ of each direction, on training images: PCA has one σ for all of them."""
+    likelihood = dataclasses.replace(job.recipe.likelihood, sigma="optimal")
+    model = job.recipe.model.clone(likelihood=likelihood)
+    variables = {"params": params, "batch_stats": batch_stats}
+    key = stream(job.recipe.seed, "sigma")
+    size, count = job.recipe.batch_size, min(bounds.NUM_SIGMA_IMAGES, len(job.train_images))
+    errors = [
+        steps.error_step(
+            model,
+            variables,
+            jax.random.fold_in(key, begin),
+            jnp.asarray(job.train_images[begin : begin + size]),
+        )
+        for begin in range(0, count - size + 1, size)
+    ]
+    return likelihood.optimal_scale(jnp.mean(jnp.concatenate(errors), axis=0))
 
 
 def fit_prior(job: Job, prior: Any, params: PyTree, batch_stats: PyTree) -> PyTree:

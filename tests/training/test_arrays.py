@@ -959,6 +959,7 @@ def test_a_learned_prior_is_the_same_on_two_processes(
 ):
     monkeypatch.setattr(bounds, "held_out", lambda *args: {"elbo": -1.0})
     changed = {"latent.name": "mvn_full", "latent.prior": "tensor_normal", "num_steps": 12}
+    changed |= {"model.linear": "pca"}  # one process fits it, and gives it to the other
     config = of_folder(tiny_images, tmp_path_factory, **changed)
     with socket.socket() as probe:
         probe.bind(("localhost", 0))

@@ -126,6 +126,19 @@ def test_a_learned_sigma_starts_at_pcas(config, tmp_path):
     assert float(jnp.exp(state.params["log_sigma"])) == pytest.approx(found.sigma, rel=1e-5)
 
 
+def test_learned_sigmas_of_several_directions_start_at_the_residuals(config, tmp_path):
+    config.objective.update(sigma="learned", likelihood="gaussian_blocks")
+    job, state = _state(config, tmp_path)
+    model = job.recipe.model
+    images = model.pixels.to_float(jnp.asarray(job.train_images))
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    outputs = model.apply(variables, jax.random.key(5), images).outputs
+    error = np.asarray(model.likelihood.error(images, outputs)).mean(0)
+    expected = np.sqrt(error / 16)  # blocks of 2×2 in 8×8 pixels
+    np.testing.assert_allclose(jnp.exp(state.params["log_sigma"]), expected, rtol=0.2)
+    assert expected.max() / expected.min() > 1.5
+
+
 def test_warm_up_of_beta_and_few_images_are_told(config, tmp_path, caplog):
     config.objective.beta_warmup_steps = 5
     config.dataset.split = "train[:12]"

@@ -72,12 +72,15 @@ def test_a_trained_model_is_one_call_away(tiny_config, tmp_path, monkeypatch):
     exec(_example('method="decode"'), names)  # our own README
     assert names["images"].shape == (8, 8, 8, 3)
     exploring = (ROOT / "svae_jax" / "README.md").read_text().replace("test[:500]", "test")
+    exploring = exploring.replace("8:24", "2:5")
     exec(_example("run.locality", exploring), names)
     assert names["encoding"].mean.shape == (1, 3, 3, 4)
     assert names["nats"].shape == (1, 3, 3)
     assert names["found"].energy.shape == (3, 3, 8, 8)
     assert names["drawn"].shape == (8, 8, 8, 3)
+    assert names["filled"].images.shape == (8, 8, 8, 3)
     assert Path("edit.pdf").stat().st_size > 0
+    assert Path("fill.pdf").stat().st_size > 0
 
 
 def test_the_gallery_is_made_by_its_lines(tiny_config, tmp_path, monkeypatch):

@@ -65,7 +65,11 @@ def fit(path: LinearPath, likelihood: Likelihood, images: Pixels) -> PCA:
 
 def moments(path: LinearPath, likelihood: Likelihood, images: Pixels) -> Moments:
     """The moments of the images' patches."""
-    print(f"PCA of {len(images):,} training images", file=sys.stderr, flush=True)
+    rows, cols = path.patch
+    small = path.height * rows, path.width * cols
+    shrunk = "" if small == path.image_shape[:2] else f", shrunk to {small[0]}x{small[1]}"
+    line = f"PCA of {rows}x{cols} patches of {len(images):,} training images{shrunk}"
+    print(line, file=sys.stderr, flush=True)
     return linear.moments(path, _batches(likelihood, images))
 
 

@@ -8,6 +8,7 @@ from sklearn.decomposition import PCA as SklearnPCA
 from svae_jax import config as configs
 from svae_jax.devices import sharding
 from svae_jax.evaluation import closed_forms
+from svae_jax.model.linear import LinearPath
 from tests import tiny
 
 COUNT = 2000  # as many as σ is fitted to
@@ -65,6 +66,18 @@ def test_all_components_are_the_gaussian_of_the_pixels(floors):
     bits = floors["Gaussian of the pixels"].bits_per_dim.value
     # Bins are not much narrower than the least of the 48 standard deviations.
     assert bits == pytest.approx((48 * np.log(127.5) - expected) / (48 * np.log(2)), abs=0.1)
+
+
+def test_patches_of_a_smaller_image_are_told(capsys):
+    recipe = configs.recipe(tiny.config("", ""), 10)
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    for cells, patch, line in (
+        (3, (2, 2), "PCA of 2x2 patches of 3 training images, shrunk to 6x6\n"),
+        (2, (4, 4), "PCA of 4x4 patches of 3 training images\n"),
+    ):
+        path = LinearPath((8, 8, 3), cells, cells, 2, patch)
+        closed_forms.moments(path, recipe.likelihood, images)
+        assert capsys.readouterr().err == line
 
 
 def test_images_too_large_for_a_covariance_are_cut_into_patches():

@@ -70,7 +70,7 @@ def base() -> ml_collections.ConfigDict:
                 "prior": "standard",  # standard, tensor_normal, matrix_normal
                 # How fast training moves ν of low-rank means, and the entries below the diagonals
                 # of full covariances' factors, relative to all else that an encoder emits.
-                "nu_scale": 0.01,
+                "nu_scale": 0.001,
                 "lower_scale": 0.1,
             },
             "model": {

@@ -182,6 +182,29 @@ def curves(
     return figure
 
 
+def lines(
+    series: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    x: tuple[str, str],
+    ys: Sequence[tuple[str, str]],
+) -> "Figure":
+    """A panel for each y, over a logarithmic x, with a line for each series.
+
+    Args:
+        series: name -> its points, in order.
+        x: the name of a value of the points, and the label of its axis.
+        ys: the same for each panel.
+    """
+    with _figure(WIDTH, WIDTH / len(ys) * 0.8) as figure:
+        for axis, (y, label) in zip(figure.subplots(1, len(ys), squeeze=False)[0], ys, strict=True):
+            for i, (name, points) in enumerate(series.items()):
+                values = [[point[key] for point in points] for key in (x[0], y)]
+                axis.plot(*values, label=name, color=COLOURS[i % len(COLOURS)], marker=".")
+            axis.set(xlabel=x[1], ylabel=label, xscale="log")
+        axis.legend()
+    return figure
+
+
 @contextlib.contextmanager
 def _figure(width: float, height: float) -> "Iterator[Figure]":
     """A figure of this size in inches; what is drawn within the block has the style."""

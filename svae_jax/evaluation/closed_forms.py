@@ -116,7 +116,13 @@ def floors(
         if (height, width) not in known:
             known[height, width] = moments(path, noise, training)
         pca = linear.pca(path, known[height, width], noise.min_sigma)
-        found[name] = _evaluate(recipe, path, noise, pca, training, held_out, mesh)
+        closed, variables = as_run(recipe, path, noise, pca)
+        scale = bounds.calibrate(closed, variables, training, mesh)
+        means = bounds.estimate(closed, variables, held_out, scale, mesh)
+        bits = means.get("bits_per_dim")
+        found[name] = Floor(
+            *wanted[name][:2], components, path.num_decoder_params, means["elbo"], bits
+        )
     return found
 
 
@@ -133,16 +139,17 @@ def _divisors(size: int) -> Iterable[int]:
     return (i for i in range(1, size + 1) if size % i == 0)
 
 
-def _evaluate(
-    recipe: Recipe,
-    path: LinearPath,
-    noise: Likelihood,
-    pca: PCA,
-    training: Pixels,
-    held_out: Pixels,
-    mesh: Mesh,
-) -> Floor:
-    """Evaluates PCA as the model that it is."""
+def as_run(
+    recipe: Recipe, path: LinearPath, noise: Likelihood, pca: PCA
+) -> tuple[Recipe, dict[str, Any]]:
+    """PCA as a model of the recipe without networks, and its variables.
+
+    Args:
+        recipe: all but the model is taken from it.
+        path: the patches.
+        noise: p(x|z).
+        pca: of these patches.
+    """
     size = {"height": path.height, "width": path.width, "maps": path.maps}
     posterior = latents.make("naive", **size)
     prior = latents.make_prior("standard", **size)
@@ -150,17 +157,7 @@ def _evaluate(
     model = SpatialVAE(posterior, *none, prior, noise, path)
     variables = models.init(model, jax.random.key(0), noise.image_shape)
     variables["params"] = models.start_at_pca(model, variables["params"], pca)
-    closed = recipe._replace(model=model)
-    scale = bounds.calibrate(closed, variables, training, mesh)
-    means = bounds.estimate(closed, variables, held_out, scale, mesh)
-    return Floor(
-        path.height,
-        path.width,
-        path.maps,
-        path.num_decoder_params,
-        means["elbo"],
-        means.get("bits_per_dim"),
-    )
+    return recipe._replace(model=model), variables
 
 
 def _batches(likelihood: Likelihood, images: Pixels) -> Iterator[Float[Array, "_b h w c"]]:

@@ -306,7 +306,7 @@ def make(
     width: int,
     maps: int,
     rank: int = 1,
-    nu_scale: float = 0.01,
+    nu_scale: float = 0.001,
     lower_scale: float = 0.1,
 ) -> Posterior:
     """The posterior of that name over `maps` maps of `height` × `width`.

@@ -93,7 +93,7 @@ def _finished(job: Job) -> PyTree | None:
         return None
     try:
         loaded = checkpoint.load(folder)
-    except UserError as error:
+    except checkpoint.NoneIntactError as error:
         raise UserError(f"{error}; or delete {job.folder} to fit it anew") from None
     if loaded.config["model"] != job.identity["model"]:
         print(

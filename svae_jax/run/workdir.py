@@ -69,10 +69,17 @@ def read_json(path: Path) -> dict[str, Any] | None:
         UserError: the file cannot be read or holds no JSON object.
     """
     try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {files.reason(error)}; mend that, and run the same command "
+            "again"
+        ) from error
+    try:
+        content = json.loads(text)
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); use another --workdir") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: it holds no JSON object; use another --workdir")

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import functools
 import io
 import itertools
@@ -108,8 +109,12 @@ class TFDS:
         except Exception as err:  # a damaged or foreign directory makes TFDS raise anything
             raise UserError(
                 f"dataset.name={self.name!r}: it cannot be opened in "
-                f"{self.data_dir or 'the directory of TFDS'} ({_line(err)}); correct the name, or "
-                "remove or copy again what is damaged"
+                f"{self.data_dir or 'the directory of TFDS'} ({_line(err)}); "
+                + (
+                    "correct the name, or remove or copy again what is damaged"
+                    if _is_damage(err)
+                    else "mend that, and run the same command again"
+                )
             ) from err
 
     def _image_feature(self) -> str:
@@ -169,6 +174,11 @@ class TFDS:
         return self.builder.data_dir
 
     def _damaged(self, path: Any, err: Exception) -> UserError:
+        if not _is_damage(err):
+            return UserError(
+                f"dataset.name={self.name!r}: {path} cannot be read ({_line(err)}); mend that, and "
+                "run the same command again"
+            )
         return UserError(
             f"dataset.name={self.name!r}: {path} is damaged or missing ({_line(err)}); copy it "
             f"again, or remove {self.builder.data_dir} so that it is prepared anew"
@@ -213,6 +223,15 @@ def _open_record(data: bytes, mode: str) -> Image.Image:
     image = Image.open(io.BytesIO(data)).convert(mode)
     image.info.clear()  # TFDS ignores orientation and transparent colours
     return image
+
+
+def _is_damage(err: Exception) -> bool:
+    """Whether a file is missing or holds wrong bytes: no other error is cured by a new copy."""
+    if isinstance(err, OSError):
+        return err.errno in (None, errno.ENOENT, errno.ENOTDIR)
+    if type(err).__module__.startswith("tensorflow"):
+        return type(err).__name__ in ("DataLossError", "NotFoundError", "OutOfRangeError")
+    return True
 
 
 def _line(err: Exception) -> str:

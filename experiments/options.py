@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from svae_jax import command_line
+from svae_jax import command_line, terminal
 from svae_jax.errors import UserError
 
 
@@ -32,4 +32,5 @@ class Parser(argparse.ArgumentParser):
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs a command with this process's arguments; exit codes as `command_line.run`."""
+    terminal.protect()
     command_line.guard(lambda: sys.exit(main(sys.argv[1:])))

@@ -22,7 +22,7 @@ ROWS = [
     {"model", "data", "run"},
     {"likelihoods"},
     {"latents", "devices", "files", "pixels"},
-    {"errors"},
+    {"errors", "terminal"},
 ]
 # What computes touches no files, and runs where nothing but JAX and Flax is installed.
 COMPUTE = {

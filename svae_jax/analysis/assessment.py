@@ -2,7 +2,6 @@
 
 import functools
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from jaxtyping import Num, UInt8
 from svae_jax import config as configs
 from svae_jax import model as models
 from svae_jax import pixels as pixel_lib
-from svae_jax import samplers
+from svae_jax import samplers, terminal
 from svae_jax.analysis import drawing, fitted, trained
 from svae_jax.analysis.trained import Trained
 from svae_jax.devices import sharding
@@ -108,7 +107,7 @@ def evaluate(directory: str | Path, settings: Settings, *, images: Any = None) -
     loaded = [fitted.load_sampler(directory, name, model) for name in available]
     name = _name(split, dataset.eval_split)
     workdir.create(directory / name)
-    _say(f"{directory}: step {model.step}; {len(held_out):,} images of {dataset.name} {split}")
+    terminal.say(f"{directory}: step {model.step}; {len(held_out):,} images of {dataset.name} {split}")
     result: dict[str, Any] = {
         "workdir": str(directory),
         **fitted.model_identity(model),
@@ -129,7 +128,7 @@ def evaluate(directory: str | Path, settings: Settings, *, images: Any = None) -
     )
     sets = {FLOOR: np.asarray(real.training[:count])}
     for sampler in loaded:
-        _say(f"  drawing {count:,} images from {sampler.name}")
+        terminal.say(f"  drawing {count:,} images from {sampler.name}")
         batches = drawing.draw(model, sampler, jax.random.key(settings.seed), count)
         sets[sampler.name] = np.concatenate(
             [np.asarray(pixel_lib.to_uint8(batch)) for batch in batches]
@@ -182,10 +181,10 @@ def likelihood(
     scale = model.scale
     if scale is None:
         scale = bounds.calibrate(recipe, variables, training, mesh)
-    _say("  ELBO and reconstructions")
+    terminal.say("  ELBO and reconstructions")
     found = bounds.estimate(recipe, variables, held_out, scale, mesh)
     reconstructed, latents = reconstruction.evaluate(recipe, variables, held_out, mesh)
-    _say(f"  importance-weighted bound, K={num_samples}")
+    terminal.say(f"  importance-weighted bound, K={num_samples}")
     weighted = bounds.estimate_importance_weighted(
         recipe, variables, held_out, scale, mesh, num_samples=num_samples
     )
@@ -218,7 +217,7 @@ def compare(sets: dict[str, Pixels], real: Real, pictures: Path) -> dict[str, An
         held_out, training = embed(real.held_out), embed(real.training)
         from_held_out = neighbours.nearest(held_out, training).distances
         for name, images in sets.items():
-            _say(f"  {name}: distances of {space}")
+            terminal.say(f"  {name}: distances of {space}")
             points, found = embed(images), result[name]
             if extractor is None or space == "pixels":
                 found[space] = report.compare_pixels(key, images, held_out, reference=real.split)
@@ -239,8 +238,6 @@ def compare(sets: dict[str, Pixels], real: Real, pictures: Path) -> dict[str, An
 
 
 def _progress(batches: Iterable[int]) -> Iterable[int]:
-    return tqdm.tqdm(batches, desc="features", unit=" batches", disable=None, leave=False)
+    return tqdm.tqdm(batches, desc="features", unit=" batches", disable=None, leave=False, file=terminal.stderr())
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Float, Num, PRNGKeyArray, UInt8
 
-from svae_jax import data
+from svae_jax import data, terminal
 from svae_jax.analysis import fitted, trained
 from svae_jax.analysis.fitted import Fitted
 from svae_jax.analysis.trained import Trained
@@ -58,7 +58,7 @@ def sample(
     loaded = fitted.load_sampler(directory, sampler, model, **options)
     batches = draw(model, loaded, jax.random.key(seed), num)
     first = next(batches)
-    with tqdm.tqdm(total=num, unit=" images", disable=None) as bar:
+    with tqdm.tqdm(total=num, unit=" images", disable=None, file=terminal.stderr()) as bar:
         pixels = (model.pixels.from_float(batch) for batch in itertools.chain([first], batches))
         shape = (num, *first.shape[1:])
         image_files.write(target, image_format, shape, _counted(pixels, bar), model.pixels.dtype)

@@ -1,7 +1,6 @@
 """Fits a sampler to the model of a workdir; resumable, as training is."""
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ import numpy as np
 import tqdm
 from jaxtyping import PyTree
 
-from svae_jax import sampler_config, samplers
+from svae_jax import sampler_config, samplers, terminal
 from svae_jax.analysis import fitted, trained
 from svae_jax.errors import UserError
 from svae_jax.run import checkpoint, interrupt, workdir
@@ -96,10 +95,9 @@ def _finished(job: Job) -> PyTree | None:
     except checkpoint.NoneIntactError as error:
         raise UserError(f"{error}; or delete {job.folder} to fit it anew") from None
     if loaded.config["model"] != job.identity["model"]:
-        print(
+        terminal.say(
             f"the sampler {job.name} of step {loaded.config['model']['step']} is replaced by one "
-            f"of step {job.trained.step}",
-            file=sys.stderr,
+            f"of step {job.trained.step}"
         )
         shutil.rmtree(folder)
         return None
@@ -120,8 +118,8 @@ def _num_steps(job: Job) -> int:
 def _encode(job: Job) -> Iterator[aggregate.Encoded]:
     """The posteriors of all training images, with a progress bar on a terminal."""
     images = job.trained.images(job.trained.config.dataset.split)
-    print(f"encoding {len(images):,} training images", file=sys.stderr, flush=True)
-    with tqdm.tqdm(total=len(images), unit=" images", disable=None) as bar:
+    terminal.say(f"encoding {len(images):,} training images")
+    with tqdm.tqdm(total=len(images), unit=" images", disable=None, file=terminal.stderr()) as bar:
         for batch in aggregate.encode(job.trained.model, job.trained.variables, images):
             yield batch
             bar.update(len(batch.means))

@@ -14,6 +14,7 @@ from absl import logging
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from svae_jax import terminal
 from svae_jax.data.sources.base import Reader
 from svae_jax.errors import UserError
 
@@ -62,9 +63,10 @@ def decode(
     logging.info("decoding %s: %d images, once", title, count)
     conversions: collections.Counter[str] = collections.Counter()
     named, failed = list[str](), 0
+    stream = terminal.stderr()
     with (
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm.tqdm(total=count, desc=f"decoding {title}", unit=" images", disable=None) as bar,
+        tqdm.tqdm(total=count, desc=f"decoding {title}", unit=" images", disable=None, file=stream) as bar,
     ):
         while chunk := list(itertools.islice(images, _CHUNK)):
             results = list(pool.map(attempt, chunk))

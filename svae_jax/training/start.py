@@ -1,6 +1,5 @@
 """The state before the first training step, where the model starts at probabilistic PCA."""
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, PyTree
 
+from svae_jax import terminal
 from svae_jax.devices import sharding
 from svae_jax.errors import UserError
 from svae_jax.model import linear, start_at_pca
@@ -60,7 +60,7 @@ def fit(recipe: Recipe, images: Pixels) -> PCA:
     """Probabilistic PCA of the training images' patches; it reads them once, in batches."""
     path = recipe.model.linear
     assert path is not None  # the configuration gives it
-    print(f"PCA of {len(images):,} training images", file=sys.stderr, flush=True)
+    terminal.say(f"PCA of {len(images):,} training images")
     moments = linear.moments(path, _batches(recipe, images))
     found = linear.pca(path, moments, recipe.likelihood.min_sigma)
     if found.num_components < path.maps:

@@ -11,7 +11,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Bool, Float, Num, UInt8
 
-from svae_jax import files, latents, samplers
+from svae_jax import files, latents, samplers, terminal
 from svae_jax import pixels as pixel_lib
 from svae_jax.analysis import fitted, trained
 from svae_jax.analysis.exploring import batches, locality, paths
@@ -258,7 +258,8 @@ class Run(Trained):
         It takes h·w·n products with the Jacobian an image, so a few images are enough.
         """
         means = self._posteriors(images).mean
-        bar = tqdm.tqdm(means, "locality", unit=" images", disable=None, leave=False)
+        stream = terminal.stderr()
+        bar = tqdm.tqdm(means, "locality", unit=" images", disable=None, leave=False, file=stream)
         energies = [locality.energy(self.model, self.variables, z) for z in bar]
         energy = np.mean(energies, axis=0)
         return locality.summarise(energy.reshape(*self.latent_shape[:2], *energy.shape[1:]))

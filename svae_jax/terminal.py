@@ -55,7 +55,7 @@ class Stream(io.TextIOBase):
         return self._stream.fileno()
 
     def __getattr__(self, name: str) -> Any:
-        # Such as `encoding`, or `buffer`, which some libraries ask for.
+        """What else libraries ask for, such as `buffer`."""
         return getattr(self.__dict__["_stream"], name)
 
     @property

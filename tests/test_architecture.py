@@ -14,7 +14,7 @@ ROWS = [
     {"main", "fit_sampler", "evaluate", "sample", "explore"},
     {"command_line"},
     {"training", "analysis"},
-    {"sampler_config"},
+    {"sampler_config", "identity"},
     {"config", "sweeps"},
     {"evaluation"},
     {"samplers"},

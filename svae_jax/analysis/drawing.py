@@ -16,7 +16,7 @@ from svae_jax.analysis.fitted import Fitted
 from svae_jax.analysis.trained import Trained
 from svae_jax.errors import UserError
 from svae_jax.evaluation import grids, steps
-from svae_jax.files import os_errors_for_user
+from svae_jax.files import os_errors_for_user, user_path
 from svae_jax.run import image_files
 
 Pixels = Num[np.ndarray, "_n h w c"]
@@ -53,6 +53,7 @@ def sample(
         UserError: a mistake that the user can correct; nothing is overwritten.
     """
     target, grid = _targets(out, image_format)
+    directory = user_path(directory, "--workdir")
     model = trained.load(directory)
     _check_format(model, image_format)
     loaded = fitted.load_sampler(directory, sampler, model, **options)
@@ -100,6 +101,7 @@ def reconstruct(
         UserError: a mistake that the user can correct; nothing is overwritten.
     """
     target, grid = _targets(out, image_format)
+    directory = user_path(directory, "--workdir")
     model = trained.load(directory)
     size, channels = model.config.dataset.image_size, model.config.dataset.channels
     _check_format(model, image_format)
@@ -123,7 +125,7 @@ def reconstruct(
 
 def _targets(out: str | Path, image_format: str) -> tuple[Path, Path]:
     """The file or folder of the images, and the file of the grid; neither holds anything yet."""
-    target = Path(out)
+    target = user_path(out, "--out")
     grid = target.with_suffix(".png")
     if grid.exists() or grid == target:
         raise UserError(f"--out={out}: the grid {grid} exists; remove it, or choose another --out")

@@ -12,7 +12,7 @@ import numpy as np
 import tqdm
 from jaxtyping import PyTree
 
-from svae_jax import sampler_config, samplers, terminal
+from svae_jax import files, sampler_config, samplers, terminal
 from svae_jax.analysis import fitted, trained
 from svae_jax.errors import UserError
 from svae_jax.run import checkpoint, interrupt, workdir
@@ -35,7 +35,12 @@ class Job(NamedTuple):
 
 
 def fit(
-    directory: str | Path, name: str, config: ml_collections.ConfigDict, *, images: Any = None
+    directory: str | Path,
+    name: str,
+    config: ml_collections.ConfigDict,
+    *,
+    images: Any = None,
+    data_dir: str | Path = "",
 ) -> dict[str, Any]:
     """Fits a sampler to the newest checkpoint of a run, or resumes a fit that was interrupted.
 
@@ -47,6 +52,7 @@ def fit(
         name: one of `samplers.names()`, other than `prior`.
         config: see `sampler_config.base`.
         images: the arrays that the run is of, if it is of arrays from Python.
+        data_dir: where the run's data set is now, if it has moved.
 
     Returns:
         `sampler`, the model's `step` and `fingerprint`, the fit's `num_steps`, and `parameters`,
@@ -56,12 +62,12 @@ def fit(
         UserError: a mistake that the user can correct.
         interrupt.Stopped: after SIGTERM or Ctrl-C, once the fit has saved.
     """
-    directory = Path(directory).absolute()
+    directory = files.user_path(directory, "--workdir")
     if name == "prior":
         raise UserError("--sampler=prior needs no fit: it is the model's own")
     if name in samplers.names():
         sampler_config.check(config, name)
-    model = trained.load(directory, images=images)
+    model = trained.load(directory, images=images, data_dir=data_dir)
     sampler = sampler_config.make(config, name, fitted.shape(model))
     identity: dict[str, Any] = {
         "sampler": name,
@@ -94,6 +100,8 @@ def _finished(job: Job) -> PyTree | None:
         loaded = checkpoint.load(folder)
     except checkpoint.NoneIntactError as error:
         raise UserError(f"{error}; or delete {job.folder} to fit it anew") from None
+    if loaded.config.get("sampler") != job.name:
+        raise UserError(f"{folder} is not of the sampler {job.name}; move it away")
     if loaded.config["model"] != job.identity["model"]:
         terminal.say(
             f"the sampler {job.name} of step {loaded.config['model']['step']} is replaced by one "

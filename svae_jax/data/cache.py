@@ -96,7 +96,7 @@ def lock(path: Path) -> Iterator[None]:
 
 def _remove_leftovers(directory: Path) -> None:
     """Removes unfinished files that no process has written to for a day."""
-    for leftover in directory.glob("*.tmp"):
+    for leftover in directory.glob("*.npy*.tmp"):  # others' files may be here too
         with contextlib.suppress(OSError):  # another process may be faster
             if time.time() - leftover.stat().st_mtime > 86_400:
                 leftover.unlink()

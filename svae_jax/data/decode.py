@@ -66,7 +66,9 @@ def decode(
     stream = terminal.stderr()
     with (
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm.tqdm(total=count, desc=f"decoding {title}", unit=" images", disable=None, file=stream) as bar,
+        tqdm.tqdm(
+            total=count, desc=f"decoding {title}", unit=" images", disable=None, file=stream
+        ) as bar,
     ):
         while chunk := list(itertools.islice(images, _CHUNK)):
             results = list(pool.map(attempt, chunk))

@@ -328,6 +328,8 @@ def test_a_picture_that_the_system_cannot_read_is_not_called_damaged(number):
         raise OSError(number, os.strerror(number), "a.png")
 
     convert = functools.partial(to_array, size=4, channels=3, crop=None)
-    with pytest.raises(UserError, match=rf"a\.png cannot be read \({os.strerror(number)}") as caught:
+    with pytest.raises(
+        UserError, match=rf"a\.png cannot be read \({os.strerror(number)}"
+    ) as caught:
         list(decode(iter([("a.png", read)]), convert, count=1, title="a", field="b"))
     assert "repair or remove" not in str(caught.value)

@@ -330,6 +330,7 @@ def load(
     best: bool = False,
     model: SpatialVAE | None = None,
     images: Any = None,
+    data_dir: str | Path = "",
 ) -> Run:
     """Loads a trained run, which may still be training.
 
@@ -339,13 +340,13 @@ def load(
         model: the model that was given to `training.loop.train`, if any.
         images: the arrays that were given to it, if any; only `images` and what is computed over
             splits needs them.
+        data_dir: where the run's data set is now, if it has moved.
 
     Raises:
         UserError: the directory is not a workdir, or holds no intact checkpoint; or the images are
             not those of the run.
     """
-    found = trained.load(directory, best=best, model=model, images=images)
-    model, variables, config, step = found
-    return Run(
-        model, variables, config, step, Path(directory), scale=found.scale, arrays=found.arrays
-    )
+    directory = files.user_path(directory, "directory")
+    found = trained.load(directory, best=best, model=model, images=images, data_dir=data_dir)
+    fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    return Run(**fields, directory=directory)

@@ -9,12 +9,11 @@ from jaxtyping import Num
 from svae_jax import config as configs
 from svae_jax import model as models
 from svae_jax import terminal
-from svae_jax.analysis import exploring, fitted
+from svae_jax.analysis import assessment, exploring, fitted
 from svae_jax.analysis.exploring import Run
 from svae_jax.analysis.report import pictures
 from svae_jax.analysis.report.pictures import Picture
 from svae_jax.errors import UserError
-from svae_jax.run import workdir
 
 _COLUMNS = 8
 _SAMPLES = 32
@@ -89,7 +88,7 @@ def of_run(run: Run, label: str, seed: int) -> Content:
     found = run.locality(images[:_LOCALITY])
     shown["locality"] = {"": _locality(found, label)}
     shown["kl"] = {"": _kl(run, label, images[:_COLUMNS])}
-    evaluation = workdir.read_json(run.directory / "evaluation.json")
+    evaluation = assessment.read(run.directory)
     facts = _facts(run, metrics, found)
     identity = fitted.model_identity(run)
     if evaluation and any(evaluation.get(name) != value for name, value in identity.items()):

@@ -42,7 +42,7 @@ class TFDS:
 
     def __init__(self, name: str, data_dir: str, cache_dir: Path):
         self.name = name
-        self.data_dir = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR", "")) or None
+        self.data_dir = _directory(data_dir)
         is_prepared = self._open()
         self.feature = self._image_feature()
         if not is_prepared:
@@ -185,6 +185,23 @@ class TFDS:
         )
 
 
+def is_prepared(name: str, data_dir: str) -> bool:
+    """Whether a directory, or TFDS's own if empty, holds a data set, intact or not."""
+    import tensorflow_datasets as tfds
+
+    try:
+        with _quiet():
+            return tfds.builder(name, data_dir=_directory(data_dir)).is_prepared()
+    except tfds.core.DatasetNotFoundError:
+        return False
+    except Exception:  # opening it will say what is wrong
+        return True
+
+
+def _directory(data_dir: str) -> str | None:
+    return os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR", "")) or None
+
+
 class Shapes(TFDS):
     """The embedded data set, prepared in the directory of the cache.
 
@@ -202,7 +219,9 @@ class Shapes(TFDS):
 
     def _prepare(self, has_own_bar: bool = True) -> None:
         # The lock is held, so no living process writes these.
-        for leftover in Path(self.builder.data_dir).parent.glob("incomplete.*"):
+        for leftover in Path(self.builder.data_dir).parent.glob(
+            f"incomplete.*_{self.builder.version}*"
+        ):
             shutil.rmtree(leftover, ignore_errors=True)
         super()._prepare(has_own_bar)
 

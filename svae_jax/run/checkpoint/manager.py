@@ -300,6 +300,15 @@ def load(directory: Directory, target: PyTree | None = None, *, best: bool = Fal
     )
 
 
+def versions(directory: Directory) -> dict[str, str]:
+    """Returns the versions of the libraries that wrote the newest step, where that is known."""
+    folder = pathlib.Path(directory).absolute()
+    try:
+        return _read_meta(folder, max(storage.steps(folder)))["versions"]
+    except (UserError, _DamagedError, ValueError, KeyError):
+        return {}
+
+
 # Reading and verifying one step.
 
 
@@ -391,8 +400,8 @@ def _cause(path: pathlib.Path, error: Exception) -> UserError | _DamagedError:
             if not os.access(file, os.R_OK):
                 return UserError(f"cannot read {file}: permission denied")
         return _unreadable(path, error)
-    file = "state" if changed == storage.NO_LIST else changed
-    return _DamagedError(f"{file}: {files.reason(error)}")
+    name = "state" if changed == storage.NO_LIST else changed
+    return _DamagedError(f"{name}: {files.reason(error)}")
 
 
 def _says_damage(error: Exception) -> bool:

@@ -150,7 +150,8 @@ def sweep(folder: pathlib.Path) -> None:
     if is_first_process():
         for pattern in (f"*{ocp.path.step.TMP_DIR_SUFFIX}*", f"*{_DELETED}"):
             for path in folder.glob(pattern):
-                shutil.rmtree(path, ignore_errors=True)
+                if path.name.partition(".")[0].isdecimal():  # no one else's
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def delete(folder: pathlib.Path, steps: Iterable[int]) -> None:

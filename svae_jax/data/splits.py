@@ -183,18 +183,17 @@ def _ranges(split: str, source: Source | _Arrays) -> list[Range]:
         key: tfds.core.SplitInfo(name=key, shard_lengths=[length], num_bytes=0)
         for key, length in (lengths | {_ALL: lengths["all"]}).items()
     }
-    try:
-        specification = re.sub(r"(?<![\w-])all(?![\w-])", _ALL, split)
-        parts = []
-        for text in re.split(r"\s*\+\s*", specification):
+    specification = re.sub(r"(?<![\w-])all(?![\w-])", _ALL, split)
+    parts = []
+    for text in re.split(r"\s*\+\s*", specification):
+        try:
             instruction = tfds.core.ReadInstruction.from_spec(text)
             (part,) = instruction.to_absolute(infos)
-            if _is_share_of_nothing(instruction, part, infos[part.splitname].num_examples):
-                shown = text.replace(_ALL, "all")
-                raise _bad_split(split, source, f"{shown} rounds to no image; ")
-            parts.append(part)
-    except (ValueError, KeyError, NotImplementedError) as err:
-        raise _bad_split(split, source, "") from err
+        except (ValueError, KeyError, NotImplementedError) as err:
+            raise _bad_split(split, source, "") from err
+        if _is_share_of_nothing(instruction, part, infos[part.splitname].num_examples):
+            raise _bad_split(split, source, f"{text.replace(_ALL, 'all')} rounds to no image; ")
+        parts.append(part)
     ranges: list[Range] = []
     for part in parts:
         key = "all" if part.splitname == _ALL else part.splitname
@@ -208,13 +207,11 @@ def _ranges(split: str, source: Source | _Arrays) -> list[Range]:
 
 def _is_share_of_nothing(relative: Any, absolute: Any, length: int) -> bool:
     """Whether a share in per cent rounds to no image, where TFDS may take all: [-1%:] of 30."""
-    if getattr(relative, "unit", "") != "%":
+    if relative.unit != "%":
         return False
-    begin = absolute.from_ or 0
-    is_last = relative.from_ is not None and math.copysign(1, relative.from_) < 0
-    return begin >= (length if absolute.to is None else absolute.to) or (
-        is_last and begin == 0 and round(relative.from_ * length / 100) == 0
-    )
+    begin, end = absolute.from_ or 0, length if absolute.to is None else absolute.to
+    counts_from_end = relative.from_ is not None and math.copysign(1, relative.from_) < 0
+    return begin >= end or (counts_from_end and round(relative.from_ * length / 100) == 0)
 
 
 def _spread(source: Source | _Arrays, start: int, stop: int) -> Iterator[Range]:

@@ -25,6 +25,11 @@ from svae_jax.devices.lazy_tensorflow import tensorflow
 from svae_jax.errors import UserError
 
 _CROPS = {"celeb_a": 148}  # the centre that holds the face; other sets keep their shorter side
+# TensorFlow's errors that may pass.
+_PASSING = (
+    "AbortedError", "CancelledError", "DeadlineExceededError", "InternalError",
+    "PermissionDeniedError", "ResourceExhaustedError", "UnavailableError", "UnknownError",
+)  # fmt: skip
 _MODES = {1: "L", 2: "LA", 4: "RGBA"}  # by the number of channels; otherwise RGB
 
 
@@ -249,7 +254,7 @@ def _is_damage(err: Exception) -> bool:
     if isinstance(err, OSError):
         return err.errno in (None, errno.ENOENT, errno.ENOTDIR)
     if type(err).__module__.startswith("tensorflow"):
-        return type(err).__name__ in ("DataLossError", "NotFoundError", "OutOfRangeError")
+        return type(err).__name__ not in _PASSING
     return True
 
 

@@ -33,7 +33,7 @@ from svae_jax.run import checkpoint, workdir
 from svae_jax.run.checkpoint import Checkpointer
 from svae_jax.training import feed, loop, step
 from svae_jax.training import job as jobs
-from tests import command_line
+from tests import command_line, tiny
 from tests.real_data import real_data_dir
 from tests.run.test_survival import fingerprint, rows
 
@@ -161,7 +161,7 @@ def interrupt_after(monkeypatch, last):
 def folder_arrays(tiny_images):
     """The images of the folder, as a user would read them."""
     return tuple(
-        np.stack([np.asarray(Image.open(p)) for p in sorted((tiny_images / split).iterdir())])
+        np.stack([np.asarray(Image.open(p)) for p in tiny.pictures(tiny_images, split)])
         for split in ("train", "test")
     )
 

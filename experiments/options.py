@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from svae_jax import command_line, terminal
@@ -28,6 +29,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises a UserError in place of the usage and an exit."""
         raise UserError(message)
+
+
+def nonempty_path(text: str) -> Path:
+    """A path on the command line; empty, it would stand for the current directory.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: give a path")
+    return Path(text).expanduser()
 
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from svae_jax import command_line
+from svae_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "directories of runs", required=True)
 _SPLIT = flags.DEFINE_string(
@@ -46,6 +47,8 @@ def main(argv: Sequence[str]) -> None:
         features=_FEATURES.value,
         seed=_SEED.value,
     )
+    if not _WORKDIR.value:
+        raise UserError("--workdir= is empty: give a path")
     data_dir = _DATA_DIR.value
     found = [assessment.evaluate(path, settings, data_dir=data_dir) for path in _WORKDIR.value]
     print(tables.evaluations(found))

@@ -148,10 +148,9 @@ def _places(dataset: Mapping[str, Any], data_dir: str, where: str) -> dict[str, 
     given = [absolute(data_dir, "--data_dir")] if data_dir else [dataset["data_dir"]]
     if (place := data.locate(name, given)) is None:
         raise UserError(
-            f"{where}: its data set {name} is not in {given[0] or 'the directory of TFDS'}; where "
-            "it is now, say --data_dir=DIR"
-            + ("" if name == "folder" else " or TFDS_DATA_DIR")
-            + "; in Python, data_dir="
+            f"{where}: its data set {name} is not in {given[0] or 'the directory of TFDS'}; give "
+            "its place: --data_dir=DIR, data_dir= in Python"
+            + ("" if name == "folder" else ", or the variable TFDS_DATA_DIR")
         )
     # A cache on another machine is no place to write to.
     return {

@@ -96,3 +96,13 @@ def test_leftovers_of_others_stay_in_the_cache(tmp_path):
     array = np.zeros((1, 2, 2, 3), np.uint8)
     cache.open_or_build(tmp_path / "a.npy", array.shape, lambda: iter([array]))
     assert theirs.exists()
+
+
+def test_the_experiments_refuse_an_empty_path():
+    from experiments.options import Parser, nonempty_path
+
+    parser = Parser("sweep", None)
+    parser.add_argument("--workdir", type=nonempty_path)
+    with pytest.raises(UserError, match="--workdir: it is empty"):
+        parser.parse_known_args(["--workdir="])
+    assert str(parser.parse_known_args(["--workdir=runs/a"])[0].workdir) == "runs/a"

@@ -412,8 +412,9 @@ def _says_damage(error: Exception) -> bool:
 
 
 def _unreadable(path: pathlib.Path, error: Exception) -> UserError:
+    file = getattr(error, "filename", None) or path
     return UserError(
-        f"cannot read {path}: {files.reason(error)}; nothing was moved or deleted: once it can be "
+        f"cannot read {file}: {files.reason(error)}; nothing was moved or deleted: once it can be "
         "read, run the same command again"
     )
 

@@ -616,8 +616,9 @@ def test_a_run_refuses_another_folder_and_takes_a_moved_one(folder_run, tiny_ima
 
 @pytest.mark.usefixtures("no_pictures")
 def test_a_run_of_an_older_version_resumes(folder_run, tmp_path, monkeypatch):
-    """Without data.json, and without the fields that there were not."""
-    whole, config = folder_run
+    """Without data.json, and without the fields and the order that there were not."""
+    _, config = folder_run
+    whole = tmp_path / "whole"
     new = ("dataset.value_range", "dataset.flip", "latent.prior", "objective.likelihood")
 
     def without(fields):
@@ -629,6 +630,8 @@ def test_a_run_of_an_older_version_resumes(folder_run, tmp_path, monkeypatch):
 
     save, old = Checkpointer.save, tmp_path / "old"
     with monkeypatch.context() as patch:
+        patch.setattr(data, "MIXED", data.BY_PATH)
+        loop.train(config, whole)
         interrupt_after(patch, 4)
         patch.setattr(
             Checkpointer,

@@ -3,9 +3,10 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from svae_jax import command_line
+from svae_jax import command_line, terminal
 from svae_jax.errors import UserError
 
 
@@ -30,6 +31,18 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+def nonempty_path(text: str) -> Path:
+    """A path on the command line; empty, it would stand for the current directory.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: give a path")
+    return Path(text).expanduser()
+
+
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs a command with this process's arguments; exit codes as `command_line.run`."""
+    terminal.protect()
     command_line.guard(lambda: sys.exit(main(sys.argv[1:])))

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from experiments.compare import plan, summary
 from experiments.compare.tables import mean_and_sd
-from experiments.options import Parser, run_command
+from experiments.options import Parser, nonempty_path, run_command
 from svae_jax import command_line, latents
 from svae_jax import config as configs
 from svae_jax.analysis import tables, trained
@@ -69,7 +69,9 @@ def main(argv: Sequence[str]) -> None:
     """
     parser = Parser("rank", __doc__)
     parser.add_argument("--config", required=True, help="configuration: configs/cifar10.py")
-    parser.add_argument("--workdir", type=Path, required=True, help="directory of all runs")
+    parser.add_argument(
+        "--workdir", type=nonempty_path, required=True, help="directory of all runs"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each model")
     options, common = parser.parse_known_args(argv)
     if options.seeds < 1:

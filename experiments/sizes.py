@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.options import Parser, run_command
+from experiments.options import Parser, nonempty_path, run_command
 from svae_jax.errors import UserError
 from svae_jax.files import os_errors_for_user
 
@@ -41,8 +41,12 @@ def main(argv: Sequence[str]) -> None:
         UserError: a mistake in the options, or a file that is not of such a sweep.
     """
     parser = Parser("sizes", __doc__)
-    parser.add_argument("--sweep", type=Path, required=True, help="sweep.csv of --sweep=latents")
-    parser.add_argument("--out", type=Path, required=True, help="figure, such as sizes.png")
+    parser.add_argument(
+        "--sweep", type=nonempty_path, required=True, help="sweep.csv of --sweep=latents"
+    )
+    parser.add_argument(
+        "--out", type=nonempty_path, required=True, help="figure, such as sizes.png"
+    )
     options = parser.parse_args(argv)
     lines = read(options.sweep)
     with os_errors_for_user(f"--out={options.out} cannot be written"):

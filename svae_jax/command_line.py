@@ -11,6 +11,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from svae_jax import terminal
 from svae_jax.errors import UserError
 from svae_jax.run import interrupt
 
@@ -37,6 +38,7 @@ def run(main: Main, fields: Fields = training_fields, define: Define = lambda: N
         fields: the fields of the command's configuration.
         define: defines flags that read the command line at once, so that their errors are caught.
     """
+    terminal.protect()
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
 
@@ -133,7 +135,7 @@ def guard(action: Callable[[], None]) -> None:
         if (end := ending(error)) is None:
             raise
         message, code = end
-        print(message, file=sys.stderr)
+        terminal.say(message)
         sys.exit(code)
 
 

@@ -446,12 +446,17 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def continued(
-    config: ml_collections.ConfigDict, earlier: Mapping[str, Any]
+    config: ml_collections.ConfigDict, earlier: ml_collections.ConfigDict
 ) -> ml_collections.ConfigDict:
-    """The configuration for going on with an earlier run, which may be older than some fields."""
-    missing = _BEFORE.keys() - flatten(earlier).keys()
-    copy = ml_collections.ConfigDict(config.to_dict())
-    copy.update_from_flattened_dict({field: _BEFORE[field] for field in missing})
+    """The configuration for going on with an earlier run, which may be older than some fields.
+
+    Those are as in the earlier run, unless the configuration sets them.
+    """
+    copy, defaults = ml_collections.ConfigDict(config.to_dict()), base()
+    for field, before in _BEFORE.items():
+        is_default = get_field(copy, field) == get_field(defaults, field)
+        if is_default and get_field(earlier, field) == before:
+            copy.update_from_flattened_dict({field: before})
     return copy
 
 

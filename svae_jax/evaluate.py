@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from svae_jax import command_line
+from svae_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "directories of runs", required=True)
 _SPLIT = flags.DEFINE_string(
@@ -27,6 +28,9 @@ _NUM_SAMPLES = flags.DEFINE_integer(
 )
 _FEATURES = flags.DEFINE_string(
     "features", "", "inception or efficientnet_lite0 (extra fid): distances in their features too"
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", "", "where the data set of the run is now, if it has moved: as dataset.data_dir"
 )
 _SEED = flags.DEFINE_integer("seed", 0, "of samples and distances")
 
@@ -43,7 +47,11 @@ def main(argv: Sequence[str]) -> None:
         features=_FEATURES.value,
         seed=_SEED.value,
     )
-    print(tables.evaluations([assessment.evaluate(path, settings) for path in _WORKDIR.value]))
+    if not _WORKDIR.value:
+        raise UserError("--workdir= is empty: give a path")
+    data_dir = _DATA_DIR.value
+    found = [assessment.evaluate(path, settings, data_dir=data_dir) for path in _WORKDIR.value]
+    print(tables.evaluations(found))
 
 
 if __name__ == "__main__":

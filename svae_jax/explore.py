@@ -17,6 +17,9 @@ from svae_jax import command_line
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "directories of runs", required=True)
 _OUT = flags.DEFINE_string("out", None, "HTML file to write", required=True)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", "", "where the data set of the run is now, if it has moved: as dataset.data_dir"
+)
 _SEED = flags.DEFINE_integer("seed", 0, "of the samples")
 
 
@@ -25,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     from svae_jax.analysis.report import page
 
-    print(page.write(_WORKDIR.value, _OUT.value, _SEED.value))
+    print(page.write(_WORKDIR.value, _OUT.value, _SEED.value, _DATA_DIR.value))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,27 @@ def os_errors_for_user(subject: str, cure: str = "") -> Iterator[None]:
         raise UserError(f"{subject}: {reason(error)}{where}{cure and f'; {cure}'}") from error
 
 
+def user_path(path: str | os.PathLike[str], name: str) -> Path:
+    """Returns a path that a user gives, absolute, with `~` expanded.
+
+    Args:
+        path: a file or directory of this machine.
+        name: of the flag or argument, such as "--workdir".
+
+    Raises:
+        UserError: it is empty, or of another kind than a path of this machine.
+    """
+    text = os.fspath(path)
+    if not text.strip():
+        raise UserError(f"{name}= is empty: give a path")
+    if "://" in text:
+        raise UserError(f"{name}={text} is no path of this machine's file systems: give one")
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError(f"{name}={text}: {error}; write the path out") from None
+
+
 @contextlib.contextmanager
 def lock(path: Path, *, wait: bool) -> Iterator[bool]:
     """Holds the lock file `path`, so that no other process does; a killed process holds none.

@@ -29,6 +29,9 @@ from svae_jax import config as configs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of a run", required=True)
 _SAMPLER = flags.DEFINE_string("sampler", None, "gaussian, mixture or flow", required=True)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", "", "where the data set of the run is now, if it has moved: as dataset.data_dir"
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -36,7 +39,8 @@ def main(argv: Sequence[str]) -> None:
     del argv
     from svae_jax.analysis import fitting
 
-    print(json.dumps(fitting.fit(_WORKDIR.value, _SAMPLER.value, flags.FLAGS.config), indent=2))
+    given = (_WORKDIR.value, _SAMPLER.value, flags.FLAGS.config)
+    print(json.dumps(fitting.fit(*given, data_dir=_DATA_DIR.value), indent=2))
 
 
 def _define_config() -> None:

@@ -14,7 +14,7 @@ ROWS = [
     {"main", "fit_sampler", "evaluate", "sample", "explore"},
     {"command_line"},
     {"training", "analysis"},
-    {"sampler_config"},
+    {"sampler_config", "identity"},
     {"config", "sweeps"},
     {"evaluation"},
     {"samplers"},
@@ -22,7 +22,7 @@ ROWS = [
     {"model", "data", "run"},
     {"likelihoods"},
     {"latents", "devices", "files", "pixels"},
-    {"errors"},
+    {"errors", "terminal"},
 ]
 # What computes touches no files, and runs where nothing but JAX and Flax is installed.
 COMPUTE = {
@@ -41,7 +41,7 @@ PURE_STDLIB = {
 HOMES = {
     "orbax": {"run/checkpoint"},
     "tensorflow_datasets": {"data/splits", "data/sources"},
-    "ml_collections": {"config", "sampler_config", "analysis", "main", "fit_sampler"}
+    "ml_collections": {"config", "sampler_config", "identity", "analysis", "main", "fit_sampler"}
     | {"command_line", "training/job", "training/loop"},
     "tensorflow": {"devices/lazy_tensorflow"},
     "tensorboard": {"run/writer"},

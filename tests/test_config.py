@@ -225,10 +225,13 @@ def test_runs_older_than_a_field_keep_what_they_had():
     assert posterior.mean_model.nu_scale == 0.1
     assert posterior.covariance_model.lower_scale == 1.0
     assert configs.model(config).posterior != posterior
-    going_on = configs.continued(config, old)
+    going_on = configs.continued(config, configs.from_dict(old))
     configs.check_continues(going_on, configs.from_dict(old))
     assert configs.model(going_on).posterior == posterior
-    assert configs.continued(config, config.to_dict()).to_dict() == config.to_dict()
+    assert configs.continued(config, config).to_dict() == config.to_dict()
+    config.latent.nu_scale = 0.5
+    with pytest.raises(UserError, match=r"latent.nu_scale=0.5 \(was 0.1\)"):
+        configs.check_continues(configs.continued(config, going_on), going_on)
 
 
 FREE = {

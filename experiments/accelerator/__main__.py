@@ -41,7 +41,7 @@ from experiments.accelerator.speed import goals
 from experiments.accelerator.worker import GRACE, Worker
 from experiments.benchmark import terminal
 from experiments.benchmark.stopwatch import say
-from experiments.options import Parser, run_command
+from experiments.options import Parser, nonempty_path, run_command
 from svae_jax.data import cache
 from svae_jax.errors import UserError
 from svae_jax.files import os_errors_for_user, replacing
@@ -77,7 +77,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("accelerator", __doc__)
     option = parser.add_argument
     option("--budget", type=int, required=True, help="seconds for all parts, at least 60")
-    option("--out", type=Path, required=True, help="directory for the results; an empty or new one")
+    option(
+        "--out",
+        type=nonempty_path,
+        required=True,
+        help="directory for the results; an empty or new one",
+    )
     option("--images", default="", help="files of packed images, separated by commas")
     option("--parts", default="", help=f"of {','.join(PARTS)} (default: all)")
     option("--allow_cpu", action="store_true", help="run although there is no accelerator")

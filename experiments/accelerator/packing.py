@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from experiments.options import Parser, run_command
+from experiments.options import Parser, nonempty_path, run_command
 from svae_jax import command_line
 from svae_jax.errors import UserError
 from svae_jax.files import os_errors_for_user
@@ -124,7 +124,7 @@ def main(argv: Sequence[str]) -> None:
     option = parser.add_argument
     option("--config", default="configs/cifar10.py", help="configuration (default: %(default)s)")
     option("--files", type=int, default=2, help="number of files (default: %(default)s)")
-    option("--out", type=Path, required=True, help="directory for the files")
+    option("--out", type=nonempty_path, required=True, help="directory for the files")
     options, rest = parser.parse_known_args(argv)
     dataset = command_line.load_config(options.config, rest)[0].dataset
     if options.files < 1:

@@ -4,13 +4,14 @@ Each round calls every contender once. A machine that slows down or is busy for 
 all of them, and a ratio is the median of the rounds' ratios.
 """
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+from svae_jax import terminal
 
 Contender = Callable[[int], None]  # does so many units of work, and returns when they are done
 Seconds = Float[np.ndarray, " rounds"]  # for a unit of work
@@ -69,4 +70,4 @@ def ratio(numerator: Seconds, denominator: Seconds) -> float:
 
 def say(line: str) -> None:
     """Prints progress to stderr; results go to stdout."""
-    print(line, file=sys.stderr, flush=True)
+    terminal.say(line)

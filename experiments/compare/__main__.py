@@ -24,7 +24,7 @@ import ml_collections
 
 from experiments.compare import figure, plan, summary, tables
 from experiments.compare.plan import Run, Setting
-from experiments.options import Parser, run_command
+from experiments.options import Parser, nonempty_path, run_command
 from experiments.sweep import engines, outcomes
 from experiments.sweep import trials as trials_lib
 from experiments.sweep.trials import Trial
@@ -279,7 +279,12 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser("compare", __doc__)
     option = parser.add_argument
     option("--config", required=True, help="configuration, such as configs/cifar10.py")
-    option("--workdir", type=Path, required=True, help="directory of the comparison and its runs")
+    option(
+        "--workdir",
+        type=nonempty_path,
+        required=True,
+        help="directory of the comparison and its runs",
+    )
     option("--quick", action="store_true", help=f"minutes instead of hours: {plan.QUICK}")
     option("--split", default="", help="held-out split of the tables (dataset.eval_split)")
     option(

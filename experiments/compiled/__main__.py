@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
@@ -22,7 +21,7 @@ import ml_collections
 
 from experiments.compiled import compiling, targets
 from experiments.compiled.compiling import Compiled
-from experiments.options import Parser, run_command
+from experiments.options import Parser, nonempty_path, run_command
 from svae_jax import command_line
 from svae_jax import config as configs
 from svae_jax.errors import UserError
@@ -166,7 +165,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, ml_collections.Conf
     )
     option("--images", type=int, help="size of the training split (default: the data set's)")
     option("--generation_batch", type=int, default=1000, help="images generated at a time")
-    option("--json", type=Path, help="file to write the results to, as JSON")
+    option("--json", type=nonempty_path, help="file to write the results to, as JSON")
     options, rest = parser.parse_known_args(argv)
     return options, command_line.load_config(options.config, rest)[0]
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.options import Parser, run_command
+from experiments.options import Parser, nonempty_path, run_command
 from experiments.sweep import engines, outcomes, report
 from experiments.sweep import trials as trials_lib
 from experiments.sweep.outcomes import Metric
@@ -87,7 +87,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     option = parser.add_argument
     option("--config", help="configuration, such as configs/cifar10.py or configs/cifar10.py:mvn")
     option("--sweep", help="NAME of the function sweep_NAME in that file")
-    option("--workdir", type=Path, required=True, help="directory of the sweep and its trials")
+    option(
+        "--workdir", type=nonempty_path, required=True, help="directory of the sweep and its trials"
+    )
     option("--report", action="store_true", help="write the report of a workdir, and run nothing")
     option("--dry_run", action="store_true", help="print the commands of the trials that are left")
     option(

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import io
 import math
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from experiments.sweep import outcomes
 from experiments.sweep.outcomes import Metric, Outcome
 from experiments.sweep.trial import Trial
+from svae_jax import terminal
 
 _REDRAWN_EVERY = 1.0  # seconds
 _MOST_ROWS = 20
@@ -29,7 +29,7 @@ class Board(contextlib.AbstractContextManager):
         """Takes the outcomes of all trials so far, and where to write; stderr by default."""
         self._outcomes = {outcome.trial.name: outcome for outcome in before}
         self._metric = metric
-        self._stream: Any = stream or sys.stderr
+        self._stream: Any = stream or terminal.stderr()
         self._running: dict[str, Trial] = {}
         self._left_at_start = sum(o.status not in outcomes.ENDED for o in before)
         self._ended = 0  # since the start

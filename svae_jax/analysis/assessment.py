@@ -1,8 +1,8 @@
 """Evaluates a trained run: bounds, reconstructions, use of the latent, and quality of samples."""
 
 import functools
+import hashlib
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +13,9 @@ import tqdm
 from jaxtyping import Num, UInt8
 
 from svae_jax import config as configs
+from svae_jax import files, identity, samplers, terminal
 from svae_jax import model as models
 from svae_jax import pixels as pixel_lib
-from svae_jax import samplers
 from svae_jax.analysis import drawing, fitted, trained
 from svae_jax.analysis.trained import Trained
 from svae_jax.devices import sharding
@@ -71,17 +71,20 @@ class Real(NamedTuple):
     seed: int
 
 
-def evaluate(directory: str | Path, settings: Settings, *, images: Any = None) -> dict[str, Any]:
+def evaluate(
+    directory: str | Path, settings: Settings, *, images: Any = None, data_dir: str | Path = ""
+) -> dict[str, Any]:
     """Evaluates the newest checkpoint of a run on a held-out split, with every fitted sampler.
 
     The run may still be training: this only reads it, and writes `evaluation.json` and the pictures
-    in `evaluation/` to its workdir. For another split than the run's own, the split's name is added
-    to both.
+    in `evaluation/` to its workdir. For another split than the run's own, the split's name and a
+    hash of it are added to both.
 
     Args:
         directory: the workdir.
         settings: what is computed.
         images: the arrays that the run is of, if it is of arrays from Python.
+        data_dir: where the run's data set is now, if it has moved.
 
     Returns:
         The content of `evaluation.json`, where a figure is {"value", "standard_error"}: the model's
@@ -94,11 +97,12 @@ def evaluate(directory: str | Path, settings: Settings, *, images: Any = None) -
     for field, least in (("importance_samples", 1), ("num_samples", 20)):
         if (value := getattr(settings, field)) < least:
             raise UserError(f"--{field}={value} must be at least {least}")
-    directory = Path(directory)
-    model = trained.load(directory, images=images)
+    shown, directory = str(directory), files.user_path(directory, "--workdir")
+    model = trained.load(directory, images=images, data_dir=data_dir)
     dataset = model.config.dataset
     split = settings.split or dataset.eval_split
     held_out, training = (model.images(s) for s in (split, dataset.split))
+    model.tell_overlap(split)
     if settings.features and dataset.channels not in (1, 3):
         raise UserError(
             f"--features={settings.features} takes images of 1 or 3 channels; this run's have "
@@ -109,9 +113,9 @@ def evaluate(directory: str | Path, settings: Settings, *, images: Any = None) -
     loaded = [fitted.load_sampler(directory, name, model) for name in available]
     name = _name(split, dataset.eval_split)
     workdir.create(directory / name)
-    _say(f"{directory}: step {model.step}; {len(held_out):,} images of {dataset.name} {split}")
+    terminal.say(f"{shown}: step {model.step}; {len(held_out):,} images of {dataset.name} {split}")
     result: dict[str, Any] = {
-        "workdir": str(directory),
+        "workdir": shown,
         **fitted.model_identity(model),
         "config": model.config.to_dict(),
         "split": split,
@@ -130,7 +134,7 @@ def evaluate(directory: str | Path, settings: Settings, *, images: Any = None) -
     )
     sets = {FLOOR: np.asarray(real.training[:count])}
     for sampler in loaded:
-        _say(f"  drawing {count:,} images from {sampler.name}")
+        terminal.say(f"  drawing {count:,} images from {sampler.name}")
         batches = drawing.draw(model, sampler, jax.random.key(settings.seed), count)
         sets[sampler.name] = np.concatenate(
             [np.asarray(pixel_lib.to_uint8(batch)) for batch in batches]
@@ -160,14 +164,27 @@ def read(directory: str | Path, split: str = "") -> dict[str, Any] | None:
     Raises:
         UserError: the directory is no workdir, or the file is damaged.
     """
-    directory = Path(directory)
-    own = trained.configuration(directory).dataset.eval_split
-    return workdir.read_json(directory / f"{_name(split or own, own)}.json")
+    directory = files.user_path(directory, "--workdir")
+    own = identity.configuration(directory).dataset.eval_split
+    split = split or own
+    # An older version left out the hash, so its file may be of another split.
+    for name in dict.fromkeys((_name(split, own), _readable(split))):
+        content = workdir.read_json(directory / f"{name}.json")
+        if content is not None and content.get("split") == split:
+            return content
+    return None
 
 
 def _name(split: str, own_split: str) -> str:
-    """Of the file and the folder of an evaluation."""
-    return "evaluation" + ("" if split == own_split else re.sub(r"\W+", "_", f"_{split}"))
+    """Of the file and the folder of an evaluation; no other split has it."""
+    if split == own_split:
+        return "evaluation"
+    digest = hashlib.sha256(split.encode()).hexdigest()[:8]
+    return f"{_readable(split)[:80]}_{digest}"
+
+
+def _readable(split: str) -> str:
+    return re.sub(r"\W+", "_", f"evaluation_{split}")
 
 
 def likelihood(
@@ -183,10 +200,10 @@ def likelihood(
     scale = model.scale
     if scale is None:
         scale = bounds.calibrate(recipe, variables, training, mesh)
-    _say("  ELBO and reconstructions")
+    terminal.say("  ELBO and reconstructions")
     found = bounds.estimate(recipe, variables, held_out, scale, mesh)
     reconstructed, latents = reconstruction.evaluate(recipe, variables, held_out, mesh)
-    _say(f"  importance-weighted bound, K={num_samples}")
+    terminal.say(f"  importance-weighted bound, K={num_samples}")
     weighted = bounds.estimate_importance_weighted(
         recipe, variables, held_out, scale, mesh, num_samples=num_samples
     )
@@ -222,7 +239,7 @@ def compare(sets: dict[str, Pixels], real: Real, pictures: Path) -> dict[str, An
         held_out, training = embed(real.held_out), embed(real.training)
         from_held_out = neighbours.nearest(held_out, training).distances
         for name, images in sets.items():
-            _say(f"  {name}: distances of {space}")
+            terminal.say(f"  {name}: distances of {space}")
             points, found = embed(images), result[name]
             if extractor is None or space == "pixels":
                 found[space] = report.compare_pixels(key, images, held_out, reference=real.split)
@@ -243,8 +260,6 @@ def compare(sets: dict[str, Pixels], real: Real, pictures: Path) -> dict[str, An
 
 
 def _progress(batches: Iterable[int]) -> Iterable[int]:
-    return tqdm.tqdm(batches, desc="features", unit=" batches", disable=None, leave=False)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    return tqdm.tqdm(
+        batches, desc="features", unit=" batches", disable=None, leave=False, file=terminal.stderr()
+    )

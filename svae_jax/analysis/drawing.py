@@ -10,13 +10,13 @@ import numpy as np
 import tqdm
 from jaxtyping import Float, Num, PRNGKeyArray, UInt8
 
-from svae_jax import data
+from svae_jax import data, terminal
 from svae_jax.analysis import fitted, trained
 from svae_jax.analysis.fitted import Fitted
 from svae_jax.analysis.trained import Trained
 from svae_jax.errors import UserError
 from svae_jax.evaluation import grids, steps
-from svae_jax.files import os_errors_for_user
+from svae_jax.files import os_errors_for_user, user_path
 from svae_jax.run import image_files
 
 Pixels = Num[np.ndarray, "_n h w c"]
@@ -53,12 +53,13 @@ def sample(
         UserError: a mistake that the user can correct; nothing is overwritten.
     """
     target, grid = _targets(out, image_format)
+    directory = user_path(directory, "--workdir")
     model = trained.load(directory)
     _check_format(model, image_format)
     loaded = fitted.load_sampler(directory, sampler, model, **options)
     batches = draw(model, loaded, jax.random.key(seed), num)
     first = next(batches)
-    with tqdm.tqdm(total=num, unit=" images", disable=None) as bar:
+    with tqdm.tqdm(total=num, unit=" images", disable=None, file=terminal.stderr()) as bar:
         pixels = (model.pixels.from_float(batch) for batch in itertools.chain([first], batches))
         shape = (num, *first.shape[1:])
         image_files.write(target, image_format, shape, _counted(pixels, bar), model.pixels.dtype)
@@ -100,6 +101,7 @@ def reconstruct(
         UserError: a mistake that the user can correct; nothing is overwritten.
     """
     target, grid = _targets(out, image_format)
+    directory = user_path(directory, "--workdir")
     model = trained.load(directory)
     size, channels = model.config.dataset.image_size, model.config.dataset.channels
     _check_format(model, image_format)
@@ -123,7 +125,7 @@ def reconstruct(
 
 def _targets(out: str | Path, image_format: str) -> tuple[Path, Path]:
     """The file or folder of the images, and the file of the grid; neither holds anything yet."""
-    target = Path(out)
+    target = user_path(out, "--out")
     grid = target.with_suffix(".png")
     if grid.exists() or grid == target:
         raise UserError(f"--out={out}: the grid {grid} exists; remove it, or choose another --out")

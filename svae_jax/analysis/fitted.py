@@ -82,7 +82,7 @@ def load_sampler(directory: str | Path, name: str, trained: Trained, **options: 
         raise UserError(f"{directory}: the sampler {name} is not fitted; {_cure(directory, name)}")
     try:
         loaded = checkpoint.load(folder)
-    except UserError as error:
+    except checkpoint.NoneIntactError as error:
         raise UserError(
             f"{error}; or delete {folder.parent}, and {_cure(directory, name)}"
         ) from None

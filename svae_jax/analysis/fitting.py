@@ -1,7 +1,6 @@
 """Fits a sampler to the model of a workdir; resumable, as training is."""
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ import numpy as np
 import tqdm
 from jaxtyping import PyTree
 
-from svae_jax import sampler_config, samplers
+from svae_jax import files, sampler_config, samplers, terminal
 from svae_jax.analysis import fitted, trained
 from svae_jax.errors import UserError
 from svae_jax.run import checkpoint, interrupt, workdir
@@ -36,7 +35,12 @@ class Job(NamedTuple):
 
 
 def fit(
-    directory: str | Path, name: str, config: ml_collections.ConfigDict, *, images: Any = None
+    directory: str | Path,
+    name: str,
+    config: ml_collections.ConfigDict,
+    *,
+    images: Any = None,
+    data_dir: str | Path = "",
 ) -> dict[str, Any]:
     """Fits a sampler to the newest checkpoint of a run, or resumes a fit that was interrupted.
 
@@ -48,6 +52,7 @@ def fit(
         name: one of `samplers.names()`, other than `prior`.
         config: see `sampler_config.base`.
         images: the arrays that the run is of, if it is of arrays from Python.
+        data_dir: where the run's data set is now, if it has moved.
 
     Returns:
         `sampler`, the model's `step` and `fingerprint`, the fit's `num_steps`, and `parameters`,
@@ -57,12 +62,12 @@ def fit(
         UserError: a mistake that the user can correct.
         interrupt.Stopped: after SIGTERM or Ctrl-C, once the fit has saved.
     """
-    directory = Path(directory).absolute()
+    directory = files.user_path(directory, "--workdir")
     if name == "prior":
         raise UserError("--sampler=prior needs no fit: it is the model's own")
     if name in samplers.names():
         sampler_config.check(config, name)
-    model = trained.load(directory, images=images)
+    model = trained.load(directory, images=images, data_dir=data_dir)
     sampler = sampler_config.make(config, name, fitted.shape(model))
     identity: dict[str, Any] = {
         "sampler": name,
@@ -93,13 +98,14 @@ def _finished(job: Job) -> PyTree | None:
         return None
     try:
         loaded = checkpoint.load(folder)
-    except UserError as error:
+    except checkpoint.NoneIntactError as error:
         raise UserError(f"{error}; or delete {job.folder} to fit it anew") from None
+    if loaded.config.get("sampler") != job.name:
+        raise UserError(f"{folder} is not of the sampler {job.name}; move it away")
     if loaded.config["model"] != job.identity["model"]:
-        print(
+        terminal.say(
             f"the sampler {job.name} of step {loaded.config['model']['step']} is replaced by one "
-            f"of step {job.trained.step}",
-            file=sys.stderr,
+            f"of step {job.trained.step}"
         )
         shutil.rmtree(folder)
         return None
@@ -120,8 +126,8 @@ def _num_steps(job: Job) -> int:
 def _encode(job: Job) -> Iterator[aggregate.Encoded]:
     """The posteriors of all training images, with a progress bar on a terminal."""
     images = job.trained.images(job.trained.config.dataset.split)
-    print(f"encoding {len(images):,} training images", file=sys.stderr, flush=True)
-    with tqdm.tqdm(total=len(images), unit=" images", disable=None) as bar:
+    terminal.say(f"encoding {len(images):,} training images")
+    with tqdm.tqdm(total=len(images), unit=" images", disable=None, file=terminal.stderr()) as bar:
         for batch in aggregate.encode(job.trained.model, job.trained.variables, images):
             yield batch
             bar.update(len(batch.means))

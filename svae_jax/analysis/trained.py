@@ -1,6 +1,7 @@
 """Loads a trained model from a workdir."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,16 @@ import numpy as np
 from jaxtyping import Float, Num, PyTree
 
 from svae_jax import config as configs
-from svae_jax import data
+from svae_jax import files, identity
 from svae_jax import model as models
 from svae_jax.data import images as image_lib
-from svae_jax.data import record as records
 from svae_jax.data.record import Record
 from svae_jax.errors import UserError
 from svae_jax.evaluation import bounds
+from svae_jax.identity import Identity
 from svae_jax.model import SpatialVAE
 from svae_jax.pixels import PixelRange
-from svae_jax.run import checkpoint, workdir
+from svae_jax.run import checkpoint
 
 Pixels = Num[np.ndarray, "num_images height width channels"]
 
@@ -39,6 +40,9 @@ class Trained:
         scale: σ of the likelihood: given, learned, or fixed on training images; None for an
             optimal σ where this checkpoint was not evaluated.
         arrays: the arrays from Python that the run is of, by the names of their splits, if given.
+        record: what the run's images are; None for a run of an older version.
+        data_dir: where the data are, if that was given; else they are where they were.
+        where: the workdir, for messages.
     """
 
     model: SpatialVAE
@@ -47,6 +51,9 @@ class Trained:
     step: int
     scale: Float[np.ndarray, "*k"] | None = dataclasses.field(default=None, kw_only=True)
     arrays: Mapping[str, Pixels] | None = dataclasses.field(default=None, kw_only=True)
+    record: Record | None = dataclasses.field(default=None, kw_only=True)
+    data_dir: str = dataclasses.field(default="", kw_only=True)
+    where: str = dataclasses.field(default="the run", kw_only=True)
 
     def __iter__(self) -> Iterator[Any]:
         """Yields the model, its variables, the configuration and the step."""
@@ -61,10 +68,16 @@ class Trained:
         """Images of the run's data set: `dataset.eval_split`, or a split such as "test[:8]".
 
         Raises:
-            UserError: the split or the data does not exist, or cannot be had.
+            UserError: the split or the data does not exist, or is not the run's, or cannot be had.
         """
-        dataset = self.config.dataset
-        return data.load_of(dataset.to_dict(), self.arrays, split or dataset.eval_split)
+        run = Identity(self.config, self.record)
+        split = split or self.config.dataset.eval_split
+        return identity.images(run, self.arrays, split, self.where, self.data_dir)
+
+    def tell_overlap(self, split: str) -> None:
+        """Tells if a split shares images with the one that the model was trained on."""
+        run = Identity(self.config, self.record)
+        identity.tell_overlap(run, self.arrays, split, self.where, self.data_dir)
 
 
 def load(
@@ -73,6 +86,7 @@ def load(
     best: bool = False,
     model: SpatialVAE | None = None,
     images: Any = None,
+    data_dir: str | Path = "",
 ) -> Trained:
     """Loads a checkpoint of a run, with SHA-256 verified; executes nothing.
 
@@ -81,15 +95,18 @@ def load(
         best: the checkpoint with the highest `eval/elbo` instead of the newest.
         model: the model that was given to `training.loop.train`, if any.
         images: the arrays that were given to it, if any; only what needs the images needs them.
+        data_dir: where the run's data set is now, if it has moved.
 
     Raises:
         UserError: the directory is not a workdir, holds no intact checkpoint, or one of another
             model; or the images are not those of the run.
     """
-    directory = Path(directory)
-    config = configuration(directory)
-    record = _record(directory)
-    arrays = None if images is None else _checked(image_lib.from_python(images), config, record)
+    directory = files.user_path(directory, "--workdir")
+    config, record = run = identity.read(directory)
+    arrays = None
+    if images is not None:
+        arrays = image_lib.from_python(images)
+        identity.check_arrays(run, arrays)
     loaded = checkpoint.load(directory / "checkpoints", best=best)
     state = loaded.state.get("state")
     if state is None:
@@ -103,33 +120,14 @@ def load(
     scale = bounds.known_scale(model.likelihood, variables)
     if scale is None:
         scale = bounds.scale_of(model.likelihood, loaded.metrics, "eval/")
-    return Trained(model, variables, config, loaded.step, scale=scale, arrays=arrays)
-
-
-def _record(directory: Path) -> Record | None:
-    """Which images the run is of; None for a run of an older version, on 8-bit images."""
-    fields = workdir.read_json(directory / "data.json")
-    return None if fields is None else Record.from_json(fields)
-
-
-def _checked(
-    arrays: dict[str, Pixels], config: ml_collections.ConfigDict, record: Record | None
-) -> dict[str, Pixels]:
-    """The arrays, if they are those of the run."""
-    dataset = config.dataset
-    shape = [dataset.image_size, dataset.image_size, dataset.channels]
-    for name, array in arrays.items():
-        if list(array.shape[1:]) != shape:
-            raise UserError(f"images: {name} is of {list(array.shape[1:])}, the run of {shape}")
-    train, held_out = (
-        data.load_of(dataset.to_dict(), arrays, split)
-        for split in (dataset.split, dataset.eval_split)
+    return Trained(
+        *(model, variables, config, loaded.step),
+        scale=scale,
+        arrays=arrays,
+        record=record,
+        data_dir=identity.absolute(os.fspath(data_dir), "--data_dir"),
+        where=str(directory),
     )
-    if record is not None:
-        cache_dir = data.cache_directory(dataset.cache_dir)
-        found = records.measure(train, held_out, dataset.value_range, cache_dir)
-        records.check_same(found, record, "images")
-    return arrays
 
 
 def _check_fits(directory: Path, variables: PyTree, model: SpatialVAE) -> None:
@@ -143,15 +141,3 @@ def _check_fits(directory: Path, variables: PyTree, model: SpatialVAE) -> None:
             f"{directory}: the checkpoint is not of the model that its config.json describes; "
             "networks of your own are given to svae_jax.load(..., model=...)"
         )
-
-
-def configuration(directory: str | Path) -> ml_collections.ConfigDict:
-    """The configuration of a run.
-
-    Raises:
-        UserError: the directory is not a workdir, or its `config.json` is damaged.
-    """
-    fields: dict[str, Any] | None = workdir.read_json(Path(directory) / "config.json")
-    if fields is None:
-        raise UserError(f"{directory} is no workdir of a run: it holds no config.json")
-    return configs.from_dict(fields)

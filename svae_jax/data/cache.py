@@ -96,27 +96,32 @@ def lock(path: Path) -> Iterator[None]:
 
 def _remove_leftovers(directory: Path) -> None:
     """Removes unfinished files that no process has written to for a day."""
-    for leftover in directory.glob("*.tmp"):
+    for leftover in directory.glob("*.npy*.tmp"):  # others' files may be here too
         with contextlib.suppress(OSError):  # another process may be faster
             if time.time() - leftover.stat().st_mtime > 86_400:
                 leftover.unlink()
 
 
 def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    with _errors_for_user(path):
-        if not path.exists():
-            return None
-        if path.stat().st_size <= _DIGEST_BYTES:
-            raise _DamagedError("is cut short")
-        raw = np.memmap(path, np.uint8, "r")
     hasher = _hash(path)
-    for begin in range(0, len(raw) - _DIGEST_BYTES, _HASHED_AT_A_TIME):
-        hasher.update(raw[:-_DIGEST_BYTES][begin : begin + _HASHED_AT_A_TIME].data)
-        release(raw)
-    if hasher.digest() != raw[-_DIGEST_BYTES:].tobytes():
-        raise _DamagedError("does not match its hash")
+    with _errors_for_user(path):
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return None
+        # Read, not mapped: an error of the disk then is an exception, and no signal.
+        with file:
+            left = os.fstat(file.fileno()).st_size - _DIGEST_BYTES
+            if left <= 0:
+                raise _DamagedError("is cut short")
+            while left and (part := file.read(min(left, _HASHED_AT_A_TIME))):
+                hasher.update(part)
+                left -= len(part)
+            if left or hasher.digest() != file.read():
+                raise _DamagedError("does not match its hash")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with _errors_for_user(path):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as err:
         raise _DamagedError(f"is no array ({err})") from err
     if array.shape != shape or array.dtype != np.uint8:

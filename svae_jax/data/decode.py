@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import errno
 import itertools
 import os
 import textwrap
@@ -13,6 +14,7 @@ from absl import logging
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from svae_jax import terminal
 from svae_jax.data.sources.base import Reader
 from svae_jax.errors import UserError
 
@@ -20,6 +22,10 @@ Pixels = UInt8[np.ndarray, "size size channels"]
 
 _CHUNK = 256  # images in memory at a time
 _NAMED = 10  # failures that a message names
+# Errors of the system that say nothing about the picture.
+_PASSING = (
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN
+)  # fmt: skip
 # Pillow multiplies samples of 2 and 4 bits by these, but not the transparent value.
 _SCALES = {"L;2": 85, "L;4": 17}
 
@@ -38,7 +44,8 @@ def decode(
     `field` (configuration fields and values) in the error.
 
     Raises:
-        UserError: after the last image, naming those that cannot be decoded.
+        UserError: after the last image, naming those that cannot be decoded; at once, where the
+            system cannot read.
     """
 
     def attempt(image: tuple[str, Reader]) -> tuple[Pixels, list[str]] | str:
@@ -46,14 +53,22 @@ def decode(
         try:
             return convert(read())
         except Exception as err:  # damaged bytes make a decoder raise anything
+            if isinstance(err, OSError) and err.errno in _PASSING:
+                raise UserError(
+                    f"{field}: {name} cannot be read ({_reason(err)}); mend that, and run the same "
+                    "command again"
+                ) from err
             return f"{name} ({_reason(err)})"
 
     logging.info("decoding %s: %d images, once", title, count)
     conversions: collections.Counter[str] = collections.Counter()
     named, failed = list[str](), 0
+    stream = terminal.stderr()
     with (
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm.tqdm(total=count, desc=f"decoding {title}", unit=" images", disable=None) as bar,
+        tqdm.tqdm(
+            total=count, desc=f"decoding {title}", unit=" images", disable=None, file=stream
+        ) as bar,
     ):
         while chunk := list(itertools.islice(images, _CHUNK)):
             results = list(pool.map(attempt, chunk))

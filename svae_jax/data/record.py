@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from svae_jax.data import images
 from svae_jax.data.images import Description, Pixels
+from svae_jax.data.sources import folder
 from svae_jax.errors import UserError
 from svae_jax.pixels import PixelRange
 
@@ -24,6 +25,7 @@ class Record(NamedTuple):
         is_inferred: whether the range is that of the training images, and not given.
         channel_basis: orthonormal directions of the training pixels' channels, if the likelihood
             has one σ for each (`likelihoods.channel_basis`).
+        order: of the pictures of a folder (`sources.folder`).
     """
 
     train: Description
@@ -31,6 +33,7 @@ class Record(NamedTuple):
     value_range: tuple[float, float]
     is_inferred: bool = False
     channel_basis: Basis | None = None
+    order: str = folder.MIXED
 
     @property
     def pixels(self) -> PixelRange:
@@ -57,6 +60,7 @@ class Record(NamedTuple):
                 tuple(fields["value_range"]),
                 fields["is_inferred"],
                 None if basis is None else tuple(map(tuple, basis)),
+                fields.get("order", folder.BY_PATH),  # an older version knew no other
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"data.json is damaged ({error}); use another --workdir") from None
@@ -112,12 +116,37 @@ def check_same(ours: Record, theirs: Record, where: str) -> None:
     Raises:
         UserError: naming the splits that differ.
     """
+    _refuse_changes(
+        where,
+        {
+            "dataset.split": (ours.train, theirs.train),
+            "dataset.eval_split": (ours.held_out, theirs.held_out),
+        },
+    )
+
+
+def check_split(
+    pixels: Pixels, theirs: Description, split: str, cache_dir: Path, where: str
+) -> None:
+    """Checks that the images of one split are those of an earlier run.
+
+    Args:
+        pixels: the images that are found now.
+        theirs: those of the run.
+        split: their name.
+        cache_dir: as of `measure`.
+        where: the workdir, for the message.
+
+    Raises:
+        UserError: they are not.
+    """
+    _refuse_changes(where, {split: (images.describe(pixels, split, cache_dir), theirs)})
+
+
+def _refuse_changes(where: str, of_splits: Mapping[str, tuple[Description, Description]]) -> None:
     changed = [
         f"{name}: {_text(now)} (was {_text(before)})"
-        for name, now, before in (
-            ("dataset.split", ours.train, theirs.train),
-            ("dataset.eval_split", ours.held_out, theirs.held_out),
-        )
+        for name, (now, before) in of_splits.items()
         if now != before
     ]
     if changed:

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from svae_jax.data import cache, images
 from svae_jax.data.decode import decode, to_array
 from svae_jax.data.sources import open_source
 from svae_jax.data.sources.base import Range, Source
+from svae_jax.data.sources.folder import MIXED, Folder
 from svae_jax.errors import UserError
 
 ARRAYS = "arrays"  # the name of a data set of arrays that the user gives
@@ -48,6 +50,7 @@ def load(
     channels: int,
     data_dir: str = "",
     cache_dir: str = "",
+    order: str = MIXED,
 ) -> UInt8[np.ndarray, "num_images height width channels"]:
     """Loads a split, cropped to squares and resized: decoded once, afterwards mapped into memory.
 
@@ -65,10 +68,10 @@ def load(
             `~/tensorflow_datasets`.
         cache_dir: Where decoded splits are kept; empty: `$XDG_CACHE_HOME/svae_jax`, then
             `~/.cache/svae_jax`.
+        order: Of a folder's pictures: `MIXED`, by a hash of their paths, or `BY_PATH`.
 
     Returns:
-        Read-only `[N, image_size, image_size, channels]` in the data set's order; a folder's order
-        is that of its sorted paths.
+        Read-only `[N, image_size, image_size, channels]` in the data set's order.
 
     Raises:
         UserError: for arguments out of range, data sets and splits that do not exist or cannot be
@@ -84,7 +87,7 @@ def load(
     if channels not in (1, 3):
         raise UserError(f"dataset.channels={channels}: 1 (grey) and 3 (colour) are possible")
     directory = cache_directory(cache_dir)
-    source = open_source(name, data_dir, directory)
+    source = open_source(name, data_dir, directory, order)
     ranges = _ranges(split, source)
     count = sum(stop - start for _, start, stop in ranges)
     path = directory / _file_name(source, ranges, image_size, channels)
@@ -102,7 +105,10 @@ def load(
 
 
 def load_of(
-    dataset: Mapping[str, Any], arrays: Mapping[str, images.Pixels] | None, split: str
+    dataset: Mapping[str, Any],
+    arrays: Mapping[str, images.Pixels] | None,
+    split: str,
+    order: str = MIXED,
 ) -> images.Pixels:
     """A split of the data set of a configuration.
 
@@ -110,6 +116,7 @@ def load_of(
         dataset: the fields of `dataset`.
         arrays: those from Python, by the names of their splits, if the run is of arrays.
         split: in TFDS's syntax.
+        order: of a folder's pictures.
 
     Raises:
         UserError: as `load`.
@@ -117,7 +124,42 @@ def load_of(
     if arrays is not None:
         return load_array(arrays, split)
     fields = ("name", "image_size", "channels", "data_dir", "cache_dir")
-    return load(split=split, **{field: dataset[field] for field in fields})
+    return load(split=split, order=order, **{field: dataset[field] for field in fields})
+
+
+def count_shared(
+    dataset: Mapping[str, Any],
+    arrays: Mapping[str, images.Pixels] | None,
+    splits: tuple[str, str],
+    order: str = MIXED,
+) -> int:
+    """The number of images that two splits of a data set share.
+
+    Args:
+        dataset: the fields of `dataset`.
+        arrays: as of `load_of`.
+        splits: two splits in TFDS's syntax.
+        order: of a folder's pictures.
+
+    Raises:
+        UserError: as `load`.
+    """
+    if arrays is not None:
+        return _count_same_memory(*(load_array(arrays, split) for split in splits))
+    directory = cache_directory(dataset["cache_dir"])
+    source = open_source(dataset["name"], dataset["data_dir"], directory, order)
+    a, b = (_ranges(split, source) for split in splits)
+    if isinstance(source, Folder):  # a file is in `all` and in the split of its subdirectory
+        return len({*source.paths(a)} & {*source.paths(b)})
+    of_a, of_b = ({(key, i) for key, *ends in ranges for i in range(*ends)} for ranges in (a, b))
+    return len(of_a & of_b)
+
+
+def _count_same_memory(a: images.Pixels, b: images.Pixels) -> int:
+    """The number of rows that two arrays in C order have in common."""
+    begins = [x.__array_interface__["data"][0] for x in (a, b)]
+    ends = [begin + x.nbytes for begin, x in zip(begins, (a, b), strict=True)]
+    return max(0, min(ends) - max(begins)) // a[0].nbytes
 
 
 def cache_directory(cache_dir: str) -> Path:
@@ -141,11 +183,17 @@ def _ranges(split: str, source: Source | _Arrays) -> list[Range]:
         key: tfds.core.SplitInfo(name=key, shard_lengths=[length], num_bytes=0)
         for key, length in (lengths | {_ALL: lengths["all"]}).items()
     }
-    try:
-        specification = re.sub(r"(?<![\w-])all(?![\w-])", _ALL, split)
-        parts = tfds.core.ReadInstruction.from_spec(specification).to_absolute(infos)
-    except (ValueError, KeyError, NotImplementedError) as err:
-        raise _bad_split(split, source, "") from err
+    specification = re.sub(r"(?<![\w-])all(?![\w-])", _ALL, split)
+    parts = []
+    for text in re.split(r"\s*\+\s*", specification):
+        try:
+            instruction = tfds.core.ReadInstruction.from_spec(text)
+            (part,) = instruction.to_absolute(infos)
+        except (ValueError, KeyError, NotImplementedError) as err:
+            raise _bad_split(split, source, "") from err
+        if _is_share_of_nothing(instruction, part, infos[part.splitname].num_examples):
+            raise _bad_split(split, source, f"{text.replace(_ALL, 'all')} rounds to no image; ")
+        parts.append(part)
     ranges: list[Range] = []
     for part in parts:
         key = "all" if part.splitname == _ALL else part.splitname
@@ -155,6 +203,15 @@ def _ranges(split: str, source: Source | _Arrays) -> list[Range]:
     if not ranges:
         raise _bad_split(split, source, "it holds no image; ")
     return ranges
+
+
+def _is_share_of_nothing(relative: Any, absolute: Any, length: int) -> bool:
+    """Whether a share in per cent rounds to no image, where TFDS may take all: [-1%:] of 30."""
+    if relative.unit != "%":
+        return False
+    begin, end = absolute.from_ or 0, length if absolute.to is None else absolute.to
+    counts_from_end = relative.from_ is not None and math.copysign(1, relative.from_) < 0
+    return begin >= end or (counts_from_end and round(relative.from_ * length / 100) == 0)
 
 
 def _spread(source: Source | _Arrays, start: int, stop: int) -> Iterator[Range]:

@@ -22,6 +22,7 @@ import numpy as np
 from jax._src import distributed  # JAX has no public name for its key-value store
 from jax.experimental import multihost_utils
 
+from svae_jax import terminal
 from svae_jax.errors import UserError
 
 # What JAX's own handler of SIGTERM sets: XLA's preemption_sync_manager.cc.
@@ -183,9 +184,9 @@ class _Watch:
                 if len(_read(_READ)) == distributed.global_state.num_processes:
                     break
                 time.sleep(0.05)
-        below_the_bar = "\n" if sys.stderr.isatty() else ""
-        print(f"{below_the_bar}{line}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
+        below_the_bar = "\n" if terminal.stderr().isatty() else ""
+        terminal.say(f"{below_the_bar}{line}")
+        terminal.Stream(sys.stdout).flush()
         os._exit(code)  # at a usual exit JAX waits for the other processes
 
     def explain(self, error: BaseException) -> tuple[str, int]:

@@ -6,7 +6,6 @@ model whose ELBO is below that of PCA with as many latents has not learned to us
 
 import dataclasses
 import math
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Num
 
-from svae_jax import latents
+from svae_jax import latents, terminal
 from svae_jax import model as models
 from svae_jax.evaluation import bounds
 from svae_jax.evaluation.estimates import Estimate
@@ -68,8 +67,7 @@ def moments(path: LinearPath, likelihood: Likelihood, images: Pixels) -> Moments
     rows, cols = path.patch
     small = path.height * rows, path.width * cols
     shrunk = "" if small == path.image_shape[:2] else f", shrunk to {small[0]}x{small[1]}"
-    line = f"PCA of {rows}x{cols} patches of {len(images):,} training images{shrunk}"
-    print(line, file=sys.stderr, flush=True)
+    terminal.say(f"PCA of {rows}x{cols} patches of {len(images):,} training images{shrunk}")
     return linear.moments(path, _batches(likelihood, images))
 
 

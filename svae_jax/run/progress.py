@@ -3,12 +3,13 @@
 import contextlib
 import io
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tqdm
+
+from svae_jax import terminal
 
 _SHOWN = ("loss", "kl")  # of a training step; all of an evaluation
 
@@ -48,7 +49,7 @@ class Progress:
         """
         self._num_steps = num_steps
         self._batch_size = batch_size
-        self._stream: Any = stream or sys.stderr
+        self._stream = terminal.stderr() if stream is None else terminal.Stream(stream)
         self._enabled = enabled
         self._paused_s = 0.0  # since the last mark
         self._begin: tuple[int, float] | None = None  # step and time at which the clock started

@@ -10,6 +10,19 @@ from typing import Any
 
 from svae_jax import files
 from svae_jax.errors import UserError
+from svae_jax.run import writer
+
+# What a run writes, besides `config.json`.
+_WRITTEN = (
+    "data.json",
+    "result.json",
+    "metrics.jsonl",
+    writer.EVENT_FILES,
+    *writer.PICTURES,
+    "checkpoints",
+)
+_SECTIONS = {"dataset", "latent", "model", "seed"}  # of every configuration, of any version
+_NAMED = 5  # files in a message
 
 
 def create(workdir: Path) -> None:
@@ -51,6 +64,32 @@ def _cannot_be_written(workdir: Path) -> contextlib.AbstractContextManager[None]
     return files.os_errors_for_user(f"--workdir={workdir} cannot be written")
 
 
+def check_own(workdir: Path) -> None:
+    """Checks that what a run would replace or remove in the directory is of a run.
+
+    Raises:
+        UserError: it holds files that a run writes, and no `config.json` of a run; the message
+            names them.
+    """
+    fields = read_json(workdir / "config.json")
+    if fields is not None:
+        if not fields.keys() >= _SECTIONS:
+            raise UserError(
+                f"--workdir={workdir} is not of a run: its config.json is of something else; "
+                "choose another --workdir"
+            )
+        return
+    with files.os_errors_for_user(f"--workdir={workdir} cannot be read"):
+        found = sorted(path.name for pattern in _WRITTEN for path in workdir.glob(pattern))
+    if found:
+        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        raise UserError(
+            f"--workdir={workdir} is not of a run: it holds no config.json, but "
+            f"{', '.join(found[:_NAMED])}{more}, which a run would replace; choose another "
+            "--workdir"
+        )
+
+
 def has_begun(workdir: Path) -> bool:
     """Returns whether the directory holds metrics or checkpoints of a run."""
     metrics, checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
@@ -69,10 +108,17 @@ def read_json(path: Path) -> dict[str, Any] | None:
         UserError: the file cannot be read or holds no JSON object.
     """
     try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {files.reason(error)}; mend that, and run the same command "
+            "again"
+        ) from error
+    try:
+        content = json.loads(text)
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); use another --workdir") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: it holds no JSON object; use another --workdir")

@@ -26,7 +26,7 @@ from svae_jax.run import image_files
 
 PICTURES = ("samples", "samples_gaussian", "reconstructions")  # subdirectories of the workdir
 _JSON_LINES = "metrics.jsonl"
-_EVENT_FILES = "events.out.tfevents.*"
+EVENT_FILES = "events.out.tfevents.*"
 _MOST_PENDING = 256  # writes; beyond these a slow disk slows the run, so memory is bounded
 
 
@@ -164,7 +164,7 @@ def truncate(workdir: str | os.PathLike[str], step: int) -> None:
     """
     workdir = pathlib.Path(workdir)
     with _as_user_error(workdir):
-        for pattern, steps in ((_JSON_LINES, _row_steps), (_EVENT_FILES, _event_steps)):
+        for pattern, steps in ((_JSON_LINES, _row_steps), (EVENT_FILES, _event_steps)):
             for path in workdir.glob(pattern):
                 try:
                     _cut(path, steps, step)

@@ -1,6 +1,5 @@
 """What a run is about: configuration, data and mesh, validated before anything compiles."""
 
-import functools
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +12,12 @@ from jax.sharding import Mesh
 from jaxtyping import Num
 
 from svae_jax import config as configs
-from svae_jax import data, likelihoods
+from svae_jax import data, identity, likelihoods
 from svae_jax.data import images as image_lib
 from svae_jax.data import record as records
 from svae_jax.data.record import Record
 from svae_jax.devices import processes, sharding
+from svae_jax.identity import Identity
 from svae_jax.model import SpatialVAE
 from svae_jax.recipe import Recipe
 from svae_jax.run import workdir
@@ -64,35 +64,36 @@ def prepare(
     mesh = sharding.make_mesh()
     configs.check(config, num_devices=mesh.size, own=model)
     workdir.create(directory)
-    earlier = workdir.read_json(directory / "config.json") if workdir.has_begun(directory) else None
+    workdir.check_own(directory)
+    earlier = identity.read(directory) if workdir.has_begun(directory) else None
     if earlier is not None:
-        config = configs.continued(config, earlier)
-        configs.check_continues(config, configs.from_dict(earlier))
+        config = configs.continued(config, earlier.config)
+        configs.check_continues(config, earlier.config)
+    config = identity.stored(config, earlier)
     dataset = config.dataset
-    load = functools.partial(data.load_of, dataset.to_dict(), arrays)
-    train_images, eval_images = load(dataset.split), load(dataset.eval_split)
+    order = data.MIXED if earlier is None else earlier.order
+    splits = (dataset.split, dataset.eval_split)
+    train_images, eval_images = (
+        data.load_of(dataset.to_dict(), arrays, split, order) for split in splits
+    )
     num_steps = configs.num_steps(config, len(train_images))
     if earlier is not None:
-        configs.check_duration(config, configs.from_dict(earlier), len(train_images))
+        configs.check_duration(config, earlier.config, len(train_images))
     cache_dir = data.cache_directory(dataset.cache_dir)
     record = records.measure(train_images, eval_images, dataset.value_range, cache_dir)
+    record = record._replace(order=order)
     p_x = configs.likelihood(config, record)
-    if (earlier_record := _earlier_record(directory)) is not None:
-        records.check_same(record, earlier_record, f"--workdir={directory}")
-        record = earlier_record
+    if earlier is not None and earlier.record is not None:
+        records.check_same(record, earlier.record, f"--workdir={directory}")
+        record = earlier.record
     else:
         records.check_values(record, train_images, eval_images, p_x.is_bounded)
         if p_x.needs_channel_basis:
             record = record._replace(channel_basis=_channel_basis(train_images))
+    identity.tell_overlap(Identity(config, record), arrays, dataset.eval_split)
     model = configs.model(config, record, model)
     recipe = configs.recipe(config, num_steps, model)
     return Job(config, directory, mesh, recipe, train_images, eval_images, record, num_steps)
-
-
-def _earlier_record(directory: Path) -> Record | None:
-    """The record of the run that the directory holds; None if there is no run, or an old one."""
-    fields = workdir.read_json(directory / "data.json") if workdir.has_begun(directory) else None
-    return None if fields is None else Record.from_json(fields)
 
 
 def _channel_basis(images: Pixels) -> records.Basis:

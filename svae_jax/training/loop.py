@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from svae_jax import config as configs
+from svae_jax import files, identity
 from svae_jax import model as models
 from svae_jax.devices import runtime, sharding
 from svae_jax.errors import UserError
@@ -58,13 +59,15 @@ def train(
         UserError: a mistake that the user can correct; nothing already saved is lost.
         interrupt.Stopped: after SIGTERM or Ctrl-C, once the run has saved.
     """
-    job = jobs.prepare(config, Path(directory).absolute(), model, images)
+    job = jobs.prepare(config, files.user_path(directory, "--workdir"), model, images)
     is_first = jax.process_index() == 0
     with workdir.locked(job.directory) if is_first else contextlib.nullcontext():
         jobs.check_same(job)
         before = workdir.read_json(job.directory / "result.json") or {}
         wanted = {"step": job.num_steps, "importance_samples": config.importance_samples}
         if wanted.items() <= before.items():
+            if is_first:
+                identity.keep_places(job.directory, job.config)
             return before
         result = {**wanted, **run(job, is_first)}
         if before.get("step") == job.num_steps:  # only the evaluation was repeated
@@ -81,7 +84,8 @@ def run(job: jobs.Job, is_first: bool = True) -> dict[str, Any]:
         loop_state = _restore_or_init(job, checkpoints)
         begin = int(loop_state.state.step)
         if is_first:
-            truncate(job.directory, begin or -1)
+            # A run of no steps has its checkpoint at step 0.
+            truncate(job.directory, begin if checkpoints.latest_step() is not None else -1)
             workdir.write_json(job.directory / "config.json", config.to_dict())
             workdir.write_json(job.directory / "data.json", job.record.to_json())
         with (

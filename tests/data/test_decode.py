@@ -320,3 +320,16 @@ def test_reasons_are_one_short_line(error, reason):
     assert f"{reason})" in str(raised.value)
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 320
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_picture_that_the_system_cannot_read_is_not_called_damaged(number):
+    def read():
+        raise OSError(number, os.strerror(number), "a.png")
+
+    convert = functools.partial(to_array, size=4, channels=3, crop=None)
+    with pytest.raises(
+        UserError, match=rf"a\.png cannot be read \({os.strerror(number)}"
+    ) as caught:
+        list(decode(iter([("a.png", read)]), convert, count=1, title="a", field="b"))
+    assert "repair or remove" not in str(caught.value)

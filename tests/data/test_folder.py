@@ -1,5 +1,6 @@
 """Folders of images as a data set: which are read, in which order, and which are refused."""
 
+import hashlib
 import os
 import struct
 import zlib
@@ -32,7 +33,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def load(root, tmp_path):
-    def load(split="all", image_size=8, channels=3):
+    def load(split="all", image_size=8, channels=3, order=data.BY_PATH):
         return data.load(
             "folder",
             split,
@@ -40,6 +41,7 @@ def load(root, tmp_path):
             channels=channels,
             data_dir=str(root),
             cache_dir=str(tmp_path / "cache"),
+            order=order,
         )
 
     return load
@@ -85,6 +87,40 @@ def test_files_are_found_at_any_depth_in_the_order_of_their_paths(root, load):
     np.testing.assert_array_equal(load("all[:67%]"), [a, b])
     np.testing.assert_array_equal(load("all[-1:]"), [c])
     assert not load().flags.writeable
+
+
+def test_a_part_of_a_mixed_folder_holds_all_classes(root, load):
+    for number in range(10):
+        for i in range(20):
+            save(np.full((8, 8, 3), 20 * number, np.uint8), root / f"class{number}" / f"{i}.png")
+    for part in ("all[:90%]", "all[90%:]"):
+        classes, counts = np.unique(load(part, order=data.MIXED)[:, 0, 0, 0], return_counts=True)
+        assert len(classes) > 5
+        assert counts.max() < 0.4 * counts.sum()
+    assert len(np.unique(load("all[90%:]")[:, 0, 0, 0])) == 1  # which an older version gave
+
+
+def test_the_mixed_order_is_of_the_paths_alone(root, load, tmp_path):
+    names = ["b/1.png", "a/2.png", "a/10.png", "c/é.png", "c/d/e.png"]
+    levels = {name: 40 * i for i, name in enumerate(names)}
+    for name in names:
+        save(np.full((8, 8, 3), levels[name], np.uint8), root / name)
+    first = load(order=data.MIXED)[:, 0, 0, 0].tolist()
+    by_hash = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    assert first == [levels[name] for name in by_hash]
+    (root / "c" / "é.png").rename(root / "c" / "e\u0301.png")  # as macOS stores it
+    root.rename(tmp_path / "moved")
+    (tmp_path / "moved").rename(root)
+    assert load(order=data.MIXED)[:, 0, 0, 0].tolist() == first
+    of_c = load("c", order=data.MIXED)[:, 0, 0, 0].tolist()
+    assert of_c == [levels[name] for name in by_hash if name.startswith("c/")]
+
+
+def test_the_orders_have_caches_of_their_own(root, load):
+    images = [save(noise(8, 8, 3), root / f"{i}.png") for i in range(9)]
+    np.testing.assert_array_equal(load(), images)
+    assert not np.array_equal(load(order=data.MIXED), images)
+    np.testing.assert_array_equal(load(), images)
 
 
 def test_jpeg(root, load):
@@ -294,6 +330,12 @@ def test_no_images(root, load):
         ("", "''"),
         ("all[1:1]", "it holds no image"),
         ("all[2:1]", "it holds no image"),
+        ("all[-1%:]", r"all\[-1%:\] rounds to no image"),
+        ("all[-0%:]", r"all\[-0%:\] rounds to no image"),
+        ("all[:1%]", r"all\[:1%\] rounds to no image"),
+        ("cats+all[:1%]", r"all\[:1%\] rounds to no image"),
+        ("all[99.9%:]+cats", r"all\[99.9%:\] rounds to no image"),
+        ("all[:-99%]", r"all\[:-99%\] rounds to no image"),
         ("all[:3]", r"'all\[:3\]'"),
     ],
 )

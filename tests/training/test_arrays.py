@@ -33,7 +33,7 @@ from svae_jax.run import checkpoint, workdir
 from svae_jax.run.checkpoint import Checkpointer
 from svae_jax.training import feed, loop, step
 from svae_jax.training import job as jobs
-from tests import command_line
+from tests import command_line, tiny
 from tests.real_data import real_data_dir
 from tests.run.test_survival import fingerprint, rows
 
@@ -161,7 +161,7 @@ def interrupt_after(monkeypatch, last):
 def folder_arrays(tiny_images):
     """The images of the folder, as a user would read them."""
     return tuple(
-        np.stack([np.asarray(Image.open(p)) for p in sorted((tiny_images / split).iterdir())])
+        np.stack([np.asarray(Image.open(p)) for p in tiny.pictures(tiny_images, split)])
         for split in ("train", "test")
     )
 
@@ -616,8 +616,9 @@ def test_a_run_refuses_another_folder_and_takes_a_moved_one(folder_run, tiny_ima
 
 @pytest.mark.usefixtures("no_pictures")
 def test_a_run_of_an_older_version_resumes(folder_run, tmp_path, monkeypatch):
-    """Without data.json, and without the fields that there were not."""
-    whole, config = folder_run
+    """Without data.json, and without the fields and the order that there were not."""
+    _, config = folder_run
+    whole = tmp_path / "whole"
     new = ("dataset.value_range", "dataset.flip", "latent.prior", "objective.likelihood")
     new = (*new, "latent.nu_scale", "latent.lower_scale")
 
@@ -630,6 +631,8 @@ def test_a_run_of_an_older_version_resumes(folder_run, tmp_path, monkeypatch):
 
     save, old = Checkpointer.save, tmp_path / "old"
     with monkeypatch.context() as patch:
+        patch.setattr(data, "MIXED", data.BY_PATH)
+        loop.train(config, whole)
         interrupt_after(patch, 4)
         patch.setattr(
             Checkpointer,

@@ -21,6 +21,7 @@ from svae_jax.evaluation import grids, steps
 from svae_jax.run import checkpoint, workdir
 from svae_jax.training import feed, loop, step
 from svae_jax.training.metrics import TrainMetrics
+from tests import tiny
 from tests.command_line import COMPILED_QUICKLY
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +71,7 @@ def test_a_run_writes_all_its_files(finished, tiny_config):
 def test_pictures_show_originals_above_their_reconstructions(finished, tiny_images):
     directory, _ = finished
     picture = np.asarray(Image.open(directory / "reconstructions" / "000008.png"))
-    originals = [np.asarray(Image.open(p)) for p in sorted((tiny_images / "test").iterdir())]
+    originals = [np.asarray(Image.open(p)) for p in tiny.pictures(tiny_images, "test")]
     trained = svae_jax.load(directory)
     pixels = np.stack(originals)
     reconstructions = steps.reconstruct(

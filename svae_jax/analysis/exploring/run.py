@@ -11,7 +11,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Bool, Float, Num, UInt8
 
-from svae_jax import files, latents, samplers
+from svae_jax import files, latents, samplers, terminal
 from svae_jax import pixels as pixel_lib
 from svae_jax.analysis import fitted, trained
 from svae_jax.analysis.exploring import batches, filling, locality, paths
@@ -301,7 +301,8 @@ class Run(Trained):
         It takes h·w·n products with the Jacobian an image, so a few images are enough.
         """
         means = self._posteriors(images).mean
-        bar = tqdm.tqdm(means, "locality", unit=" images", disable=None, leave=False)
+        stream = terminal.stderr()
+        bar = tqdm.tqdm(means, "locality", unit=" images", disable=None, leave=False, file=stream)
         energies = [locality.energy(self.model, self.variables, z) for z in bar]
         energy = np.mean(energies, axis=0)
         return locality.summarise(energy.reshape(*self.latent_shape[:2], *energy.shape[1:]))
@@ -391,6 +392,7 @@ def load(
     best: bool = False,
     model: SpatialVAE | None = None,
     images: Any = None,
+    data_dir: str | Path = "",
 ) -> Run:
     """Loads a trained run, which may still be training.
 
@@ -400,13 +402,13 @@ def load(
         model: the model that was given to `training.loop.train`, if any.
         images: the arrays that were given to it, if any; only `images` and what is computed over
             splits needs them.
+        data_dir: where the run's data set is now, if it has moved.
 
     Raises:
         UserError: the directory is not a workdir, or holds no intact checkpoint; or the images are
             not those of the run.
     """
-    found = trained.load(directory, best=best, model=model, images=images)
-    model, variables, config, step = found
-    return Run(
-        model, variables, config, step, Path(directory), scale=found.scale, arrays=found.arrays
-    )
+    directory = files.user_path(directory, "directory")
+    found = trained.load(directory, best=best, model=model, images=images, data_dir=data_dir)
+    fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    return Run(**fields, directory=directory)

@@ -1,6 +1,5 @@
 """What a report shows of one run: its facts, its curves, and its pictures by section."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,12 +8,12 @@ from jaxtyping import Num
 
 from svae_jax import config as configs
 from svae_jax import model as models
-from svae_jax.analysis import exploring, fitted
+from svae_jax import terminal
+from svae_jax.analysis import assessment, exploring, fitted
 from svae_jax.analysis.exploring import Run
 from svae_jax.analysis.report import pictures
 from svae_jax.analysis.report.pictures import Picture
 from svae_jax.errors import UserError
-from svae_jax.run import workdir
 
 _COLUMNS = 8
 _SAMPLES = 32
@@ -78,18 +77,18 @@ def of_run(run: Run, label: str, seed: int) -> Content:
     if len(images) < 2:
         raise UserError(f"{run.directory}: a report needs 2 held-out images, got {len(images)}")
     metrics = run.metrics()
-    _say(f"{label}: samples")
+    terminal.say(f"{label}: samples")
     shown: dict[str, dict[str, Shown | str]] = {"samples": _samples(run, label, seed)}
     shown["reconstructions"] = _reconstructions(run, label, images[:_RECONSTRUCTIONS])
-    _say(f"{label}: edits, interpolation, directions")
+    terminal.say(f"{label}: edits, interpolation, directions")
     shown["edits"] = _edits(run, label, images)
     shown["interpolation"] = _interpolation(run, label, images)
     shown["directions"] = _directions(run, label, images[:_MOST_OF_DIRECTIONS])
-    _say(f"{label}: locality")
+    terminal.say(f"{label}: locality")
     found = run.locality(images[:_LOCALITY])
     shown["locality"] = {"": _locality(found, label)}
     shown["kl"] = {"": _kl(run, label, images[:_COLUMNS])}
-    evaluation = workdir.read_json(run.directory / "evaluation.json")
+    evaluation = assessment.read(run.directory)
     facts = _facts(run, metrics, found)
     identity = fitted.model_identity(run)
     if evaluation and any(evaluation.get(name) != value for name, value in identity.items()):
@@ -241,7 +240,3 @@ def _framed(tiles: pictures.Tiles, shape: tuple[int, int]) -> pictures.Tiles:
     return np.stack(
         [pictures.framed(tile, cell, shape) for tile, cell in zip(tiles, cells, strict=True)]
     )
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -40,18 +40,21 @@ _SECTIONS = (
 )  # fmt: skip
 
 
-def write(runs: Sequence[str | Path | Run], out: str | Path, seed: int = 0) -> Path:
+def write(
+    runs: Sequence[str | Path | Run], out: str | Path, seed: int = 0, data_dir: str | Path = ""
+) -> Path:
     """Writes the report of some runs, which may still be training: they are only read.
 
     Args:
         runs: workdirs; or runs that are loaded, such as those of networks of your own.
         out: an HTML file that does not exist.
         seed: of the samples.
+        data_dir: where the data set of the workdirs is now, if it has moved.
 
     Raises:
         UserError: a mistake that the user can correct; nothing is overwritten.
     """
-    target = Path(out)
+    target = files.user_path(out, "--out")
     if target.suffix not in (".html", ".htm"):
         raise UserError(f"--out={out} must end in .html")
     with files.os_errors_for_user(f"--out={out} cannot be written"):
@@ -59,7 +62,9 @@ def write(runs: Sequence[str | Path | Run], out: str | Path, seed: int = 0) -> P
             raise UserError(f"--out={out} exists; remove it, or choose another --out")
         target.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=target.parent).close()  # it must not fail after the work
-    loaded = [run if isinstance(run, Run) else exploring.load(run) for run in runs]
+    loaded = [
+        run if isinstance(run, Run) else exploring.load(run, data_dir=data_dir) for run in runs
+    ]
     if not loaded:
         raise UserError("--workdir names no run")
     labels = _labels([run.directory for run in loaded])

@@ -3,11 +3,13 @@
 To add a data set, write a class with the interface `base.Source`, and add its row to `SOURCES`.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from svae_jax.data.sources import tfds
 from svae_jax.data.sources.base import Source
-from svae_jax.data.sources.folder import Folder
+from svae_jax.data.sources.folder import MIXED, Folder
 from svae_jax.data.sources.tfds import TFDS, Shapes
 
 # Called with `dataset.data_dir` and the directory of the cache.
@@ -17,12 +19,34 @@ SOURCES: dict[str, Callable[[str, Path], Source]] = {
 }
 
 
-def open_source(name: str, data_dir: str, cache_dir: Path) -> Source:
-    """Opens a data set by its name.
+def locate(name: str, places: Sequence[str]) -> str | None:
+    """The first of some places that holds a data set; nothing is prepared or downloaded.
+
+    A set of TFDS is also searched where TFDS itself would.
+
+    Args:
+        name: of the data set.
+        places: directories for `dataset.data_dir`; empty for TFDS's own.
+
+    Returns:
+        None if no place holds it. Data sets other than folders and those of TFDS say themselves
+        what is wrong with a place: for these the first one.
+    """
+    if name == "folder":
+        return next((place for place in places if os.path.isdir(os.path.expanduser(place))), None)
+    if name in SOURCES:
+        return places[0]
+    return next((place for place in (*places, "") if tfds.is_prepared(name, place)), None)
+
+
+def open_source(name: str, data_dir: str, cache_dir: Path, order: str = MIXED) -> Source:
+    """Opens a data set by its name; `order` is that of a folder's pictures.
 
     Raises:
         UserError: it does not exist, cannot be read or cannot be downloaded.
     """
+    if name == "folder":
+        return Folder(data_dir, cache_dir, order)
     if name in SOURCES:
         return SOURCES[name](data_dir, cache_dir)
     return TFDS(name, data_dir, cache_dir)

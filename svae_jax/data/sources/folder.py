@@ -1,8 +1,15 @@
-"""A directory of PNG and JPEG files as a data set."""
+"""A directory of PNG and JPEG files as a data set.
+
+The files come in one of two orders. `MIXED` is that of a hash of their paths: the same on every
+machine, and any part of it holds pictures of all subdirectories, as far as chance allows. Runs of
+older versions, and their caches, keep `BY_PATH`, where a part may be one whole subdirectory.
+"""
 
 import functools
+import hashlib
 import io
 import os
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +19,13 @@ from PIL import Image
 from svae_jax.data.sources.base import Range, Reader
 from svae_jax.errors import UserError
 
+MIXED, BY_PATH = "mixed", "by path"
+
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class Folder:
-    """PNG and JPEG files at any depth under a directory, in the order of their paths.
+    """PNG and JPEG files at any depth under a directory.
 
     Hidden files and directories are left out. The splits are `all` and one for each subdirectory.
 
@@ -26,7 +35,7 @@ class Folder:
 
     crop: int | None = None
 
-    def __init__(self, data_dir: str, cache_dir: Path):
+    def __init__(self, data_dir: str, cache_dir: Path, order: str = MIXED):
         del cache_dir  # the files are read where they are
         self.root = Path(data_dir).expanduser()
         if not data_dir or not self.root.is_dir():
@@ -35,25 +44,29 @@ class Folder:
                 "PNG and JPEG files under the one that dataset.data_dir names"
             )
         self.title = f"folder {self.root.resolve()}"
-        self.files: dict[str, list[str]] = {"all": sorted(self._walk())}
+        ordered = sorted(self._walk(), key=_hash if order == MIXED else None)
+        self.files: dict[str, list[str]] = {"all": ordered}
         if not self.files["all"]:
             raise UserError(f"dataset.data_dir={data_dir!r}: there is no PNG or JPEG file in it")
-        for path in self.files["all"]:
+        tops = {path.partition("/")[0] for path in ordered if "/" in path} - {"all"}
+        self.files |= {top: [] for top in sorted(tops)}
+        for path in ordered:
             top, _, rest = path.partition("/")
-            if rest and top != "all":
-                self.files.setdefault(top, []).append(path)
+            if rest and top in tops:
+                self.files[top].append(path)
         self.splits = {split: len(paths) for split, paths in self.files.items()}
 
     def stamps(self, ranges: list[Range]) -> Any:
         """Returns path, size and modification time of each file."""
-        return [self._stamp(path) for path in self._paths(ranges)]
+        return [self._stamp(path) for path in self.paths(ranges)]
 
     def images(self, ranges: list[Range]) -> Iterator[tuple[str, Reader]]:
         """Yields the path and the reader of each file; the content decides PNG or JPEG."""
-        for path in self._paths(ranges):
+        for path in self.paths(ranges):
             yield path, functools.partial(open_image, self.root / path)
 
-    def _paths(self, ranges: list[Range]) -> list[str]:
+    def paths(self, ranges: list[Range]) -> list[str]:
+        """Returns the files of `ranges`, in order."""
         return [path for split, start, stop in ranges for path in self.files[split][start:stop]]
 
     def _stamp(self, path: str) -> list[str | int]:
@@ -69,6 +82,12 @@ class Folder:
             for name in names:
                 if name.lower().endswith(_SUFFIXES) and not name.startswith("."):
                     yield (Path(directory) / name).relative_to(self.root).as_posix()
+
+
+def _hash(path: str) -> tuple[bytes, str]:
+    # Some systems store the letter é as two.
+    normal = unicodedata.normalize("NFC", path).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(normal).digest(), path
 
 
 def open_image(path: Path) -> Image.Image:

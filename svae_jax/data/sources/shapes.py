@@ -13,6 +13,8 @@ import tqdm
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from svae_jax import terminal
+
 SIZE = 32  # pixels along a side
 MAX_SHAPES = 3
 KINDS = ("disc", "square", "triangle")
@@ -173,7 +175,9 @@ class SpatialShapes(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in SPLITS}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index in tqdm.trange(SPLITS[split], desc=f"drawing shapes {split}", disable=None):
+        stream = terminal.stderr()
+        description = f"drawing shapes {split}"
+        for index in tqdm.trange(SPLITS[split], desc=description, disable=None, file=stream):
             image, factors = scene(split, index)
             # As Pillow images: arrays would be encoded by TensorFlow, three times slower.
             yield index, {"image": Image.fromarray(image), **factors}

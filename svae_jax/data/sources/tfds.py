@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import functools
 import io
 import itertools
@@ -24,6 +25,11 @@ from svae_jax.devices.lazy_tensorflow import tensorflow
 from svae_jax.errors import UserError
 
 _CROPS = {"celeb_a": 148}  # the centre that holds the face; other sets keep their shorter side
+# TensorFlow's errors that may pass.
+_PASSING = (
+    "AbortedError", "CancelledError", "DeadlineExceededError", "InternalError",
+    "PermissionDeniedError", "ResourceExhaustedError", "UnavailableError", "UnknownError",
+)  # fmt: skip
 _MODES = {1: "L", 2: "LA", 4: "RGBA"}  # by the number of channels; otherwise RGB
 
 
@@ -41,7 +47,7 @@ class TFDS:
 
     def __init__(self, name: str, data_dir: str, cache_dir: Path):
         self.name = name
-        self.data_dir = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR", "")) or None
+        self.data_dir = _directory(data_dir)
         is_prepared = self._open()
         self.feature = self._image_feature()
         if not is_prepared:
@@ -108,8 +114,12 @@ class TFDS:
         except Exception as err:  # a damaged or foreign directory makes TFDS raise anything
             raise UserError(
                 f"dataset.name={self.name!r}: it cannot be opened in "
-                f"{self.data_dir or 'the directory of TFDS'} ({_line(err)}); correct the name, or "
-                "remove or copy again what is damaged"
+                f"{self.data_dir or 'the directory of TFDS'} ({_line(err)}); "
+                + (
+                    "correct the name, or remove or copy again what is damaged"
+                    if _is_damage(err)
+                    else "mend that, and run the same command again"
+                )
             ) from err
 
     def _image_feature(self) -> str:
@@ -169,10 +179,32 @@ class TFDS:
         return self.builder.data_dir
 
     def _damaged(self, path: Any, err: Exception) -> UserError:
+        if not _is_damage(err):
+            return UserError(
+                f"dataset.name={self.name!r}: {path} cannot be read ({_line(err)}); mend that, and "
+                "run the same command again"
+            )
         return UserError(
             f"dataset.name={self.name!r}: {path} is damaged or missing ({_line(err)}); copy it "
             f"again, or remove {self.builder.data_dir} so that it is prepared anew"
         )
+
+
+def is_prepared(name: str, data_dir: str) -> bool:
+    """Whether a directory, or TFDS's own if empty, holds a data set, intact or not."""
+    import tensorflow_datasets as tfds
+
+    try:
+        with _quiet():
+            return tfds.builder(name, data_dir=_directory(data_dir)).is_prepared()
+    except tfds.core.DatasetNotFoundError:
+        return False
+    except Exception:  # opening it will say what is wrong
+        return True
+
+
+def _directory(data_dir: str) -> str | None:
+    return os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR", "")) or None
 
 
 class Shapes(TFDS):
@@ -192,7 +224,9 @@ class Shapes(TFDS):
 
     def _prepare(self, has_own_bar: bool = True) -> None:
         # The lock is held, so no living process writes these.
-        for leftover in Path(self.builder.data_dir).parent.glob("incomplete.*"):
+        for leftover in Path(self.builder.data_dir).parent.glob(
+            f"incomplete.*_{self.builder.version}*"
+        ):
             shutil.rmtree(leftover, ignore_errors=True)
         super()._prepare(has_own_bar)
 
@@ -213,6 +247,15 @@ def _open_record(data: bytes, mode: str) -> Image.Image:
     image = Image.open(io.BytesIO(data)).convert(mode)
     image.info.clear()  # TFDS ignores orientation and transparent colours
     return image
+
+
+def _is_damage(err: Exception) -> bool:
+    """Whether a file is missing or holds wrong bytes: no other error is cured by a new copy."""
+    if isinstance(err, OSError):
+        return err.errno in (None, errno.ENOENT, errno.ENOTDIR)
+    if type(err).__module__.startswith("tensorflow"):
+        return type(err).__name__ not in _PASSING
+    return True
 
 
 def _line(err: Exception) -> str:

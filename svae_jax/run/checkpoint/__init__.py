@@ -11,6 +11,21 @@ depend on the devices it was saved from.
 """
 
 from svae_jax.run.checkpoint.arrays import fingerprint
-from svae_jax.run.checkpoint.manager import Checkpointer, Loaded, load
+from svae_jax.run.checkpoint.manager import (
+    Checkpointer,
+    Loaded,
+    NoneIntactError,
+    are_lost,
+    load,
+    versions,
+)
 
-__all__ = ["Checkpointer", "Loaded", "fingerprint", "load"]
+__all__ = [
+    "Checkpointer",
+    "Loaded",
+    "NoneIntactError",
+    "are_lost",
+    "fingerprint",
+    "load",
+    "versions",
+]

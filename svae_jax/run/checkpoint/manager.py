@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,9 @@ Directory = str | os.PathLike[str]
 
 _FORMAT = 1
 _SCORE = "eval/elbo"
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+# How tensorstore begins, where a checksum is wrong or bytes are missing.
+_STORAGE_DAMAGE = re.compile("(DATA_LOSS|NOT_FOUND|OUT_OF_RANGE|FAILED_PRECONDITION): ")
 
 
 class Loaded(NamedTuple):
@@ -31,8 +35,16 @@ class Loaded(NamedTuple):
     metrics: dict[str, float]
 
 
+class NoneIntactError(UserError):
+    """There is no intact checkpoint; what is there is damaged."""
+
+
 class _DamagedError(Exception):
-    """A step differs from what was saved; the message names the file or array."""
+    """A step differs from what was saved; the message names the file or array.
+
+    Only damage condemns a step. What may pass, such as an error of a network file system, is a
+    UserError, and moves nothing.
+    """
 
 
 class Checkpointer:
@@ -165,12 +177,18 @@ class Checkpointer:
                 return _load_step(self._directory, step, target, config, defaults)[:2]
             except _DamagedError as error:
                 self._quarantine(step, error)
-        quarantine = self._directory / "quarantine"
         # The next call must fail too, although only the quarantine is left: no silent step 0.
-        if quarantine.is_dir() and any(quarantine.iterdir()):
+        if quarantined := _quarantined(self._directory):
+            self._note("")
+            raise NoneIntactError(
+                f"no intact checkpoint in {self._directory}: all are damaged and in quarantine; to "
+                f"put one back: mv {quarantined[-1]} {self._directory / quarantined[-1].name}; use "
+                "another workdir, or delete the quarantine to begin again at step 0"
+            )
+        if are_lost(self._directory):
             raise UserError(
-                f"no intact checkpoint in {self._directory}: all are damaged and in {quarantine}; "
-                "use another workdir, or delete the quarantine to begin again at step 0"
+                f"the checkpoints of this run are lost: {self._directory} holds none, but the run "
+                "has saved; put them back, or use another workdir"
             )
         return None
 
@@ -183,7 +201,10 @@ class Checkpointer:
         while goal.exists():
             copies += 1
             goal = folder / f"{step}-{copies}"
-        logging.warning("checkpoint %s is damaged (%s): moved to %s", source, error, goal)
+        logging.warning(
+            "checkpoint %s is damaged (%s); renamed back, it is tried again: moved to %s",
+            *(source, error, goal),
+        )
         with files.os_errors_for_user(f"cannot move {source} to {goal}"):
             folder.mkdir(exist_ok=True)
             source.rename(goal)
@@ -200,6 +221,7 @@ class Checkpointer:
             storage.save(path, state, meta | {"seal": arrays.digest(meta)})
             if storage.is_first_process():
                 storage.flush(path)
+                self._note(str(step))
                 self._delete_old()
         except Exception as error:
             storage.sweep(self._directory)  # the unfinished save may be what fills the disk
@@ -209,10 +231,45 @@ class Checkpointer:
                 "mend that and run the same command again"
             ) from error
 
+    def _note(self, newest: str) -> None:
+        """Notes the newest step beside the directory, so that `are_lost` can tell."""
+        if storage.is_first_process():
+            with files.replacing(_note_path(self._directory)) as file:
+                file.write(newest.encode())
+
     def _delete_old(self) -> None:
         steps = sorted(storage.steps(self._directory))
-        best = max(steps, key=lambda step: (_score(self._directory, step), step))
+        try:
+            best = max(steps, key=lambda step: (_score(self._directory, step), step))
+        except UserError as error:  # the best one may be the one that cannot be read now
+            logging.warning("no old checkpoint is deleted: %s", error)
+            return
         storage.delete(self._directory, set(steps[: -self._keep]) - {best})
+
+
+def are_lost(directory: Directory) -> bool:
+    """Returns whether a run has saved checkpoints of which none is left.
+
+    A run that was killed before its first checkpoint has lost nothing, nor has one whose
+    checkpoints were all damaged.
+    """
+    folder = pathlib.Path(directory).absolute()
+    with files.os_errors_for_user(f"cannot read {folder}"):
+        if storage.steps(folder) or _quarantined(folder):
+            return False
+        try:
+            return bool(_note_path(folder).read_text())
+        except FileNotFoundError:  # of an older version, which saves before it writes its result
+            return folder.with_name("result.json").exists()
+
+
+def _note_path(folder: pathlib.Path) -> pathlib.Path:
+    return folder.with_name(f".{folder.name}.newest")
+
+
+def _quarantined(folder: pathlib.Path) -> list[pathlib.Path]:
+    quarantine = folder / "quarantine"
+    return sorted(quarantine.iterdir()) if quarantine.is_dir() else []
 
 
 def load(directory: Directory, target: PyTree | None = None, *, best: bool = False) -> Loaded:
@@ -237,10 +294,19 @@ def load(directory: Directory, target: PyTree | None = None, *, best: bool = Fal
         except _DamagedError as error:
             if (folder / str(step)).exists():  # else the run has just deleted it
                 logging.warning("checkpoint %s/%d is damaged (%s): left out", folder, step, error)
-    raise UserError(
+    raise (NoneIntactError if tried else UserError)(
         f"no {'intact ' if tried else ''}checkpoint in {folder}: give the `checkpoints` directory "
         "of a run that has saved"
     )
+
+
+def versions(directory: Directory) -> dict[str, str]:
+    """Returns the versions of the libraries that wrote the newest step, where that is known."""
+    folder = pathlib.Path(directory).absolute()
+    try:
+        return _read_meta(folder, max(storage.steps(folder)))["versions"]
+    except (UserError, _DamagedError, ValueError, KeyError):
+        return {}
 
 
 # Reading and verifying one step.
@@ -285,11 +351,15 @@ def _load_step(
 def _read_meta(folder: pathlib.Path, step: int) -> dict[str, Any]:
     path = folder / str(step) / "meta" / "metadata"
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+    except _MISSING as error:
+        raise _DamagedError(f"meta/metadata: {files.reason(error)}") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    try:
+        meta = json.loads(text)
         seal = meta.pop("seal")
-    except PermissionError as error:
-        raise UserError(f"cannot read {path}: {files.reason(error)}") from error
-    except Exception as error:  # any error means that the bytes differ from those written
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # not the bytes written
         raise _DamagedError(f"meta/metadata: {files.reason(error)}") from error
     if seal != arrays.digest(meta):
         raise _DamagedError("meta/metadata does not match its SHA-256")
@@ -308,27 +378,56 @@ def _read_state(path: pathlib.Path, saved: dict[str, Any]) -> PyTree:
     try:
         state = storage.read(path / "state")
         found = {name: arrays.describe(leaf) for name, leaf in arrays.leaves(state).items()}
-    except MemoryError:
-        raise
     except Exception as error:
-        for file in path.rglob("*"):
-            if file.exists() and not os.access(file, os.R_OK):
-                raise UserError(f"cannot read {file}: permission denied") from error
-        text = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
-        raise _DamagedError(
-            f"state{'/_METADATA' if text else ''}: {files.reason(error)}"
-        ) from error
+        raise _cause(path, error) from error
     for name in sorted(saved.keys() | found.keys()):
         if saved.get(name) != found.get(name):
             raise _DamagedError(f"state: the array {name} does not match its SHA-256")
     return state
 
 
+def _cause(path: pathlib.Path, error: Exception) -> UserError | _DamagedError:
+    """Tells damage from all else that can end the reading of a step: by the files' hashes.
+
+    For a step without them, of an older version, by what the storage library says.
+    """
+    try:
+        changed = storage.changed_file(path)
+    except OSError as unreadable:
+        return _unreadable(path, unreadable)
+    if changed is None or (changed == storage.NO_LIST and not _says_damage(error)):
+        for file in path.rglob("*"):
+            if not os.access(file, os.R_OK):
+                return UserError(f"cannot read {file}: permission denied")
+        return _unreadable(path, error)
+    name = "state" if changed == storage.NO_LIST else changed
+    return _DamagedError(f"{name}: {files.reason(error)}")
+
+
+def _says_damage(error: Exception) -> bool:
+    """Whether an error of the storage library is of wrong, missing or cut bytes."""
+    if isinstance(error, (*_MISSING, json.JSONDecodeError, UnicodeDecodeError)):
+        return True
+    return type(error) is ValueError and _STORAGE_DAMAGE.match(str(error)) is not None
+
+
+def _unreadable(path: pathlib.Path, error: Exception) -> UserError:
+    file = getattr(error, "filename", None) or path
+    return UserError(
+        f"cannot read {file}: {files.reason(error)}; nothing was moved or deleted: once it can be "
+        "read, run the same command again"
+    )
+
+
 def _score(folder: pathlib.Path, step: int) -> float:
-    """Returns a step's `eval/elbo`, or minus infinity if it has none."""
+    """Returns a step's `eval/elbo`, or minus infinity if it has none.
+
+    Raises:
+      UserError: the step cannot be read.
+    """
     try:
         score = _read_meta(folder, step)["metrics"][_SCORE]
-    except (UserError, _DamagedError, KeyError):
+    except (_DamagedError, KeyError):
         return -math.inf
     return score if math.isfinite(score) else -math.inf
 

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import gc
+import hashlib
+import json
 import logging as std_logging
 import os
 import pathlib
@@ -20,7 +22,10 @@ from absl import logging
 from svae_jax import files
 from svae_jax.run.checkpoint.arrays import PyTree
 
+NO_LIST = "no list"
+
 _DELETED = ".deleted"
+_LIST = "sha256.json"
 
 
 @contextlib.contextmanager
@@ -73,6 +78,8 @@ def save(path: pathlib.Path, state: PyTree, meta: dict[str, Any]) -> None:
     with ocp.CheckpointManager(path.parent, item_handlers=handlers, options=options) as manager:
         if not manager.save(int(path.name), args=items):
             raise RuntimeError("Orbax refuses it: a newer step is there")
+    if is_first_process():
+        _list_files(path)
 
 
 @_quiet_orbax()
@@ -130,9 +137,11 @@ def steps(folder: pathlib.Path) -> list[int]:
       UserError: the directory cannot be read.
     """
     with files.os_errors_for_user(f"cannot read {folder}"):
-        if not folder.is_dir():
+        try:
+            # An entry's `is_dir` raises what `Path.is_dir` may take for False.
+            names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        names = [path.name for path in folder.iterdir() if path.is_dir()]
     return [int(name) for name in names if name.isdecimal() and str(int(name)) == name]
 
 
@@ -141,7 +150,8 @@ def sweep(folder: pathlib.Path) -> None:
     if is_first_process():
         for pattern in (f"*{ocp.path.step.TMP_DIR_SUFFIX}*", f"*{_DELETED}"):
             for path in folder.glob(pattern):
-                shutil.rmtree(path, ignore_errors=True)
+                if path.name.partition(".")[0].isdecimal():  # no one else's
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def delete(folder: pathlib.Path, steps: Iterable[int]) -> None:
@@ -150,6 +160,46 @@ def delete(folder: pathlib.Path, steps: Iterable[int]) -> None:
         # Renamed first, so that a half-deleted step is never listed.
         (folder / str(step)).rename(folder / f"{step}{_DELETED}")
     sweep(folder)
+
+
+def _list_files(path: pathlib.Path) -> None:
+    """Lists the files of a step with their SHA-256, in the step."""
+    hashes = {name: _sha256(path / name) for name in _needed(path)}
+    (path / _LIST).write_text(json.dumps(hashes, indent=2))
+
+
+def changed_file(path: pathlib.Path) -> str | None:
+    """Returns a file of a step that is missing, foreign or not of its SHA-256; None if none is.
+
+    Returns `NO_LIST` if the step has no such list: it is of an older version, or the save was
+    killed.
+
+    Raises:
+      OSError: a file is there and cannot be read.
+    """
+    try:
+        hashes = json.loads((path / _LIST).read_bytes())
+    except (FileNotFoundError, ValueError):
+        for name in _needed(path):  # which raises if one cannot be read
+            _sha256(path / name)
+        return NO_LIST
+    differing = hashes.keys() ^ _needed(path)
+    for name in hashes.keys() - differing:
+        if _sha256(path / name) != hashes[name]:
+            differing.add(name)
+    return min(differing, default=None)
+
+
+def _needed(path: pathlib.Path) -> list[str]:
+    """The files of the arrays; Orbax's marks of completion are not read."""
+    found = (file for file in (path / "state").rglob("*") if file.is_file())
+    names = (file.relative_to(path).as_posix() for file in found)
+    return sorted(name for name in names if not name.endswith("commit_success.txt"))
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: pathlib.Path) -> None:

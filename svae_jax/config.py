@@ -67,7 +67,7 @@ def base() -> ml_collections.ConfigDict:
                 "width": 3,
                 "maps": 128,
                 "rank": 1,
-                "prior": "standard",  # standard, tensor_normal, matrix_normal
+                "prior": "standard",  # standard, tensor_normal, matrix_normal, autoregressive
                 # How fast training moves ν of low-rank means, and the entries below the diagonals
                 # of full covariances' factors, relative to all else that an encoder emits.
                 "nu_scale": 0.001,

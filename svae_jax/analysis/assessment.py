@@ -207,7 +207,7 @@ def likelihood(
     weighted = bounds.estimate_importance_weighted(
         recipe, variables, held_out, scale, mesh, num_samples=num_samples
     )
-    _say("  linear floors")
+    terminal.say("  linear floors")
     size = models.num_params(variables["params"])["decoder"]
     return {
         "bounds": {**found, **weighted, **bounds.sigma(recipe.likelihood, scale)},

@@ -21,8 +21,16 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, PRNGKeyArray
 
 from svae_jax.latents import base
+from svae_jax.latents.autoregressive import Autoregressive
 from svae_jax.latents.base import LatentGaussian, Params, Prior, Shapes
-from svae_jax.latents.kronecker import KroneckerNormal, check_shape, check_sizes
+from svae_jax.latents.gaussian import (
+    check_shape,
+    check_sizes,
+    lower_triangular,
+    triangle,
+    triangle_size,
+)
+from svae_jax.latents.kronecker import KroneckerNormal
 
 
 @dataclass(frozen=True)
@@ -110,20 +118,20 @@ class TensorNormal(KroneckerNormal):
     def shapes(self) -> Shapes:
         """Name -> shape of the learned arrays."""
         return super().shapes | {
-            "rows": (_triangle_size(self.height),),
-            "cols": (_triangle_size(self.width),),
-            "maps": (_triangle_size(self.maps),),
+            "rows": (triangle_size(self.height),),
+            "cols": (triangle_size(self.width),),
+            "maps": (triangle_size(self.maps),),
         }
 
     def space_whitening(self, params: Params) -> Float[Array, "hw hw"]:
         """W_rows ⊗ W_cols."""
-        rows = _lower_triangular(params["rows"], self.height, unit_determinant=True)
-        cols = _lower_triangular(params["cols"], self.width, unit_determinant=True)
+        rows = lower_triangular(params["rows"], self.height, unit_determinant=True)
+        cols = lower_triangular(params["cols"], self.width, unit_determinant=True)
         return jnp.kron(rows, cols)
 
     def maps_whitening(self, params: Params) -> Float[Array, "n n"]:
         """W_maps."""
-        return _lower_triangular(params["maps"], self.maps)
+        return lower_triangular(params["maps"], self.maps)
 
     def of_moments(
         self, mean: Float64[np.ndarray, "h w n"], covariance: Float64[np.ndarray, "d d"]
@@ -148,18 +156,18 @@ class MatrixNormal(KroneckerNormal):
     def shapes(self) -> Shapes:
         """Name -> shape of the learned arrays."""
         return super().shapes | {
-            "space": (_triangle_size(self.height * self.width),),
-            "maps": (_triangle_size(self.maps),),
+            "space": (triangle_size(self.height * self.width),),
+            "maps": (triangle_size(self.maps),),
         }
 
     def space_whitening(self, params: Params) -> Float[Array, "hw hw"]:
         """W_space."""
         locations = self.height * self.width
-        return _lower_triangular(params["space"], locations, unit_determinant=True)
+        return lower_triangular(params["space"], locations, unit_determinant=True)
 
     def maps_whitening(self, params: Params) -> Float[Array, "n n"]:
         """W_maps."""
-        return _lower_triangular(params["maps"], self.maps)
+        return lower_triangular(params["maps"], self.maps)
 
     def of_moments(
         self, mean: Float64[np.ndarray, "h w n"], covariance: Float64[np.ndarray, "d d"]
@@ -179,7 +187,7 @@ class MatrixNormal(KroneckerNormal):
 
 # name -> how it is built; a new prior is one more class in the tuple
 _TABLE: dict[str, Callable[..., Prior]] = {
-    prior.name: prior for prior in (StandardNormal, TensorNormal, MatrixNormal)
+    prior.name: prior for prior in (StandardNormal, TensorNormal, MatrixNormal, Autoregressive)
 }
 
 
@@ -239,29 +247,4 @@ def _whitenings(
 def _params(mean: Float64[np.ndarray, "h w n"], **lowers: Float64[np.ndarray, "_m _m"]) -> Params:
     """A mean and lower triangles as parameters: flat, with logarithms on the diagonals."""
     params = {"mean": jnp.asarray(mean, jnp.float32)}
-    for name, lower in lowers.items():
-        logs = np.tril(lower, -1) + np.diag(np.log(np.diag(lower)))
-        params[name] = jnp.asarray(logs[np.tril_indices(len(lower))], jnp.float32)
-    return params
-
-
-def _triangle_size(size: int) -> int:
-    """The number of entries of a lower triangular matrix of ``size``."""
-    return size * (size + 1) // 2
-
-
-def _lower_triangular(
-    flat: Float[Array, " entries"], size: int, *, unit_determinant: bool = False
-) -> Float[Array, "d d"]:
-    """The lower triangular matrix with these entries, row by row.
-
-    Args:
-        flat: ``[size(size+1)/2]``; the entries on the diagonal are its logarithms.
-        size: the number of rows d.
-        unit_determinant: whether to subtract the mean of the log-diagonal.
-    """
-    lower = jnp.zeros((size, size), flat.dtype).at[np.tril_indices(size)].set(flat)
-    log_diagonal = jnp.diagonal(lower)
-    if unit_determinant:
-        log_diagonal -= jnp.mean(log_diagonal)
-    return jnp.tril(lower, -1) + jnp.diag(jnp.exp(log_diagonal))
+    return params | {name: triangle(lower) for name, lower in lowers.items()}

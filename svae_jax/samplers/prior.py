@@ -38,17 +38,17 @@ class Prior:
         return self.prior.height, self.prior.width, self.prior.maps
 
     def factors(self, params: latents.Params) -> Factors:
-        """The mean, and the covariances of the locations and of the maps.
+        """The mean, and the covariance as two factors.
 
         Raises:
             ValueError: the prior is no Gaussian of this form.
         """
-        roots = getattr(self.prior, "roots", None)
-        if roots is None:
+        factors = getattr(self.prior, "covariance_factors", None)
+        if factors is None:
             raise ValueError(f"the prior {self.prior.name!r} has no covariance in closed form")
-        space, maps = (np.asarray(root, np.float64) for root in roots(params))
+        first, second = factors(params)
         mean = np.asarray(self.prior.mean(params), np.float64)
-        return Factors(mean, self.temperature**2 * space @ space.T, maps @ maps.T)
+        return Factors(mean, self.temperature**2 * first, second)
 
     def sample(self, params: latents.Params, keys: Keys) -> Float[Array, "count h w n"]:
         """Draws one latent for each key; `params` are the prior's."""

@@ -120,9 +120,32 @@ def _unit_determinant(lower):
     return lower + np.diag(diagonal / np.prod(diagonal) ** (1 / len(lower)) - diagonal)
 
 
+def autoregressive_whitening(prior, params):
+    """V on the diagonal blocks, −Bᵀ where a location meets one of its four neighbours."""
+    h, w, n = prior.height, prior.width, prior.maps
+    own = np.zeros((n, n))
+    entries = iter(np.asarray(params["maps"]))
+    for k in range(n):
+        for j in range(k + 1):
+            own[k, j] = next(entries)
+        own[k, k] = np.exp(own[k, k])
+    left, upper_left, above, upper_right = np.asarray(params["neighbours"])
+    weights = {(0, -1): left, (-1, -1): upper_left, (-1, 0): above, (-1, 1): upper_right}
+    whitening = np.zeros((h, w, n, h, w, n))
+    for y, x in np.ndindex(h, w):
+        whitening[y, x, :, y, x] = own
+        for (down, right), weight in weights.items():
+            if 0 <= y + down < h and 0 <= x + right < w:
+                whitening[y, x, :, y + down, x + right] = -weight.T
+    return whitening.reshape(h * w * n, h * w * n)
+
+
 def dense_prior(prior, params):
     """The mean ``[hwn]`` and the whitening W ``[hwn, hwn]`` of a prior, flattened row-major."""
-    whitening = np.kron(*whitening_factors(prior, params))
+    if prior.name == "autoregressive":
+        whitening = autoregressive_whitening(prior, params)
+    else:
+        whitening = np.kron(*whitening_factors(prior, params))
     mean = np.asarray(params["mean"]).ravel() if params else np.zeros(len(whitening))
     return mean, whitening
 

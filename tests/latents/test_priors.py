@@ -31,7 +31,7 @@ from tests.latents.oracles import (
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-LEARNED = ("tensor_normal", "matrix_normal")
+LEARNED = ("tensor_normal", "matrix_normal", "autoregressive")
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 KEY = jax.random.key(0)
 SIZES = {"height": 3, "width": 2, "maps": 2}
@@ -506,7 +506,7 @@ def test_priors_are_equal_by_sizes_and_name():
     every = [latents.make_prior(name, **SIZES) for name in latents.prior_names()]
     again = [latents.make_prior(name, **SIZES) for name in latents.prior_names()]
     assert every == again
-    assert len({*every, *again, latents.make_prior("standard", **(SIZES | {"maps": 3}))}) == 4
+    assert len({*every, *again, latents.make_prior("standard", **(SIZES | {"maps": 3}))}) == 5
 
 
 def assert_refused(message, name="tensor_normal", **sizes):
@@ -518,7 +518,8 @@ def assert_refused(message, name="tensor_normal", **sizes):
 
 def test_unknown_name_is_refused_with_those_there_are():
     assert_refused(
-        "name must be one of standard, tensor_normal, matrix_normal, got name='normal'",
+        "name must be one of standard, tensor_normal, matrix_normal, "
+        "autoregressive, got name='normal'",
         name="normal",
     )
 

@@ -33,7 +33,7 @@ def dense_conditional(mean, covariance, unknown, z):
     return mean[u] - spread @ pull, spread
 
 
-@pytest.mark.parametrize("name", ["gaussian", "tensor_normal", "matrix_normal"])
+@pytest.mark.parametrize("name", ["gaussian", "tensor_normal", "matrix_normal", "autoregressive"])
 @pytest.mark.parametrize("unknown", [UNKNOWN, np.ones((2, 3), bool)], ids=["some", "all"])
 def test_moments_are_those_of_a_dense_gaussian(name, unknown, x64):
     sampler, params, mean, covariance = sampler_and_moments(name)

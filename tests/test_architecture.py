@@ -16,6 +16,7 @@ ROWS = [
     {"training", "analysis"},
     {"sampler_config"},
     {"config", "sweeps"},
+    {"sizes"},
     {"evaluation"},
     {"samplers"},
     {"recipe"},
@@ -41,7 +42,7 @@ PURE_STDLIB = {
 HOMES = {
     "orbax": {"run/checkpoint"},
     "tensorflow_datasets": {"data/splits", "data/sources"},
-    "ml_collections": {"config", "sampler_config", "analysis", "main", "fit_sampler"}
+    "ml_collections": {"config", "sizes", "sampler_config", "analysis", "main", "fit_sampler"}
     | {"command_line", "training/job", "training/loop"},
     "tensorflow": {"devices/lazy_tensorflow"},
     "tensorboard": {"run/writer"},

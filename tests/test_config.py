@@ -12,7 +12,7 @@ from configs import celeba, cifar10, shapes
 from svae_jax import config as configs
 from svae_jax import latents
 from svae_jax.errors import UserError
-from svae_jax.model import networks, vae
+from svae_jax.model import stacks, vae
 
 FILES = {"celeba": celeba, "cifar10": cifar10, "shapes": shapes}
 
@@ -28,7 +28,7 @@ def test_every_config_is_sound_for_every_posterior(file, name):
 
 def decoder_size(config):
     model = configs.model(config)
-    return networks.num_decoder_params(
+    return stacks.num_decoder_params(
         model.decoder.layers, model.posterior.maps, model.decoder.style
     )
 
@@ -72,7 +72,8 @@ def test_an_unknown_posterior_is_told_of_the_best_models():
 def test_typed_options():
     config = cifar10.get_config("lowrank_full,rank=2,d=4,N=16")
     assert config.latent.to_dict() == {
-        "name": "lowrank_full", "height": 4, "width": 4, "maps": 16, "rank": 2, "prior": "standard"
+        "name": "lowrank_full", "height": 4, "width": 4, "maps": 16, "rank": 2, "prior": "standard",
+        "cell": 0,
     }  # fmt: skip
     assert config.model.parity_maps == 0
     vector = celeba.get_config("vector,C=90,N=32")
@@ -109,8 +110,8 @@ def test_unknown_names_and_keys_are_refused_with_those_that_exist(arg, message):
         ("latent.name", "gauss", "latent.name must be one of vector, naive"),
         (
             "latent.height",
-            5,
-            "latent.height must be one of 2, 3, 4, 6, 8 for a decoder, got height=5",
+            9,
+            "model.decoder: latent.height must be 1 to 8, got 9: what .* grows to 32 pixels",
         ),
         ("objective.beta", math.nan, "objective.beta must be a finite number, 0 or above, got nan"),
         ("objective.sigma", "small", "objective.sigma must be"),
@@ -133,7 +134,10 @@ def test_unknown_names_and_keys_are_refused_with_those_that_exist(arg, message):
         ("num_epochs", math.inf, "num_epochs must be"),
         ("seed", -1, "seed must be between"),
         ("dataset.channels", 4, "dataset.channels must be 1"),
-        ("dataset.image_size", 48, "model.decoder: .* makes images of size 32, not 48"),
+        ("dataset.height", 0, "dataset.height must be at least 1, got 0"),
+        ("dataset.width", 480, "model.decoder: latent.width must be 14 to 120, got 3"),
+        ("latent.cell", -1, "latent.cell must be 0"),
+        ("model.head", "wide", "model.head must be one of dense, convolutional, got 'wide'"),
         ("dataset.resident_share", 1.5, "dataset.resident_share must be"),
         ("dataset.name", "", "dataset.name must be"),
         ("model.encoder", "5x5/32/s2 5x5", "model.encoder: '5x5' is no layer"),

@@ -165,7 +165,7 @@ def test_arrays_of_ones_own_train(monkeypatch, tmp_path):
 
 def _tiny_cifar10(arg):
     config = configs.base()
-    config.dataset.update(image_size=32, channels=3)
+    config.dataset.update(height=32, width=32, channels=3)
     config.latent.update(name="mvn", height=8, width=8, maps=2)
     config.model.update(encoder="5x5/4/s2", decoder="3x3/4 3x3/4 5x5/4/s2 5x5/image/s2")
     config.optimizer.schedule = "cosine"

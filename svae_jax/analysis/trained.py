@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Num, PyTree
 
 from svae_jax import config as configs
-from svae_jax import data
+from svae_jax import data, sizes
 from svae_jax import model as models
 from svae_jax.data import images as image_lib
 from svae_jax.data import record as records
@@ -116,8 +116,7 @@ def _checked(
     arrays: dict[str, Pixels], config: ml_collections.ConfigDict, record: Record | None
 ) -> dict[str, Pixels]:
     """The arrays, if they are those of the run."""
-    dataset = config.dataset
-    shape = [dataset.image_size, dataset.image_size, dataset.channels]
+    dataset, shape = config.dataset, list(sizes.image_shape(config))
     for name, array in arrays.items():
         if list(array.shape[1:]) != shape:
             raise UserError(f"images: {name} is of {list(array.shape[1:])}, the run of {shape}")

@@ -85,6 +85,13 @@ class Covariance(Protocol):
 
 
 @runtime_checkable
+class Axes(Protocol):
+    """An optional attribute of a `Mean` or a `Covariance`; see `Posterior.axes`."""
+
+    axes: Mapping[str, str]
+
+
+@runtime_checkable
 class WeightedTrace(Protocol):
     """An optional method of a `Covariance`: `Posterior.weighted_trace` in closed form.
 

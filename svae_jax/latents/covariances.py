@@ -12,6 +12,7 @@ The encoder emits log-variances; at zero, all of these are the standard normal p
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +29,8 @@ class Independent:
     height: int
     width: int
     maps: int
+
+    axes: ClassVar[dict[str, str]] = {"log_variance": "hw"}
 
     @property
     def shapes(self) -> Shapes:
@@ -80,6 +83,8 @@ class KroneckerDiagonal:
     height: int
     width: int
     maps: int
+
+    axes: ClassVar[dict[str, str]] = {"row_log_variance": "h", "col_log_variance": "w"}
 
     @property
     def shapes(self) -> Shapes:

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from svae_jax.latents import base
-from svae_jax.latents.base import Covariance, Mean, Params, Shapes, WeightedTrace
+from svae_jax.latents.base import Axes, Covariance, Mean, Params, Shapes, WeightedTrace
 from svae_jax.latents.covariances import Independent, KroneckerDiagonal, KroneckerFull
 from svae_jax.latents.means import FreeMean, LowRankMean
 from svae_jax.latents.priors import StandardNormal, make_prior
@@ -54,6 +54,13 @@ class Posterior:
     def shapes(self) -> Shapes:
         """Name -> shape for one example of every array in `params`, in the order of emission."""
         return self.mean_model.shapes | self.covariance_model.shapes
+
+    @property
+    def axes(self) -> dict[str, str]:
+        """Array -> the axes of a map along which it begins: "hw", "h" or "w"; absent: neither."""
+        parts = (self.mean_model, self.covariance_model)
+        known = [part.axes for part in parts if isinstance(part, Axes)]
+        return {name: axes for part in known for name, axes in part.items()}
 
     @property
     def num_params(self) -> int:

@@ -47,8 +47,8 @@ def train(
         model: trained instead of the one that the configuration's `latent` and `model` describe.
         images: arrays (train, test) instead of the data set of the configuration, or arrays by the
             names of their splits: each ``[N, H, W, C]`` or ``[N, H, W]`` of uint8, uint16 or
-            floats, in memory or memory-mapped. `dataset.image_size` and `dataset.channels` are
-            those of the arrays, `dataset.value_range` their range.
+            floats, in memory or memory-mapped. `dataset.height`, `width` and `channels`
+            are those of the arrays, `dataset.value_range` their range.
 
     Returns:
         The content of `result.json`: step, held-out metrics, images per second of training,
@@ -106,7 +106,9 @@ def _restore_or_init(job: jobs.Job, checkpoints: Checkpointer) -> LoopState:
         jax.eval_shape(init),
     )
     identity, defaults = (configs.identity(c) for c in (job.config, configs.base()))
-    restored = checkpoints.restore(target, config=identity, defaults=defaults)
+    restored = checkpoints.restore(
+        target, config=identity, defaults=defaults, migrate=configs.migrated
+    )
     if restored is not None:
         return restored[1]
     begin = init()

@@ -15,6 +15,7 @@ from svae_jax import recipe as recipe_lib
 from svae_jax.devices import sharding
 from svae_jax.evaluation import bounds, steps
 from svae_jax.model import SpatialVAE, networks, objective
+from svae_jax.model.layers import Style
 from svae_jax.training import step
 
 NUM_PIXELS, NUM_LATENTS, NOISE = 12, 4, 0.15  # images of 2×2×3
@@ -51,7 +52,7 @@ def linear_gaussian():
     pixels = np.asarray(pixel_lib.to_uint8(jnp.asarray(x))).reshape(-1, 2, 2, 3)
     density = scipy.stats.multivariate_normal(b, w @ w.T + NOISE**2 * np.eye(NUM_PIXELS))
     posterior = latents.make("naive", height=1, width=1, maps=NUM_LATENTS)
-    style = networks.Style()  # the two networks are not used
+    style = Style()  # the two networks are not used
     gaussian = likelihoods.make("gaussian", image_shape=(2, 2, 3))
     unused = networks.Encoder((), posterior, style), networks.Decoder((), gaussian, style)
     model = LinearGaussian(posterior, *unused, likelihood=gaussian)

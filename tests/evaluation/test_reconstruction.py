@@ -12,6 +12,7 @@ from svae_jax import recipe as recipe_lib
 from svae_jax.devices import sharding
 from svae_jax.evaluation import reconstruction, steps
 from svae_jax.model import SpatialVAE, networks
+from svae_jax.model.layers import Style
 from svae_jax.model.vae import Outputs
 from svae_jax.pixels import UINT8
 from svae_jax.training import step
@@ -27,7 +28,7 @@ def pixels():
 
 
 def a_recipe(tiny_config, name="lowrank", rank=1):
-    tiny_config.dataset.image_size = 16
+    tiny_config.dataset.update(height=16, width=16)
     tiny_config.latent.update(name=name, rank=rank)
     tiny_config.model.update(encoder="3x3/4/s2 3x3/8/s2", decoder="3x3/6 3x3/4 3x3/4/s2 3x3/image")
     recipe = configs.recipe(tiny_config, 1)
@@ -91,7 +92,7 @@ class Perfect(SpatialVAE):
 
 @pytest.mark.parametrize("size", [5, 6, 32])
 def test_a_perfect_reconstruction_has_similarity_one_also_of_small_images(size):
-    posterior, style = latents.make("naive", height=1, width=1, maps=1), networks.Style()
+    posterior, style = latents.make("naive", height=1, width=1, maps=1), Style()
     gaussian = likelihoods.make("gaussian", image_shape=(size, size, 1))
     unused = networks.Encoder((), posterior, style), networks.Decoder((), gaussian, style)
     model = Perfect(posterior, *unused, likelihood=gaussian)

@@ -9,6 +9,7 @@ from jaxtyping import Num
 
 from svae_jax import config as configs
 from svae_jax import model as models
+from svae_jax import sizes
 from svae_jax.analysis import exploring, fitted
 from svae_jax.analysis.exploring import Run
 from svae_jax.analysis.report import pictures
@@ -72,7 +73,7 @@ def of_run(run: Run, label: str, seed: int) -> Content:
     Raises:
         UserError: its data set or its files cannot be read, or it holds too few images.
     """
-    dataset, size = run.config.dataset, run.config.dataset.image_size
+    dataset, height, width = run.config.dataset, *sizes.image_shape(run.config)[:2]
     name = dataset.data_dir if dataset.name == "folder" else dataset.name
     images = run.images()
     if len(images) < 2:
@@ -97,7 +98,7 @@ def of_run(run: Run, label: str, seed: int) -> Content:
         evaluation = None
     return Content(
         label=label,
-        data=f"{name} {dataset.eval_split}, {size} x {size}",
+        data=f"{name} {dataset.eval_split}, {height} x {width}",
         facts=facts,
         config=configs.flatten(run.config.to_dict()),
         metrics=metrics,
@@ -113,7 +114,7 @@ def _facts(
     sizes = models.num_params(run.variables["params"])
     dataset = run.config.dataset
     facts = {
-        "data": f"{dataset.name}, {dataset.image_size} x {dataset.image_size}",
+        "data": f"{dataset.name}, {dataset.height} x {dataset.width}",
         "held out": dataset.eval_split,
         "posterior": posterior.name,
         "latent": f"{h} x {w} x {n} = {h * w * n:,}",

@@ -80,6 +80,12 @@ def make(config: ml_collections.ConfigDict, name: str, shape: Shape) -> samplers
         UserError: there is no such sampler, or a setting does not fit the latents.
     """
     check_name(name)
+    if name == "kronecker":
+        return samplers.Kronecker(shape)
+    try:
+        samplers.check_latents(name, shape)
+    except ValueError as error:
+        raise UserError(f"--sampler={error}") from None
     if name == "gaussian":
         return samplers.Gaussian(shape)
     if name == "mixture":

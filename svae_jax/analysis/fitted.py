@@ -110,6 +110,7 @@ def _cure(directory: str | Path, name: str) -> str:
 _OPTIONS = {
     "prior": ("temperature",),
     "gaussian": (),
+    "kronecker": (),
     "mixture": ("noise",),
     "flow": ("noise", "ode_steps"),
 }

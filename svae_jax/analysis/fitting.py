@@ -19,7 +19,7 @@ from svae_jax.errors import UserError
 from svae_jax.run import checkpoint, interrupt, workdir
 from svae_jax.run.checkpoint import Checkpointer
 from svae_jax.run.progress import Progress
-from svae_jax.samplers import aggregate, flow
+from svae_jax.samplers import aggregate, flow, kronecker
 
 _KEEP = 2  # checkpoints: the newest, and the one before it in case that one is damaged
 
@@ -127,7 +127,18 @@ def _encode(job: Job) -> Iterator[aggregate.Encoded]:
             bar.update(len(batch.means))
 
 
+def _samples(job: Job) -> Iterator[np.ndarray]:
+    """A latent of every training image."""
+    model, variables, config, _ = job.trained
+    images = job.trained.images(config.dataset.split)
+    print(f"encoding {len(images):,} training images", file=sys.stderr, flush=True)
+    key = jax.random.key(job.config.seed)
+    return aggregate.samples(model, variables, key, images)
+
+
 def _fit_at_once(job: Job) -> PyTree:
+    if job.name == "kronecker":
+        return job.sampler.fit(kronecker.modes(_samples(job)))
     if job.name == "gaussian":
         return job.sampler.fit(aggregate.moments(_encode(job)))
     batches = list(_encode(job))

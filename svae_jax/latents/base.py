@@ -105,6 +105,19 @@ class WeightedTrace(Protocol):
 
 
 @runtime_checkable
+class TotalCovariance(Protocol):
+    """An optional method of a `Covariance`: `Posterior.total_covariance` in closed form.
+
+    Without it, examples are taken one by one.
+    """
+
+    def total_covariance(
+        self, params: Params, weights: Float[Array, " batch"]
+    ) -> Float[Array, "n hw hw"]:
+        """Σ_b weights_b · (SSᵀ)_b."""
+
+
+@runtime_checkable
 class LatentGaussian(Sizes, Protocol):
     """What a prior needs of a posterior: a Gaussian with independent maps; see `Posterior`."""
 

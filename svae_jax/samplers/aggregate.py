@@ -12,9 +12,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Float64, Num, PyTree
+from jaxtyping import Array, Bool, Float, Float32, Float64, Num, PRNGKeyArray, PyTree
 
 from svae_jax.devices import compiler
 from svae_jax.model import SpatialVAE
@@ -71,12 +70,7 @@ def encode(
         images: at least one.
         batch_size: images at a time; the last batch may be smaller.
     """
-    # A mask instead of a smaller last batch, which would be compiled anew.
-    size = min(batch_size, len(images))
-    for start in range(0, len(images), size):
-        rows = np.arange(start, start + size)
-        inside = rows < len(images)
-        batch = np.asarray(images[np.minimum(rows, len(images) - 1)])
+    for batch, inside in _batches(images, batch_size):
         means, covariance = _encode(model, variables, batch, inside)
         yield Encoded(np.asarray(means)[inside], np.asarray(covariance))
 
@@ -91,13 +85,45 @@ def _encode(
     """The means, flattened, and the masked sum of the covariances."""
     params: Any = model.apply(variables, model.pixels.to_float(pixels), method="encode")
     means = model.posterior.mean(params)
-
-    def one(params: PyTree) -> Float[Array, "n hw hw"]:
-        return model.posterior.covariance(params)
-
-    covariances = jax.vmap(one)(params)
-    total = jnp.sum(jnp.where(mask[:, None, None, None], covariances, 0.0), axis=0)
+    total = model.posterior.total_covariance(params, mask.astype(means.dtype))
     return means.reshape(len(means), -1), total
+
+
+def samples(
+    model: SpatialVAE,
+    variables: PyTree,
+    key: PRNGKeyArray,
+    images: Num[np.ndarray, "num h w c"],
+    batch_size: int = 200,
+) -> Iterator[Float32[np.ndarray, "b h w n"]]:
+    """One sample z ~ q(z|x) of every image, in batches as `encode`; of a key for each batch."""
+    for i, (batch, inside) in enumerate(_batches(images, batch_size)):
+        z = _sample(model, variables, jax.random.fold_in(key, i), batch)
+        yield np.asarray(z)[inside]
+
+
+@functools.partial(compiler.jit, static_argnums=0)
+def _sample(
+    model: SpatialVAE,
+    variables: PyTree,
+    key: PRNGKeyArray,
+    pixels: Num[Array | np.ndarray, "b h w c"],
+) -> Float[Array, "b _h _w n"]:
+    params: Any = model.apply(variables, model.pixels.to_float(pixels), method="encode")
+    return model.posterior.sample(key, params)
+
+
+def _batches(
+    images: Num[np.ndarray, "num h w c"], batch_size: int
+) -> Iterator[tuple[Num[np.ndarray, "b h w c"], Bool[np.ndarray, " b"]]]:
+    """Batches of one size, and which images count.
+
+    A mask instead of a smaller last batch, which would be compiled anew.
+    """
+    size = min(batch_size, len(images))
+    for start in range(0, len(images), size):
+        rows = np.arange(start, start + size)
+        yield np.asarray(images[np.minimum(rows, len(images) - 1)]), rows < len(images)
 
 
 def moments(batches: Iterable[Encoded]) -> Moments:

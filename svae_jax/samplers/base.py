@@ -1,6 +1,7 @@
 """What all samplers share: the protocol, a key for every image, and the posteriors' noise."""
 
 import functools
+import math
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -13,6 +14,8 @@ Keys = Key[Array, " count"]
 
 Shape = tuple[int, int, int]
 """Height, width and maps of a latent."""
+
+MOST_LATENTS = 8192  # of a sampler that holds a covariance of all latents, or a factor of it
 
 _BATCH = 250  # latents drawn at a time
 
@@ -78,6 +81,19 @@ def draw(
         _draw_batch(sampler, params, key, jnp.int32(i)) for i in range(begin, first + count, _BATCH)
     ]
     return jnp.concatenate(batches)[first - begin : first - begin + count]
+
+
+def check_latents(name: str, shape: Shape) -> None:
+    """Checks that a covariance of all latents can be held.
+
+    Raises:
+        ValueError: it cannot; the message names a sampler that needs none.
+    """
+    if (latents := math.prod(shape)) > MOST_LATENTS:
+        raise ValueError(
+            f"{name} holds a covariance of all {latents:,} latents, possible up to "
+            f"{MOST_LATENTS:,}: take the sampler kronecker, or fewer latents"
+        )
 
 
 def normal(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "count ..."]:

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from svae_jax.run import interrupt, workdir
 from svae_jax.run.checkpoint import Checkpointer
 from svae_jax.run.progress import Progress
 from svae_jax.run.writer import Writer, truncate
-from svae_jax.training import feed, start, step
+from svae_jax.training import cost, feed, start, step
 from svae_jax.training import job as jobs
 from svae_jax.training.metrics import TrainMetrics
 
@@ -105,6 +106,8 @@ def _restore_or_init(job: jobs.Job, checkpoints: Checkpointer) -> LoopState:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
         jax.eval_shape(init),
     )
+    if jax.process_index() == 0:
+        print(cost.summary(job, target.state.params), file=sys.stderr, flush=True)
     identity, defaults = (configs.identity(c) for c in (job.config, configs.base()))
     restored = checkpoints.restore(
         target, config=identity, defaults=defaults, migrate=configs.migrated

@@ -15,7 +15,7 @@ from svae_jax.errors import UserError
 from svae_jax.model import linear, start_at_pca
 from svae_jax.model.linear import PCA
 from svae_jax.recipe import Recipe
-from svae_jax.samplers import aggregate
+from svae_jax.samplers import MOST_LATENTS, aggregate
 from svae_jax.training.job import Job, Pixels
 from svae_jax.training.step import TrainState
 
@@ -45,7 +45,9 @@ def initial(job: Job, state: TrainState) -> TrainState:
         except ValueError as error:
             raise UserError(f"model.{error}") from None
         prior: Any = job.recipe.model.prior
-        if hasattr(prior, "of_moments"):  # a user's own prior may have no such closed form
+        # A user's own prior may have no such closed form, which takes a covariance of all latents.
+        few = job.recipe.model.num_latents <= MOST_LATENTS
+        if hasattr(prior, "of_moments") and few:
             params["prior"] = fit_prior(job, prior, params, jax.device_get(state.batch_stats))
     if jax.process_count() > 1:
         params = multihost_utils.broadcast_one_to_all(params)

@@ -29,10 +29,11 @@ ROWS = [
 COMPUTE = {
     "latents", "likelihoods", "pixels", "model", "recipe", "devices/compiler", "devices/sharding",
     "evaluation/steps",
-    "evaluation/grids", "evaluation/pictures", "evaluation/estimates", "evaluation/quality/frechet",
+    "evaluation/grids", "evaluation/per_image", "evaluation/pictures", "evaluation/estimates",
+    "evaluation/quality/frechet",
     "evaluation/quality/kernel", "evaluation/quality/neighbours", "evaluation/quality/wasserstein",
-    "samplers/aggregate", "samplers/base", "samplers/flow", "samplers/gaussian", "samplers/kronecker",
-    "samplers/prior", "samplers/velocity", "training/flat", "training/step",
+    "samplers/aggregate", "samplers/base", "samplers/flow", "samplers/gaussian",
+    "samplers/kronecker", "samplers/prior", "samplers/velocity", "training/flat", "training/step",
 }  # fmt: skip
 ALLOWED_IN_COMPUTE = {"jax", "flax", "optax", "numpy", "jaxtyping", "dm_pix", "svae_jax"}
 PURE_STDLIB = {

@@ -8,20 +8,16 @@ from typing import Any
 
 from scipy import stats
 
+from svae_jax.evaluation.per_image import METRICS
+
 Figures = Mapping[str, float]
 
 BASELINES = ("vector", "best_vector")  # models that the others are compared with
 CONFIDENCE = 0.95
 # Figures of a run in its evaluation.json: section, name there, and the name here.
 _EVALUATED = (
-    ("bounds", "elbo", "ELBO, nats"),
-    ("bounds", "bits_per_dim", "bits/dim"),
+    *((metric.section, name, metric.label) for name, metric in METRICS.items()),
     ("bounds", "bits_per_dim_iw", "bits/dim, importance-weighted"),
-    ("bounds", "reconstruction", "reconstruction, nats"),
-    ("bounds", "kl", "KL, nats"),
-    ("reconstruction", "mse", "MSE"),
-    ("reconstruction", "psnr", "PSNR, dB"),
-    ("reconstruction", "ssim", "SSIM"),
 )
 
 

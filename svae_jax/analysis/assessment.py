@@ -183,15 +183,14 @@ def likelihood(
     if scale is None:
         scale = bounds.calibrate(recipe, variables, training, mesh)
     _say("  ELBO and reconstructions")
-    found = bounds.estimate(recipe, variables, held_out, scale, mesh)
-    reconstructed, latents = reconstruction.evaluate(recipe, variables, held_out, mesh)
+    found, latents = reconstruction.evaluate(recipe, variables, held_out, scale, mesh)
     _say(f"  importance-weighted bound, K={num_samples}")
     weighted = bounds.estimate_importance_weighted(
         recipe, variables, held_out, scale, mesh, num_samples=num_samples
     )
     return {
-        "bounds": {**found, **weighted, **bounds.sigma(recipe.likelihood, scale)},
-        "reconstruction": reconstructed,
+        **found,
+        "bounds": {**found["bounds"], **weighted, **bounds.sigma(recipe.likelihood, scale)},
         "latents": latents,
     }
 

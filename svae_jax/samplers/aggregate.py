@@ -85,7 +85,7 @@ def _encode(
     """The means, flattened, and the masked sum of the covariances."""
     params: Any = model.apply(variables, model.pixels.to_float(pixels), method="encode")
     means = model.posterior.mean(params)
-    total = model.posterior.total_covariance(params, mask.astype(means.dtype))
+    total = model.posterior.total_covariance(params, jnp.asarray(mask, means.dtype))
     return means.reshape(len(means), -1), total
 
 

@@ -15,6 +15,7 @@ from svae_jax.analysis.exploring import Run
 from svae_jax.analysis.report import pictures
 from svae_jax.analysis.report.pictures import Picture
 from svae_jax.errors import UserError
+from svae_jax.evaluation.per_image import METRICS
 from svae_jax.run import workdir
 
 _COLUMNS = 8
@@ -126,10 +127,9 @@ def _facts(
     evaluated = [row for row in evaluated if row["step"] <= run.step]
     if evaluated:
         last = evaluated[-1]
-        facts["ELBO, nats"] = f"{last['eval/elbo']:,.1f}"
-        if last.get("eval/bits_per_dim") is not None:
-            facts["bits/dim"] = f"{last['eval/bits_per_dim']:.3f}"
-        facts["KL, nats"] = f"{last['eval/kl']:,.1f}"
+        for name, metric in METRICS.items():
+            if last.get(f"eval/{name}") is not None:
+                facts[metric.label] = f"{last[f'eval/{name}']:,.{metric.digits}f}"
         if last["step"] != run.step:
             facts["evaluated after"] = f"{last['step']:,} updates"
     if h * w > 1:

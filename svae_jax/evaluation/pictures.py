@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Num, PyTree, UInt8
 from svae_jax import samplers
 from svae_jax.evaluation import grids, steps
 from svae_jax.recipe import Recipe, stream
-from svae_jax.samplers import aggregate, kronecker
+from svae_jax.samplers import aggregate
 
 _NUM_SAMPLES = 64
 _NUM_RECONSTRUCTIONS = 32
@@ -66,15 +66,10 @@ def _draw_from_gaussian(
     """Latents from the Gaussian of the aggregate posterior of these images, if it is finite."""
     model, key = recipe.model, stream(recipe.seed, "prior")
     shape = (model.posterior.height, model.posterior.width, model.posterior.maps)
-    sampler: samplers.Sampler
+    is_small = model.num_latents <= samplers.MOST_LATENTS
+    sampler = samplers.Gaussian(shape) if is_small else samplers.Kronecker(shape)
     try:
-        if model.num_latents <= samplers.MOST_LATENTS:
-            sampler = samplers.Gaussian(shape)
-            found = aggregate.moments(aggregate.encode(model, variables, images))
-            params = sampler.fit(found)
-        else:
-            sampler = samplers.Kronecker(shape)
-            params = sampler.fit(kronecker.modes(aggregate.samples(model, variables, key, images)))
+        params = samplers.fit(sampler, aggregate.posteriors(model, variables, images, key))
     except ValueError:  # a picture is no reason to end a run
         return None
     return jnp.asarray(samplers.draw(sampler, params, key, _NUM_SAMPLES))

@@ -14,13 +14,14 @@ sampler is a model of q(z):
 
 Each is a frozen dataclass of static settings whose `sample` is a pure function of arrays:
 
-    batches = list(aggregate.encode(model, variables, images))
+    posteriors = aggregate.posteriors(model, variables, images, key)
     sampler = samplers.Gaussian((3, 3, 128))
-    params = sampler.fit(aggregate.moments(batches))
+    params = samplers.fit(sampler, posteriors)
     z = samplers.draw(sampler, params, key, 64)  # [64, 3, 3, 128]
 """
 
-from svae_jax.samplers.base import MOST_LATENTS, Sampler, check_latents, draw, image_keys
+from svae_jax.samplers.aggregate import Posteriors
+from svae_jax.samplers.base import MOST_LATENTS, Sampler, draw, fit, image_keys
 from svae_jax.samplers.flow import Flow
 from svae_jax.samplers.gaussian import Gaussian
 from svae_jax.samplers.kronecker import Kronecker
@@ -29,19 +30,30 @@ from svae_jax.samplers.prior import Prior
 
 __all__ = [
     "MOST_LATENTS",
+    "TABLE",
     "Flow",
     "Gaussian",
     "Kronecker",
     "Mixture",
+    "Posteriors",
     "Prior",
     "Sampler",
-    "check_latents",
     "draw",
+    "fit",
     "image_keys",
     "names",
 ]
 
+# name -> class; a new sampler is one more row
+TABLE: dict[str, type] = {
+    "prior": Prior,
+    "gaussian": Gaussian,
+    "kronecker": Kronecker,
+    "mixture": Mixture,
+    "flow": Flow,
+}
+
 
 def names() -> tuple[str, ...]:
     """The names of the samplers."""
-    return ("prior", "gaussian", "kronecker", "mixture", "flow")
+    return tuple(TABLE)

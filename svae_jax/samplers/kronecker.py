@@ -1,60 +1,19 @@
 """The Gaussian with a covariance of rows ⊗ columns ⊗ maps, for latents of any size."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Float64
+from jaxtyping import Array, Float
 
 from svae_jax.samplers import base
+from svae_jax.samplers.aggregate import Posteriors
 from svae_jax.samplers.base import Keys
 
 
-class Modes(NamedTuple):
-    """The aggregate posterior's mean, and its covariance within each axis, summed over the others.
-
-    Attributes:
-        mean: E[z], ``[h, w, n]``.
-        rows: Σ over columns and maps of Cov[z_i.., z_j..], ``[h, h]``.
-        cols: the same of the columns, ``[w, w]``.
-        maps: the same of the maps, ``[n, n]``.
-    """
-
-    mean: Float64[np.ndarray, "h w n"]
-    rows: Float64[np.ndarray, "h h"]
-    cols: Float64[np.ndarray, "w w"]
-    maps: Float64[np.ndarray, "n n"]
-
-
-def modes(batches: Iterable[Float[np.ndarray, "_b h w n"]]) -> Modes:
-    """Adds up the modes of latents z ~ q(z), in float64 on the host.
-
-    Raises:
-        ValueError: there is no batch.
-    """
-    count, total = 0, np.zeros(())
-    products: list[np.ndarray] = []
-    for batch in batches:
-        z = batch.astype(np.float64)
-        count, total = count + len(z), total + z.sum(axis=0)
-        added = [_gram(z, axis) for axis in (1, 2, 3)]
-        products = [a + b for a, b in zip(products, added, strict=True)] if products else added
-    if count == 0:
-        raise ValueError("batches must hold at least one image, got none")
-    mean = total / count
-    return Modes(mean, *(p / count - _gram(mean[None], i + 1) for i, p in enumerate(products)))
-
-
-def _gram(z: Float64[np.ndarray, "b h w n"], axis: int) -> Float64[np.ndarray, "m m"]:
-    flat = np.moveaxis(z, axis, 0).reshape(z.shape[axis], -1)
-    return flat @ flat.T
-
-
 @dataclass(frozen=True)
-class Kronecker:
+class Kronecker(base.ClosedForm):
     """N(E[z], R⊗S⊗T) over rows, columns and maps, in closed form.
 
     If the covariance of z is such a product, its sum within an axis is proportional to that axis's
@@ -66,8 +25,9 @@ class Kronecker:
 
     shape: base.Shape
 
-    def fit(self, found: Modes) -> dict[str, Float[np.ndarray, "..."]]:
+    def fit(self, posteriors: Posteriors) -> dict[str, Float[np.ndarray, "..."]]:
         """The arrays for `sample`: `mean` ``[h, w, n]`` and three lower Cholesky factors."""
+        found = posteriors.modes
         variance = np.trace(found.maps)
         factors = {}
         for name in ("rows", "cols", "maps"):

@@ -12,7 +12,7 @@ from flax import linen as nn
 from svae_jax import latents, sampler_config, samplers
 from svae_jax.errors import UserError
 from svae_jax.model import SpatialVAE
-from svae_jax.samplers import aggregate, base, kronecker
+from svae_jax.samplers import aggregate, base
 from tests.latents.oracles import one_of_each_name
 from tests.samplers.toys import dense_moments
 
@@ -52,9 +52,9 @@ def test_the_gaussian_has_the_mean_and_covariance_of_the_aggregate_posterior(pos
     """To Monte-Carlo error, off-diagonal entries included."""
     model, variables, pixels, params = toy(post, 40)
     sampler = samplers.Gaussian((post.height, post.width, post.maps))
-    moments = aggregate.moments(aggregate.encode(model, variables, pixels))
+    posteriors = aggregate.posteriors(model, variables, pixels, jax.random.key(1))
     count = 20_000
-    z = samplers.draw(sampler, sampler.fit(moments), jax.random.key(0), count)
+    z = samplers.draw(sampler, samplers.fit(sampler, posteriors), jax.random.key(0), count)
     assert z.shape == (count, *sampler.shape)
     assert z.dtype == jnp.float32
     mean, covariance = dense_moments(post, params)
@@ -164,7 +164,8 @@ def test_the_kronecker_gaussian_finds_factors_of_a_product():
     white = rng.normal(size=(40_000, *shape))
     z = mean + np.einsum("bijk,pi,qj,rk->bpqr", white, *factors)
     sampler = samplers.Kronecker(shape)
-    params = sampler.fit(kronecker.modes(np.split(z.astype(np.float32), 8)))
+    batches = np.split(z.astype(np.float32), 8)
+    params = samplers.fit(sampler, aggregate.Posteriors(tuple, lambda: batches))
     found = np.kron(np.kron(params["rows"], params["cols"]), params["maps"])
     wanted = np.kron(np.kron(factors[0], factors[1]), factors[2])
     scale = np.abs(wanted @ wanted.T).max()
@@ -174,12 +175,14 @@ def test_the_kronecker_gaussian_finds_factors_of_a_product():
     covariance = np.cov(drawn.reshape(len(drawn), -1).T)
     np.testing.assert_allclose(covariance, wanted @ wanted.T, atol=0.05 * scale)
     with pytest.raises(ValueError, match="batches must hold at least one image"):
-        kronecker.modes([])
+        aggregate.modes([])
 
 
 def test_full_covariances_are_refused_for_many_latents():
     for name in ("gaussian", "mixture", "flow"):
         sampler_config.make(sampler_config.base(), name, (32, 32, 8))
-        with pytest.raises(UserError, match=rf"--sampler={name} .* 9,216 .* sampler kronecker"):
+        with pytest.raises(
+            UserError, match=rf"{name}.latents must be at most 8,192.*9,216: .*kronecker"
+        ):
             sampler_config.make(sampler_config.base(), name, (32, 32, 9))
     assert sampler_config.make(sampler_config.base(), "kronecker", (64, 64, 9)).shape == (64, 64, 9)

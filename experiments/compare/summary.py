@@ -14,11 +14,6 @@ Figures = Mapping[str, float]
 
 BASELINES = ("vector", "best_vector")  # models that the others are compared with
 CONFIDENCE = 0.95
-# Figures of a run in its evaluation.json: section, name there, and the name here.
-_EVALUATED = (
-    *((metric.section, name, metric.label) for name, metric in METRICS.items()),
-    ("bounds", "bits_per_dim_iw", "bits/dim, importance-weighted"),
-)
 
 
 def figures_of_run(result: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, float]:
@@ -27,9 +22,12 @@ def figures_of_run(result: Mapping[str, Any], evaluation: Mapping[str, Any]) -> 
     Distances of samples are named `DISTANCE, SAMPLER`, as in `swd_mean, flow`. A figure that is
     not finite is left out.
     """
+    # Section and name in evaluation.json, and the name here.
+    evaluated = [(metric.section, name, metric.label) for name, metric in METRICS.items()]
+    evaluated.append(("bounds", "bits_per_dim_iw", "bits/dim, importance-weighted"))
     found = {
-        name: evaluation[section][key]["value"]
-        for section, key, name in _EVALUATED
+        label: evaluation[section][key]["value"]
+        for section, key, label in evaluated
         if key in evaluation[section]
     }
     found["active units"] = evaluation["latents"]["active_units"]

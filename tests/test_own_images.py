@@ -87,7 +87,7 @@ def case(request, tmp_path_factory):
     return config, place / "whole", shape, latent
 
 
-def test_a_run_of_any_size_goes_from_training_to_the_report(case, tmp_path, monkeypatch, capsys):
+def test_a_run_of_any_size_goes_from_training_to_the_report(case, tmp_path, monkeypatch):
     config, whole, shape, latent = case
     saved = json.loads((whole / "config.json").read_text())
     found = tuple(saved["dataset"][field] for field in ("height", "width", "channels"))
@@ -99,7 +99,6 @@ def test_a_run_of_any_size_goes_from_training_to_the_report(case, tmp_path, monk
         interrupt_after(patch, 3)
         with pytest.raises(Interrupted):
             loop.train(config, tmp_path / "run")
-    assert "parameters: encoder" in capsys.readouterr().err
     loop.train(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", whole)
 
@@ -140,3 +139,21 @@ def test_a_report_of_two_sizes(tmp_path):
     text = out.read_text()
     assert "16 x 40" in text
     assert "24 x 16" in text
+
+
+def test_the_cost_is_told_before_anything_compiles(tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "a.npy", waves(np.random.default_rng(1), 30, 64, 40, 3))
+    config = images.get_config("best,N=4")
+    config.dataset.data_dir = str(tmp_path / "a.npy")
+    config.update(batch_size=4, num_steps=2)
+
+    def compiled(*args):
+        raise Interrupted
+
+    monkeypatch.setattr(loop, "run", compiled)
+    with pytest.raises(Interrupted):
+        loop.train(config, tmp_path / "run")
+    told = capsys.readouterr().err
+    assert "parameters: encoder " in told
+    assert "; 160 latents an image; about " in told
+    assert told.endswith(" an epoch\n")

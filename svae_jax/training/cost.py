@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from svae_jax import model as models
-from svae_jax.model import SpatialVAE, convolutions
+from svae_jax.model import SpatialVAE, convolutions, networks
 from svae_jax.training.job import Job
 
 # Of the peak, as training reaches it: of a product of matrices on this CPU, and assumed elsewhere.
@@ -19,20 +18,18 @@ _COPIES_OF_FEATURES = 3  # of a layer's output: before its norm, after it, and i
 _PASSES = 3  # forward, and backward in the input and in the kernel
 
 
-def summary(job: Job, params: PyTree) -> str:
+def summary(job: Job) -> str:
     """Parameters, memory and seconds an epoch, as one line.
 
     Memory is that of one device. Both are rough: they count the networks' features and
     multiply-adds, and nothing of what the compiler makes of them.
-
-    Args:
-        job: the run.
-        params: the model's parameters, or their shapes.
     """
-    sizes = models.num_params(params)
+    shape = job.recipe.image_shape
+    variables = jax.eval_shape(lambda: models.init(job.recipe.model, jax.random.key(0), shape))
+    sizes = models.num_params(variables["params"])
     text = ", ".join(f"{part} {count:,}" for part, count in sizes.items())
     line = f"parameters: {text}; {job.recipe.model.num_latents:,} latents an image"
-    if not hasattr(job.recipe.model.encoder, "layers"):
+    if not isinstance(job.recipe.model.encoder, networks.Encoder):
         return line
     layers = list(_layers(job.recipe.model))
     batch = job.recipe.batch_size / job.mesh.size

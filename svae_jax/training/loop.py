@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 
 from svae_jax import config as configs
 from svae_jax import model as models
+from svae_jax import sizes
 from svae_jax.devices import runtime, sharding
 from svae_jax.errors import UserError
 from svae_jax.evaluation import bounds, pictures
@@ -67,6 +68,8 @@ def train(
         wanted = {"step": job.num_steps, "importance_samples": config.importance_samples}
         if wanted.items() <= before.items():
             return before
+        if is_first and sizes.AUTO in (config.model.encoder, config.model.decoder):
+            print(cost.summary(job), file=sys.stderr, flush=True)
         result = {**wanted, **run(job, is_first)}
         if before.get("step") == job.num_steps:  # only the evaluation was repeated
             result["images_per_second"] = before["images_per_second"]
@@ -106,8 +109,6 @@ def _restore_or_init(job: jobs.Job, checkpoints: Checkpointer) -> LoopState:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
         jax.eval_shape(init),
     )
-    if jax.process_index() == 0:
-        print(cost.summary(job, target.state.params), file=sys.stderr, flush=True)
     identity, defaults = (configs.identity(c) for c in (job.config, configs.base()))
     restored = checkpoints.restore(
         target, config=identity, defaults=defaults, migrate=configs.migrated

@@ -11,12 +11,12 @@ import ml_collections
 
 from svae_jax import config as config_lib
 from svae_jax import sweeps
-from svae_jax.model import networks
+from svae_jax.model import stacks
 
 # N -> a decoder with as many parameters as that of N = 64, which comes first.
 _STACK = "3x3/64 3x3/32 5x5/32/s2 5x5/16/s2 5x5/image/s2"
 _DECODERS = {
-    maps: networks.matching_stack(_STACK, maps=maps, like=64) for maps in (64, 32, 16, 8, 4, 128)
+    maps: stacks.matching_stack(_STACK, maps=maps, like=64) for maps in (64, 32, 16, 8, 4, 128)
 }
 # Model -> its posterior, and the fields that differ from those of the paper's models.
 _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -31,7 +31,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
     """The configuration for `arg`: a model of `_MODELS`, or such as "lowrank,rank=2"."""
     config = config_lib.base()
-    config.dataset.update(name="celeb_a", image_size=64, channels=3, eval_split="validation")
+    config.dataset.update(name="celeb_a", height=64, width=64, channels=3, eval_split="validation")
     config.model.encoder = "5x5/32/s2 5x5/64/s2 5x5/128/s2/valid"
     config.model.decoder = _DECODERS[64]
     config.optimizer.learning_rate = 1e-4

@@ -13,12 +13,12 @@ import ml_collections
 
 from svae_jax import config as config_lib
 from svae_jax import sweeps
-from svae_jax.model import networks
+from svae_jax.model import stacks
 
 # N -> a decoder with as many parameters as the paper's, whose N comes first.
 _STACK = "3x3/128 3x3/64 5x5/32/s2 5x5/image/s2"
 _DECODERS = {
-    maps: networks.matching_stack(_STACK, maps=maps, like=128)
+    maps: stacks.matching_stack(_STACK, maps=maps, like=128)
     for maps in (128, 64, 32, 16, 8, 4, 256)
 }
 # Model -> its posterior, and the fields that differ from those of the paper's models.
@@ -35,7 +35,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
     """The configuration for `arg`: a model of `_MODELS`, or such as "lowrank,rank=2"."""
     config = config_lib.base()
-    config.dataset.update(name="cifar10", image_size=32, channels=3)
+    config.dataset.update(name="cifar10", height=32, width=32, channels=3)
     config.model.encoder = "5x5/32/s2 5x5/64/s2 5x5/128/s2 3x3/256"
     config.model.decoder = _DECODERS[128]
     config.optimizer.learning_rate = 1e-4

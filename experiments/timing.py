@@ -60,8 +60,7 @@ def load_images(config: ml_collections.ConfigDict) -> workloads.Images:
         return workloads.noise(config)
     from svae_jax import data  # imports TFDS, which noise does without
 
-    fields = ("name", "split", "image_size", "channels", "data_dir", "cache_dir")
-    return data.load(**{field: config.dataset[field] for field in fields})
+    return data.load_of(config.dataset.to_dict(), None, config.dataset.split)
 
 
 def _columns(what: str, times: dict[str, Seconds], name: str, units: float) -> Record:

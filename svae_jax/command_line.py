@@ -123,6 +123,8 @@ def _unknown_field(argv: Sequence[str], known: Collection[str]) -> str:
     given = [arg.lstrip("-").removeprefix("config.") for arg in argv if "-config." in arg]
     names = [field.partition("=")[0] for field in given]
     unknown = next((field for field in names if field not in known), "")
+    if unknown == "dataset.image_size":  # of older versions
+        return f"--config.{unknown}: give --config.dataset.height and --config.dataset.width"
     nearest = difflib.get_close_matches(unknown, known) or known
     return f"--config.{unknown}: there is no such field; did you mean {' or '.join(nearest)}?"
 

@@ -13,11 +13,12 @@ import ml_collections
 import optax
 
 from svae_jax import data as data_sets
-from svae_jax import latents, likelihoods
+from svae_jax import latents, likelihoods, sizes
 from svae_jax import model as models
 from svae_jax.data.record import Record
 from svae_jax.errors import UserError
-from svae_jax.model import linear, networks, objective
+from svae_jax.model import linear, objective
+from svae_jax.model.layers import Style
 from svae_jax.recipe import Recipe
 
 # Fields that may change on resume, because they do not change the numbers.
@@ -46,11 +47,12 @@ def base() -> ml_collections.ConfigDict:
         {
             "seed": 0,
             "dataset": {
-                "name": "shapes",  # shapes, folder, or any image set of TFDS
-                "data_dir": "",  # where TFDS (or `folder`) finds the data; empty: TFDS's default
+                "name": "shapes",  # shapes, folder, array, files (either), or any image set of TFDS
+                "data_dir": "",  # where the data are; empty: TFDS's default
                 "cache_dir": "",  # decoded arrays; empty: svae_jax in the user's cache directory
-                "image_size": 0,  # height and width; 0: those of arrays from Python
-                "channels": 0,  # 1 (grey), 3 (colour); 0: those of arrays from Python
+                "height": 0,  # of the images; 0: that of the data, where they have one
+                "width": 0,
+                "channels": 0,  # of pictures 1 (grey) or 3 (colour); 0: as height
                 "split": "train",
                 "eval_split": "test",
                 # "LOW,HIGH", the values that the model sees as -1 and 1; empty: all that uint8
@@ -67,6 +69,9 @@ def base() -> ml_collections.ConfigDict:
                 "width": 3,
                 "maps": 128,
                 "rank": 1,
+                # Pixels along a side of a latent cell, from which height and width follow: those of
+                # the image over it, rounded up. 0: they are given.
+                "cell": 0,
                 "prior": "standard",  # standard, tensor_normal, matrix_normal, autoregressive
                 # How fast training moves ν of low-rank means, and the entries below the diagonals
                 # of full covariances' factors, relative to all else that an encoder emits.
@@ -74,8 +79,11 @@ def base() -> ml_collections.ConfigDict:
                 "lower_scale": 0.1,
             },
             "model": {
-                "encoder": "",
+                "encoder": "",  # stacks of layers (`svae_jax.model.stacks`); auto: from the sizes
                 "decoder": "",
+                # The encoder's last layer: dense, or convolutional, whose size does not grow with
+                # the latent; auto: convolutional from 64 pixels or 16 latent cells a side on.
+                "head": "dense",
                 "parity_maps": 0,  # vector only: N of the spatial model whose decoder it matches
                 # The linear path beside the networks: none, random, or pca, which starts the model
                 # at probabilistic PCA. With "none" for both stacks, the path is all there is.
@@ -118,15 +126,15 @@ def latent_from_arg(
 ) -> None:
     """Sets `latent` and `model.parity_maps` from the text after a config file's colon.
 
-    The text is a posterior's name and typed options: `d` (height and width), `N` (maps) and
-    `rank`; for `vector` they are `C` (its length) and `N` (the maps of the spatial model whose
-    decoder it matches in parameters).
+    The text is a posterior's name and typed options: `d` (height and width) or `k` (pixels along a
+    side of a cell), `N` (maps) and `rank`; for `vector` they are `C` (its length) and `N` (the
+    maps of the spatial model whose decoder it matches in parameters).
 
     Args:
         config: changed in place.
         arg: such as "lowrank,rank=2,d=3".
         others: what else the file takes in place of a posterior; an error lists them.
-        **defaults: d, N and C.
+        **defaults: d or k, N and C.
 
     Raises:
         UserError: an unknown name or key (the message lists the known ones), or a value that is
@@ -137,7 +145,8 @@ def latent_from_arg(
         known = ", ".join([*latents.names(), *others])
         raise UserError(f"no posterior {name!r}: it must be one of {known}")
     is_vector = name == "vector"
-    keys = ("C", "N") if is_vector else ("d", "N", "rank") if "lowrank" in name else ("d", "N")
+    side = "k" if "k" in defaults else "d"
+    keys = ("C", "N") if is_vector else (side, "N", "rank") if "lowrank" in name else (side, "N")
     options = {"rank": 1, **defaults}
     for pair in pairs:
         key, _, value = pair.partition("=")
@@ -147,8 +156,9 @@ def latent_from_arg(
             options[key] = int(value)
         except ValueError:
             raise UserError(f"option {key} of {name} must be an integer, got {value!r}") from None
-    size, maps = (1, options["C"]) if is_vector else (options["d"], options["N"])
+    size, maps = (1, options["C"]) if is_vector else (options.get("d", 0), options["N"])
     config.latent.update(name=name, height=size, width=size, maps=maps, rank=options["rank"])
+    config.latent.cell = 0 if is_vector else options.get("k", 0)
     config.model.parity_maps = options["N"] if is_vector else 0
 
 
@@ -175,8 +185,11 @@ def check(
     require(config, "checkpoint.keep", lambda value: value >= 1, "at least 1")
     require(config, "seed", lambda value: 0 <= value < 2**32, "between 0 and 2^32 - 1")
     require(config, "dataset.name", lambda value: value != "", "the name of a data set")
-    require(config, "dataset.image_size", lambda value: value >= 1, "at least 1")
-    if config.dataset.name == data_sets.ARRAYS:
+    for field in ("dataset.height", "dataset.width"):
+        require(config, field, lambda value: value >= 1, "at least 1")
+    require(config, "latent.cell", lambda value: value >= 0, "0 (off) or above")
+    name = config.dataset.name
+    if name == data_sets.ARRAYS or data_sets.has_any_channels(name):
         require(config, "dataset.channels", lambda value: value >= 1, "at least 1")
     else:
         require(config, "dataset.channels", lambda value: value in (1, 3), "1 (grey) or 3 (colour)")
@@ -257,10 +270,10 @@ def model(
                 "give it one, SpatialVAE(..., linear=LinearPath(...))"
             )
         return own.clone(likelihood=p_x)
-    section = "latent"
+    config, section = sizes.resolved(config), "latent"
     try:
         fields = dict(config.latent)
-        prior_name = fields.pop("prior")
+        prior_name, _ = fields.pop("prior"), fields.pop("cell")
         posterior = latents.make(**fields)
         if config.model.linear not in linear.INITS:
             section = "model"
@@ -271,8 +284,6 @@ def model(
             means: Any = posterior.mean_model
             means = dataclasses.replace(means, nu_start="cosine")
             posterior = dataclasses.replace(posterior, mean_model=means)
-        if posterior.name != "vector" and config.model.decoder != models.NONE:
-            networks.check_latent_size(posterior.height, posterior.width)
         size = {side: fields[side] for side in ("height", "width", "maps")}
         prior = latents.make_prior(prior_name, **size)
         section = "model"
@@ -282,7 +293,8 @@ def model(
             prior=prior,
             encoder=config.model.encoder,
             decoder=config.model.decoder,
-            style=networks.Style(config.model.norm, config.model.activation, config.model.dtype),
+            style=Style(config.model.norm, config.model.activation, config.model.dtype),
+            head=config.model.head,
             parity_maps=config.model.parity_maps,
             has_linear_path=has_path,
         )
@@ -296,11 +308,11 @@ def likelihood(config: ml_collections.ConfigDict, record: Record | None) -> like
     Raises:
         UserError: naming the field that is wrong.
     """
-    dataset, name = config.dataset, config.objective.likelihood
+    name = config.objective.likelihood
     try:
         return likelihoods.make(
             name,
-            image_shape=(dataset.image_size, dataset.image_size, dataset.channels),
+            image_shape=sizes.image_shape(config),
             pixels=likelihoods.default_pixels(name) if record is None else record.pixels,
             sigma=config.objective.sigma,
             channel_basis=None if record is None else record.channel_basis,
@@ -379,29 +391,6 @@ def _optimizer(config: ml_collections.ConfigDict, num_steps: int) -> optax.Gradi
     return optax.chain(*clip, optax.adam(schedule))
 
 
-def for_arrays(
-    config: ml_collections.ConfigDict, shape: tuple[int, int, int]
-) -> ml_collections.ConfigDict:
-    """The configuration of a run on arrays from Python, whose images have this shape.
-
-    Raises:
-        UserError: the configuration names another shape, or the images are not square.
-    """
-    height, width, channels = shape
-    if height != width:
-        raise UserError(f"images: {height}x{width} pixels; images must be square")
-    dataset = config.dataset
-    for field, found in (("image_size", height), ("channels", channels)):
-        if dataset[field] not in (0, found):
-            raise UserError(
-                f"dataset.{field}={dataset[field]}, but the images are {list(shape)}; set it to "
-                f"{found}, or to 0, which takes it from the images"
-            )
-    copy = ml_collections.ConfigDict(config.to_dict())
-    copy.dataset.update(name=data_sets.ARRAYS, image_size=height, channels=channels)
-    return copy
-
-
 def num_steps(config: ml_collections.ConfigDict, num_images: int) -> int:
     """The number of optimiser updates, for a training split of so many images.
 
@@ -423,11 +412,14 @@ def num_steps(config: ml_collections.ConfigDict, num_images: int) -> int:
 def from_dict(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """The inverse of `ConfigDict.to_dict`; missing fields are as in runs that are older than them.
 
+    Fields of older versions are migrated.
+
     Raises:
         UserError: for fields that do not exist, or values of another type.
     """
     config = base()
     config.update_from_flattened_dict(_BEFORE)
+    fields = migrated(fields)
     unknown = set(flatten(fields)) - set(flatten(config.to_dict()))
     if unknown:
         raise UserError(f"config.json has unknown fields: {', '.join(sorted(unknown))}")
@@ -436,6 +428,16 @@ def from_dict(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
     except TypeError as error:
         raise UserError(f"config.json: {error}") from None
     return config
+
+
+def migrated(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration, nested, with those of older versions under today's names."""
+    dataset = fields.get("dataset")
+    if not isinstance(dataset, Mapping) or "image_size" not in dataset:
+        return dict(fields)
+    side = dataset["image_size"]  # images were square
+    others = {name: value for name, value in dataset.items() if name != "image_size"}
+    return {**fields, "dataset": {**others, "height": side, "width": side}}
 
 
 def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import ml_collections
 from absl import logging
 
 from svae_jax import config as configs
-from svae_jax import data, files
+from svae_jax import data, files, sizes
 from svae_jax.data import record as records
 from svae_jax.data.images import Pixels
 from svae_jax.data.record import Record
@@ -128,7 +128,7 @@ def check_arrays(run: Identity, arrays: Arrays) -> None:
         UserError: they are not.
     """
     dataset = run.config.dataset
-    shape = [dataset.image_size, dataset.image_size, dataset.channels]
+    shape = list(sizes.image_shape(run.config))
     for name, array in arrays.items():
         if list(array.shape[1:]) != shape:
             raise UserError(f"images: {name} is of {list(array.shape[1:])}, the run of {shape}")

@@ -1,6 +1,6 @@
 """The settings of the samplers' fits: their fields, checks, and the samplers built from them."""
 
-import math
+import dataclasses
 from typing import Any
 
 import ml_collections
@@ -12,31 +12,20 @@ from svae_jax.errors import UserError
 Shape = tuple[int, int, int]
 
 # Where a long fit reports and saves; the numbers do not depend on it.
-_FREE_ON_RESUME = ("flow.log_every", "flow.checkpoint_every")
+_FREE_ON_RESUME = {"log_every": 50, "checkpoint_every": 500}
 
 
 def base() -> ml_collections.ConfigDict:
     """All fields with their defaults; each section is of the sampler of its name."""
-    return ml_collections.ConfigDict(
-        {
-            "seed": 0,
-            "mixture": {
-                "components": 10,
-                "share": 0.9,  # of the means' variance, held by the modelled principal components
-            },
-            "flow": {
-                "width": 192,  # features of a token
-                "depth": 3,  # blocks of the transformer
-                "num_params": 2_000_000,  # of the network, for latents of every shape
-                "num_steps": 2000,
-                "batch_size": 256,
-                "learning_rate": 1e-3,  # at its peak; it decays to 0 along a cosine
-                "ema_decay": 0.999,  # of the weights' average, with which samples are drawn
-                "log_every": 50,
-                "checkpoint_every": 500,
-            },
-        }
-    )
+    sections = {name: _defaults(row) for name, row in samplers.TABLE.items() if name != "prior"}
+    return ml_collections.ConfigDict({"seed": 0, **{k: v for k, v in sections.items() if v}})
+
+
+def _defaults(row: Any) -> dict[str, Any]:
+    """The settings of a sampler, and for one of many steps where it reports and saves."""
+    apart = ("shape", "seed", *row.options)
+    found = {f.name: f.default for f in dataclasses.fields(row) if f.name not in apart}
+    return found | (_FREE_ON_RESUME if "num_steps" in found else {})
 
 
 def check(config: ml_collections.ConfigDict, name: str) -> None:
@@ -48,23 +37,16 @@ def check(config: ml_collections.ConfigDict, name: str) -> None:
     """
     for field, default in configs.flatten(base().to_dict()).items():
         value = configs.get_field(config, field)
-        section, _, _ = field.rpartition(".")
+        section, _, last = field.rpartition(".")
         if section not in ("", name) and value != default:
             raise UserError(
                 f"{field}={value!r} is a setting of --sampler={section}, not of --sampler={name}"
             )
         configs.check_type(field, value, type(default))
+        if last in _FREE_ON_RESUME:
+            configs.require(config, field, lambda value: value >= 1, "at least 1")
     configs.require(config, "seed", lambda value: 0 <= value < 2**32, "between 0 and 2^32 - 1")
-    configs.require(config, "mixture.share", lambda value: 0 < value <= 1, "above 0, at most 1")
-    for field in (
-        "mixture.components",
-        *(f"flow.{f}" for f in ("width", "depth", "num_params", "num_steps", "batch_size")),
-        *_FREE_ON_RESUME,
-    ):
-        configs.require(config, field, lambda value: value >= 1, "at least 1")
-    rate = "flow.learning_rate"
-    configs.require(config, rate, lambda value: 0 < value < math.inf, "above 0 and finite")
-    configs.require(config, "flow.ema_decay", lambda v: 0 <= v < 1, "0 or above, below 1")
+    _build(config, name, (1, 1, 1))
 
 
 def check_name(name: str) -> None:
@@ -80,23 +62,37 @@ def make(config: ml_collections.ConfigDict, name: str, shape: Shape) -> samplers
         UserError: there is no such sampler, or a setting does not fit the latents.
     """
     check_name(name)
-    if name == "gaussian":
-        return samplers.Gaussian(shape)
-    if name == "mixture":
-        return samplers.Mixture(shape, seed=config.seed, **config.mixture)
-    fields = {k: v for k, v in config.flow.items() if f"flow.{k}" not in _FREE_ON_RESUME}
+    sampler = _build(config, name, shape)
     try:
-        flow = samplers.Flow(shape, seed=config.seed, **fields)
-        _ = flow.network  # raises where it cannot be built
+        sampler.check_shape()
     except ValueError as error:
-        raise UserError(f"flow.{error}") from None
-    return flow
+        raise UserError(f"{name}.{error}") from None
+    return sampler
+
+
+def _build(config: ml_collections.ConfigDict, name: str, shape: Shape) -> samplers.Sampler:
+    row: Any = samplers.TABLE[name]
+    section = config.get(name, {})
+    fields = {field: value for field, value in section.items() if field not in _FREE_ON_RESUME}
+    has_seed = any(field.name == "seed" for field in dataclasses.fields(row))
+    seed = {"seed": config.seed} if has_seed else {}
+    try:
+        return row(shape, **seed, **fields)
+    except ValueError as error:
+        raise UserError(f"{name}.{error}") from None
+
+
+def every(config: ml_collections.ConfigDict, name: str, num_steps: int) -> tuple[int, int]:
+    """After how many steps a fit reports, and after how many it saves."""
+    section = config.get(name, {})
+    return section.get("log_every", num_steps), section.get("checkpoint_every", num_steps)
 
 
 def identity(config: ml_collections.ConfigDict, name: str) -> dict[str, Any]:
     """The fields, flat, on which the fit of the sampler `name` depends."""
-    return {
-        field: value
-        for field, value in configs.flatten(config.to_dict()).items()
-        if field.rpartition(".")[0] in ("", name) and field not in _FREE_ON_RESUME
-    }
+    found = {}
+    for field, value in configs.flatten(config.to_dict()).items():
+        section, _, last = field.rpartition(".")
+        if section in ("", name) and last not in _FREE_ON_RESUME:
+            found[field] = value
+    return found

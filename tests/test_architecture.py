@@ -16,6 +16,7 @@ ROWS = [
     {"training", "analysis"},
     {"sampler_config", "identity"},
     {"config", "sweeps"},
+    {"sizes"},
     {"evaluation"},
     {"samplers"},
     {"recipe"},
@@ -28,10 +29,11 @@ ROWS = [
 COMPUTE = {
     "latents", "likelihoods", "pixels", "model", "recipe", "devices/compiler", "devices/sharding",
     "evaluation/steps",
-    "evaluation/grids", "evaluation/pictures", "evaluation/estimates", "evaluation/quality/frechet",
+    "evaluation/grids", "evaluation/per_image", "evaluation/pictures", "evaluation/estimates",
+    "evaluation/quality/frechet",
     "evaluation/quality/kernel", "evaluation/quality/neighbours", "evaluation/quality/wasserstein",
-    "samplers/aggregate", "samplers/base", "samplers/flow", "samplers/gaussian", "samplers/prior",
-    "samplers/velocity", "training/flat", "training/step",
+    "samplers/aggregate", "samplers/base", "samplers/flow", "samplers/gaussian",
+    "samplers/kronecker", "samplers/prior", "samplers/velocity", "training/flat", "training/step",
 }  # fmt: skip
 ALLOWED_IN_COMPUTE = {"jax", "flax", "optax", "numpy", "jaxtyping", "dm_pix", "svae_jax"}
 PURE_STDLIB = {
@@ -41,7 +43,8 @@ PURE_STDLIB = {
 HOMES = {
     "orbax": {"run/checkpoint"},
     "tensorflow_datasets": {"data/splits", "data/sources"},
-    "ml_collections": {"config", "sampler_config", "identity", "analysis", "main", "fit_sampler"}
+    "ml_collections": {"config", "sizes", "sampler_config", "identity", "analysis", "main"}
+    | {"fit_sampler"}
     | {"command_line", "training/job", "training/loop"},
     "tensorflow": {"devices/lazy_tensorflow"},
     "tensorboard": {"run/writer"},

@@ -12,7 +12,7 @@ from configs import celeba, cifar10, shapes
 from svae_jax import config as configs
 from svae_jax import latents
 from svae_jax.errors import UserError
-from svae_jax.model import networks, vae
+from svae_jax.model import stacks, vae
 
 FILES = {"celeba": celeba, "cifar10": cifar10, "shapes": shapes}
 
@@ -29,7 +29,7 @@ def test_every_config_is_sound_for_every_posterior(file, name):
 def decoder_size(config):
     model = configs.model(config)
     path = model.linear.num_decoder_params if model.linear else 0
-    return path + networks.num_decoder_params(
+    return path + stacks.num_decoder_params(
         model.decoder.layers, model.posterior.maps, model.decoder.style
     )
 
@@ -111,8 +111,8 @@ def test_unknown_names_and_keys_are_refused_with_those_that_exist(arg, message):
         ("latent.name", "gauss", "latent.name must be one of vector, naive"),
         (
             "latent.height",
-            5,
-            "latent.height must be one of 2, 3, 4, 6, 8 for a decoder, got height=5",
+            9,
+            "model.decoder: latent.height must be 1 to 8, got 9: what .* grows to 32 pixels",
         ),
         ("objective.beta", math.nan, "objective.beta must be a finite number, 0 or above, got nan"),
         ("objective.sigma", "small", "objective.sigma must be"),
@@ -135,7 +135,10 @@ def test_unknown_names_and_keys_are_refused_with_those_that_exist(arg, message):
         ("num_epochs", math.inf, "num_epochs must be"),
         ("seed", -1, "seed must be between"),
         ("dataset.channels", 4, "dataset.channels must be 1"),
-        ("dataset.image_size", 48, "model.decoder: .* makes images of size 32, not 48"),
+        ("dataset.height", 0, "dataset.height must be at least 1, got 0"),
+        ("dataset.width", 480, "model.decoder: latent.width must be 14 to 120, got 3"),
+        ("latent.cell", -1, "latent.cell must be 0"),
+        ("model.head", "wide", "model.head must be one of dense, convolutional, got 'wide'"),
         ("dataset.resident_share", 1.5, "dataset.resident_share must be"),
         ("dataset.name", "", "dataset.name must be"),
         ("model.encoder", "5x5/32/s2 5x5", "model.encoder: '5x5' is no layer"),

@@ -17,7 +17,7 @@ def pictures(images, split):
 def config(images, cache_dir):
     """Trains on a folder of 8×8 pictures with the splits train and test."""
     config = configs.base()
-    config.dataset.update(name="folder", data_dir=str(images), image_size=8, channels=3)
+    config.dataset.update(name="folder", data_dir=str(images), height=8, width=8, channels=3)
     config.dataset.cache_dir = str(cache_dir)
     config.latent.update(name="lowrank", height=3, width=3, maps=4, rank=1)
     config.model.update(encoder="3x3/4/s2 3x3/8/s2", decoder="3x3/6 3x3/4 3x3/image")

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from svae_jax import latents
-from svae_jax.model import networks
+from svae_jax.model.layers import ACTIVATIONS, Layer, Style
 from svae_jax.recipe import Recipe
 
 
@@ -25,8 +25,8 @@ def of(recipe: Recipe) -> Recipe:
 class Encoder(nn.Module):
     """Images to the numbers that describe a posterior."""
 
-    layers: tuple[networks.Layer, ...]
-    style: networks.Style
+    layers: tuple[Layer, ...]
+    style: Style
     posterior: latents.Posterior
 
     @nn.compact
@@ -42,8 +42,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latent maps to the means of the pixels."""
 
-    layers: tuple[networks.Layer, ...]
-    style: networks.Style
+    layers: tuple[Layer, ...]
+    style: Style
 
     @nn.compact
     def __call__(self, z: Float[Array, "b h w n"], train: bool) -> Float[Array, "b _h _w c"]:
@@ -56,8 +56,8 @@ class Decoder(nn.Module):
 class Block(nn.Module):
     """Convolution → batch norm → activation."""
 
-    layer: networks.Layer
-    style: networks.Style
+    layer: Layer
+    style: Style
     kind: type[nn.Conv] | type[nn.ConvTranspose]
 
     @nn.compact
@@ -66,7 +66,7 @@ class Block(nn.Module):
         dtype = self.style.dtype
         x = _convolution(self.kind, self.layer, dtype, bias=False)(x)
         x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=dtype)(x)
-        return networks.ACTIVATIONS[self.style.activation](x)
+        return ACTIVATIONS[self.style.activation](x)
 
 
 def _convolution(kind, layer, dtype, bias):

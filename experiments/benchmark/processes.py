@@ -115,8 +115,7 @@ def whole_run(config: ml_collections.ConfigDict, seconds: float) -> list[Record]
     num_steps = max(config.sample_every, config.checkpoint.every) + config.log_every
     config.update(num_steps=num_steps, eval_every=num_steps, importance_samples=0)
     for split in ("train", "test"):
-        given = {"image_size": dataset.image_size, "cache_dir": dataset.cache_dir}
-        data.load("shapes", split, channels=3, **given)
+        data.load_of(dataset.to_dict(), None, split)
     contender = workloads.training(workloads.recipe(config), workloads.noise(config))
 
     def alone() -> float:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from experiments.benchmark.stopwatch import Contender
 from experiments.benchmark.workloads import Images
 from svae_jax import latents
-from svae_jax.model import SpatialVAE, convolutions, networks
+from svae_jax.model import SpatialVAE, convolutions
+from svae_jax.model.layers import Layer
 from svae_jax.recipe import Recipe
 
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -88,7 +89,7 @@ def _block(convolution: nn.Conv2d | nn.ConvTranspose2d) -> nn.Sequential:
     return nn.Sequential(convolution, nn.BatchNorm2d(convolution.out_channels), nn.ELU())
 
 
-def _transposed(layer: networks.Layer, features: int, bias: bool) -> nn.ConvTranspose2d:
+def _transposed(layer: Layer, features: int, bias: bool) -> nn.ConvTranspose2d:
     kernel, stride = layer.kernel, layer.strides[0]
     padding = extra = 0
     if layer.paddings[0] == "SAME":

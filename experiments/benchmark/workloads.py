@@ -11,6 +11,7 @@ from jaxtyping import PyTree, UInt8
 
 from experiments.benchmark.stopwatch import Contender
 from svae_jax import config as configs
+from svae_jax import sizes
 from svae_jax.devices import sharding
 from svae_jax.evaluation import steps
 from svae_jax.recipe import Recipe, stream
@@ -25,8 +26,7 @@ Images = UInt8[np.ndarray, "n h w c"]
 
 def noise(config: ml_collections.ConfigDict, count: int = NUM_IMAGES) -> Images:
     """Uniform noise in the shape of the configuration's images."""
-    size, channels = config.dataset.image_size, config.dataset.channels
-    shape = (count, size, size, channels)
+    shape = (count, *sizes.image_shape(config))
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 

@@ -8,22 +8,13 @@ from typing import Any
 
 from scipy import stats
 
+from svae_jax.evaluation.per_image import METRICS
+
 Figures = Mapping[str, float]
 
 BASELINES = ("vector", "best_vector")  # models that the others are compared with
 CONFIDENCE = 0.95
 FLOOR_PREFIX = "PCA, "  # names of linear floors
-# Figures of a run in its evaluation.json: section, name there, and the name here.
-_EVALUATED = (
-    ("bounds", "elbo", "ELBO, nats"),
-    ("bounds", "bits_per_dim", "bits/dim"),
-    ("bounds", "bits_per_dim_iw", "bits/dim, importance-weighted"),
-    ("bounds", "reconstruction", "reconstruction, nats"),
-    ("bounds", "kl", "KL, nats"),
-    ("reconstruction", "mse", "MSE"),
-    ("reconstruction", "psnr", "PSNR, dB"),
-    ("reconstruction", "ssim", "SSIM"),
-)
 
 
 def figures_of_run(result: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, float]:
@@ -32,9 +23,12 @@ def figures_of_run(result: Mapping[str, Any], evaluation: Mapping[str, Any]) -> 
     Distances of samples are named `DISTANCE, SAMPLER`, as in `swd_mean, flow`, and the ELBOs of
     linear floors `PCA, FLOOR`. A figure that is not finite is left out.
     """
+    # Section and name in evaluation.json, and the name here.
+    evaluated = [(metric.section, name, metric.label) for name, metric in METRICS.items()]
+    evaluated.append(("bounds", "bits_per_dim_iw", "bits/dim, importance-weighted"))
     found = {
-        name: evaluation[section][key]["value"]
-        for section, key, name in _EVALUATED
+        label: evaluation[section][key]["value"]
+        for section, key, label in evaluated
         if key in evaluation[section]
     }
     for name, floor in evaluation.get("floors", {}).items():

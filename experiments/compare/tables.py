@@ -7,21 +7,14 @@ from typing import Any
 from experiments.compare import summary
 from svae_jax.analysis import tables
 from svae_jax.analysis.assessment import FLOOR
+from svae_jax.evaluation.per_image import METRICS
 
 Comparison = Mapping[str, Any]
 Record = dict[str, str]
 
 # Columns of the first table; the others follow from the samplers.
-_LIKELIHOOD = (
-    "ELBO, nats",
-    "bits/dim",
-    "bits/dim, importance-weighted",
-    "reconstruction, nats",
-    "KL, nats",
-    "PSNR, dB",
-    "SSIM",
-    "active units",
-)
+_LABELS = [metric.label for name, metric in METRICS.items() if name != "mse"]  # PSNR says the same
+_LIKELIHOOD = (*_LABELS[:2], "bits/dim, importance-weighted", *_LABELS[2:], "active units")
 _PAIRED = ("ELBO, nats", "bits/dim", "bits/dim, importance-weighted", "KL, nats", "PSNR, dB")
 _COST = ("parameters, encoder", "parameters, decoder", "images/s")
 

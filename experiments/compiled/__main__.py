@@ -9,6 +9,7 @@ A target is a device and, behind a colon, how many: h200, h200:4, v5e, v5e:2x2.
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +23,7 @@ import ml_collections
 from experiments.compiled import compiling, targets
 from experiments.compiled.compiling import Compiled
 from experiments.options import Parser, nonempty_path, run_command
-from svae_jax import command_line
+from svae_jax import command_line, sizes
 from svae_jax import config as configs
 from svae_jax.errors import UserError
 
@@ -61,7 +62,7 @@ def _examine(
     num_images = options.images or _NUM_IMAGES.get(config.dataset.name)
     if num_images is None:
         raise UserError(f"--images: how many has dataset.name={config.dataset.name!r}?")
-    data_bytes = num_images * config.dataset.image_size**2 * config.dataset.channels
+    data_bytes = num_images * math.prod(sizes.image_shape(config))
     resident = data_bytes <= config.dataset.resident_share * device.memory
     print(f"\n{target}: {count} x {device.name}, {_amount(device.memory)}B each")
     place = "on each device" if resident else "streamed"

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from experiments.compiled.hlo import Program
 from svae_jax import config as configs
 from svae_jax.devices import sharding
-from svae_jax.evaluation import steps
+from svae_jax.evaluation import per_image, steps
 from svae_jax.recipe import Recipe
 from svae_jax.training import feed, step
 from svae_jax.training.metrics import TrainMetrics
@@ -82,12 +82,13 @@ def _eval_step(recipe: Recipe, variables: PyTree, mesh: Mesh) -> Compiled:
     everywhere = sharding.replicated(mesh)
     shape = (recipe.batch_size, *recipe.image_shape)
     return _compile(
-        jax.jit(steps.eval_step.__wrapped__, static_argnums=0),
+        jax.jit(steps.eval_step.__wrapped__, static_argnums=(0, 5)),
         recipe.model,
         _placed(variables, everywhere),
         _key(everywhere),
         jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding.split_batch(mesh)),
         jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere),
+        per_image.names(recipe.likelihood, in_training=True),
     )
 
 

@@ -201,8 +201,7 @@ def likelihood(
     if scale is None:
         scale = bounds.calibrate(recipe, variables, training, mesh)
     terminal.say("  ELBO and reconstructions")
-    found = bounds.estimate(recipe, variables, held_out, scale, mesh)
-    reconstructed, latents = reconstruction.evaluate(recipe, variables, held_out, mesh)
+    found, latents = reconstruction.evaluate(recipe, variables, held_out, scale, mesh)
     terminal.say(f"  importance-weighted bound, K={num_samples}")
     weighted = bounds.estimate_importance_weighted(
         recipe, variables, held_out, scale, mesh, num_samples=num_samples
@@ -210,9 +209,9 @@ def likelihood(
     terminal.say("  linear floors")
     size = models.num_params(variables["params"])["decoder"]
     return {
-        "bounds": {**found, **weighted, **bounds.sigma(recipe.likelihood, scale)},
+        **found,
+        "bounds": {**found["bounds"], **weighted, **bounds.sigma(recipe.likelihood, scale)},
         "floors": closed_forms.floors(recipe, training, held_out, mesh, size),
-        "reconstruction": reconstructed,
         "latents": latents,
     }
 

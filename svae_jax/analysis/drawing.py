@@ -10,7 +10,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Float, Num, PRNGKeyArray, UInt8
 
-from svae_jax import data, terminal
+from svae_jax import data, sizes, terminal
 from svae_jax.analysis import fitted, trained
 from svae_jax.analysis.fitted import Fitted
 from svae_jax.analysis.trained import Trained
@@ -103,13 +103,11 @@ def reconstruct(
     target, grid = _targets(out, image_format)
     directory = user_path(directory, "--workdir")
     model = trained.load(directory)
-    size, channels = model.config.dataset.image_size, model.config.dataset.channels
     _check_format(model, image_format)
     if model.pixels.dtype != "uint8":
         raise UserError(f"--reconstruct: this run is of {model.pixels.dtype}, not of pictures")
-    originals = data.read_pictures(
-        pictures, image_size=size, channels=channels, field="--reconstruct"
-    )
+    shape = sizes.image_shape(model.config)
+    originals = data.read_pictures(pictures, image_shape=shape, field="--reconstruct")
 
     def batches() -> Iterator[Pixels]:
         for begin in range(0, len(originals), _BATCH):

@@ -65,8 +65,8 @@ def load_sampler(directory: str | Path, name: str, trained: Trained, **options: 
         directory: the workdir.
         name: one of `samplers.names()`.
         trained: the model, from `trained.load`.
-        **options: attributes of the sampler that matter only when drawing: `temperature` of
-            `prior`, `noise` of `mixture` and `flow`, `ode_steps` of `flow`.
+        **options: attributes of the sampler that matter only when drawing, its `options`:
+            `temperature` of `prior`, `noise` of `mixture` and `flow`, `ode_steps` of `flow`.
 
     Raises:
         UserError: there is no such sampler or option, it is not fitted, or to another model; the
@@ -107,18 +107,11 @@ def _cure(directory: str | Path, name: str) -> str:
     return f"to fit it: {command(directory, name)}"
 
 
-_OPTIONS = {
-    "prior": ("temperature",),
-    "gaussian": (),
-    "mixture": ("noise",),
-    "flow": ("noise", "ode_steps"),
-}
-
-
 def _with(sampler: Any, name: str, options: dict[str, Any]) -> samplers.Sampler:
     """The sampler with options for drawing."""
-    if unknown := sorted(set(options) - set(_OPTIONS[name])):
-        allowed = ", ".join(_OPTIONS[name]) or "none"
+    known = sampler.options
+    if unknown := sorted(set(options) - set(known)):
+        allowed = ", ".join(known) or "none"
         raise UserError(f"the sampler {name} has no option {unknown[0]}; its options: {allowed}")
     try:
         return dataclasses.replace(sampler, **options)

@@ -1,12 +1,12 @@
 """Fits a sampler to the model of a workdir; resumable, as training is."""
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import tqdm
@@ -18,7 +18,8 @@ from svae_jax.errors import UserError
 from svae_jax.run import checkpoint, interrupt, workdir
 from svae_jax.run.checkpoint import Checkpointer
 from svae_jax.run.progress import Progress
-from svae_jax.samplers import aggregate, flow
+from svae_jax.samplers import aggregate
+from svae_jax.samplers.base import Learned
 
 _KEEP = 2  # checkpoints: the newest, and the one before it in case that one is damaged
 
@@ -81,12 +82,12 @@ def fit(
         params = _finished(job)
         if params is None:
             with Checkpointer(folder / "checkpoints", keep=_KEEP) as checkpoints:
-                params = _fit_flow(job, checkpoints) if name == "flow" else _fit_at_once(job)
-                checkpoints.save(_num_steps(job), {"params": params}, config=identity)
+                params = _fit(job, checkpoints)
+                checkpoints.save(sampler.num_steps, {"params": params}, config=identity)
     return {
         "sampler": name,
         **identity["model"],
-        "num_steps": _num_steps(job),
+        "num_steps": sampler.num_steps,
         "parameters": sum(np.size(leaf) for leaf in jax.tree.leaves(params)),
     }
 
@@ -119,82 +120,71 @@ def _finished(job: Job) -> PyTree | None:
     return loaded.state.get("params")
 
 
-def _num_steps(job: Job) -> int:
-    return job.config.flow.num_steps if job.name == "flow" else 1
-
-
-def _encode(job: Job) -> Iterator[aggregate.Encoded]:
+def _posteriors(job: Job) -> aggregate.Posteriors:
     """The posteriors of all training images, with a progress bar on a terminal."""
-    images = job.trained.images(job.trained.config.dataset.split)
-    terminal.say(f"encoding {len(images):,} training images")
-    with tqdm.tqdm(total=len(images), unit=" images", disable=None, file=terminal.stderr()) as bar:
-        for batch in aggregate.encode(job.trained.model, job.trained.variables, images):
-            yield batch
-            bar.update(len(batch.means))
+    model, variables, config, _ = job.trained
+    images = job.trained.images(config.dataset.split)
+
+    def watched(batches: Iterator[Any]) -> Iterator[Any]:
+        terminal.say(f"encoding {len(images):,} training images")
+        file = terminal.stderr()
+        with tqdm.tqdm(total=len(images), unit=" images", disable=None, file=file) as bar:
+            for batch in batches:
+                yield batch
+                bar.update(len(batch[0]) if isinstance(batch, tuple) else len(batch))
+
+    key = jax.random.key(job.config.seed)
+    return aggregate.Posteriors(
+        lambda: watched(aggregate.encode(model, variables, images)),
+        lambda: watched(aggregate.samples(model, variables, key, images)),
+    )
 
 
-def _fit_at_once(job: Job) -> PyTree:
-    if job.name == "gaussian":
-        return job.sampler.fit(aggregate.moments(_encode(job)))
-    batches = list(_encode(job))
-    try:
-        return job.sampler.fit(aggregate.means(batches), aggregate.moments(batches))
-    except ValueError as error:
-        raise UserError(f"{job.name}.{error}") from None
-
-
-class _LoopState(NamedTuple):
-    """What a checkpoint of an unfinished fit holds."""
-
-    state: flow.FlowState
-    fixed: flow.Fixed
-
-
-def _fit_flow(job: Job, checkpoints: Checkpointer) -> PyTree:
-    """Fits to the last step; logs and saves along the way."""
-    options, sampler = job.config.flow, job.sampler
-    batches = list(_encode(job))
-    loop_state = _restore_or_init(job, checkpoints, batches)
-    state, fixed = loop_state
-    data = jnp.asarray(flow.standardise(fixed, aggregate.means(batches)))
-    del batches
-    at = int(state.step)
-    with (
-        Progress(options.num_steps, options.batch_size, step=at) as progress,
-        interrupt.listening() as request,
-    ):
-        while at < options.num_steps:
-            every = (options.log_every, options.checkpoint_every)
-            stop = min(options.num_steps, *(at - at % n + n for n in every))
-            state = jax.block_until_ready(sampler.train(state, fixed, data, stop - at))
+def _fit(job: Job, checkpoints: Checkpointer) -> PyTree:
+    """Fits to the last step; logs and saves along the way. A closed form is one step."""
+    sampler, posteriors = job.sampler, _posteriors(job)
+    last = sampler.num_steps
+    log_every, save_every = sampler_config.every(job.config, job.name, last)
+    at, state = _restore_or_init(job, checkpoints, posteriors)
+    with contextlib.ExitStack() as stack:
+        if isinstance(sampler, Learned):  # the others take one step, which Ctrl-C may end
+            progress = stack.enter_context(Progress(last, sampler.batch_size, step=at))
+            request = stack.enter_context(interrupt.listening())
+        while at < last:
+            stop = min(last, *(at - at % n + n for n in (log_every, save_every)))
+            try:
+                state = jax.block_until_ready(sampler.step(state, posteriors, stop - at))
+            except ValueError as error:
+                raise UserError(f"{job.name}.{error}") from None
             at = stop
+            if not isinstance(sampler, Learned):
+                break
             stopped_by = request.signal_number
-            if not np.isfinite(state.loss):
-                raise UserError(
-                    f"the loss was not finite by step {at}; lower flow.learning_rate "
-                    f"({options.learning_rate})"
-                )
-            if at % options.log_every == 0 or at == options.num_steps:
-                count = at % options.log_every or options.log_every
-                progress.train(at, {"loss": float(state.loss) / count})
-                state = state._replace(loss=jnp.float32(0.0))
-            is_last = at == options.num_steps
-            due = at % options.checkpoint_every == 0 or stopped_by is not None
-            if due and not is_last:
-                unfinished = {"unfinished": _LoopState(state, fixed)}
-                checkpoints.save(at, unfinished, config=job.identity)
-            if stopped_by is not None and not is_last:
+            since = at % log_every or log_every
+            metrics, counted_anew = sampler.logged(state, since)
+            for metric, value in metrics.items():
+                if not np.isfinite(value):
+                    raise UserError(
+                        f"the {metric} was not finite by step {at}; lower {job.name}.learning_rate "
+                        f"({job.config[job.name].learning_rate})"
+                    )
+            if at % log_every == 0 or at == last:
+                progress.train(at, metrics)
+                state = counted_anew
+            if at == last:
+                break
+            if at % save_every == 0 or stopped_by is not None:
+                checkpoints.save(at, {"unfinished": state}, config=job.identity)
+            if stopped_by is not None:
                 checkpoints.wait()
                 raise interrupt.Stopped(stopped_by, f"saved at step {at}")
-    return sampler.params(state, fixed)
+    return sampler.params(state)
 
 
 def _restore_or_init(
-    job: Job, checkpoints: Checkpointer, batches: list[aggregate.Encoded]
-) -> _LoopState:
-    """The newest intact checkpoint, or the state before the first update."""
-    start = _LoopState(
-        job.sampler.init(), jax.tree.map(jnp.asarray, job.sampler.fixed(aggregate.moments(batches)))
-    )
+    job: Job, checkpoints: Checkpointer, posteriors: aggregate.Posteriors
+) -> tuple[int, PyTree]:
+    """The newest intact checkpoint, or the state before the first step."""
+    start = job.sampler.init(posteriors)
     restored = checkpoints.restore({"unfinished": start}, config=job.identity)
-    return start if restored is None else restored[1]["unfinished"]
+    return (0, start) if restored is None else (restored[0], restored[1]["unfinished"])

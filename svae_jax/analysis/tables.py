@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from svae_jax.evaluation.per_image import METRICS
+
 Record = Mapping[str, str]
 
 
@@ -71,27 +73,16 @@ def _run(result: Mapping[str, Any]) -> str:
 
 
 def _run_figures(result: Mapping[str, Any]) -> Record:
-    bounds, reconstruction = result["bounds"], result["reconstruction"]
-    samples = result["settings"]["importance_samples"]
-    return {
-        "ELBO, nats": figure(bounds["elbo"]),
-        **_bits(bounds, samples),
-        "KL, nats": figure(bounds["kl"]),
-        "MSE": figure(reconstruction["mse"]),
-        "PSNR, dB": figure(reconstruction["psnr"]),
-        "SSIM": figure(reconstruction["ssim"]),
-        "active units": f"{result['latents']['active_units']:,}",
-    }
-
-
-def _bits(bounds: Mapping[str, Any], samples: int) -> Record:
-    """Bits/dim of images of integers; for others, the importance-weighted bound in nats."""
-    if "bits_per_dim" not in bounds:
-        return {f"ELBO, nats, K={samples}": figure(bounds["elbo_iw"])}
-    return {
-        "bits/dim": figure(bounds["bits_per_dim"]),
-        f"bits/dim, K={samples}": figure(bounds["bits_per_dim_iw"]),
-    }
+    # The importance-weighted bound has a column in bits/dim, where images are of integers.
+    weighted = "bits_per_dim" if "bits_per_dim" in result["bounds"] else "elbo"
+    columns = {}
+    for name, metric in METRICS.items():
+        if name in result[metric.section] and name != "reconstruction":  # it is ELBO plus KL
+            columns[metric.label] = figure(result[metric.section][name])
+        if name == weighted:
+            label = f"{metric.label}, K={result['settings']['importance_samples']}"
+            columns[label] = figure(result["bounds"][f"{name}_iw"])
+    return {**columns, "active units": f"{result['latents']['active_units']:,}"}
 
 
 def _set_figures(distances: Mapping[str, Any]) -> Record:

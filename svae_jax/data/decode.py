@@ -18,7 +18,7 @@ from svae_jax import terminal
 from svae_jax.data.sources.base import Reader
 from svae_jax.errors import UserError
 
-Pixels = UInt8[np.ndarray, "size size channels"]
+Pixels = UInt8[np.ndarray, "height width channels"]
 
 _CHUNK = 256  # images in memory at a time
 _NAMED = 10  # failures that a message names
@@ -37,7 +37,7 @@ def decode(
     count: int,
     title: str,
     field: str,
-) -> Iterator[UInt8[np.ndarray, "batch size size channels"]]:
+) -> Iterator[UInt8[np.ndarray, "batch height width channels"]]:
     """Yields the pixels of `count` images in batches, in order; logs once what was converted.
 
     `convert` returns an image's pixels and the conversions it took, `title` stands in the log and
@@ -93,13 +93,18 @@ def decode(
 
 
 def to_array(
-    image: Image.Image, *, size: int, channels: int, crop: int | None
+    image: Image.Image, *, image_shape: tuple[int, int, int], crop: int | None
 ) -> tuple[Pixels, list[str]]:
     """Returns an image's 8-bit pixels, upright, cropped and resized, and the conversions it took.
 
     16-bit samples keep their high byte. Transparent images are composited onto white. Grey is the
-    luma of ITU-R 601. Colour profiles are ignored, and an animation gives its first frame. `crop`
-    is the side of the central square to keep; None keeps the largest square.
+    luma of ITU-R 601. Colour profiles are ignored, and an animation gives its first frame.
+
+    Args:
+        image: any that Pillow opens.
+        image_shape: height, width and channels of the result. What is kept is the largest centred
+            part of this aspect.
+        crop: side of the central square to which the image is cut before; None: it is not.
 
     Raises:
         ValueError: for an image that Pillow cannot convert right.
@@ -108,6 +113,7 @@ def to_array(
     stored = str(tiles[0][3]) if tiles else image.mode  # the file's kind of samples
     ImageOps.exif_transpose(image, in_place=True)  # loads the pixels, and forgets `tile`
     is_grey = image.mode in ("1", "L", "LA") or stored.startswith(("I;16", "LA;16"))
+    height, width, channels = image_shape
     steps = {
         "grey to RGB": is_grey and channels == 3,
         "colour to grey": not is_grey and channels == 1,
@@ -123,8 +129,8 @@ def to_array(
             ground = Image.new("RGB", image.size, "white")
             ground.paste(image, mask=alpha)
             image = ground
-    image = _square(image.convert("L" if channels == 1 else "RGB"), size, crop)
-    pixels = np.asarray(image, np.uint8).reshape(size, size, channels)
+    image = _resized(image.convert("L" if channels == 1 else "RGB"), height, width, crop)
+    pixels = np.asarray(image, np.uint8).reshape(image_shape)
     return pixels, [step for step, taken in steps.items() if taken]
 
 
@@ -145,14 +151,17 @@ def _eight_bits(image: Image.Image, stored: str) -> Image.Image:
     return image
 
 
-def _square(image: Image.Image, size: int, crop: int | None) -> Image.Image:
-    """Cuts out the central square and resizes it; Pillow keeps pixels that fit as they are."""
-    width, height = image.size
-    side = min(width, height, crop or width)
-    left, top = (width - side) // 2, (height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
+def _resized(image: Image.Image, height: int, width: int, crop: int | None) -> Image.Image:
+    """Cuts out the centre and resizes it; Pillow keeps pixels that fit as they are."""
+    across, down = (min(side, crop or side) for side in image.size)
+    if across * height > down * width:  # wider than wanted
+        across = max(1, round(down * width / height))
+    else:
+        down = max(1, round(across * height / width))
+    left, top = (image.width - across) // 2, (image.height - down) // 2
+    image = image.crop((left, top, left + across, top + down))
     # Pillow widens the filter when it shrinks an image, so nothing is aliased.
-    return image.resize((size, size), Image.Resampling.BICUBIC)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _reason(err: Exception) -> str:

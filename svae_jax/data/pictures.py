@@ -17,14 +17,13 @@ from svae_jax.errors import UserError
 
 
 def read_pictures(
-    pictures: Sequence[Any], *, image_size: int, channels: int, field: str
+    pictures: Sequence[Any], *, image_shape: tuple[int, int, int], field: str
 ) -> UInt8[np.ndarray, "n height width channels"]:
     """Reads pictures, converted, cropped and resized as `load` does for a folder.
 
     Args:
         pictures: PNG and JPEG files, or Pillow's images, which are not changed.
-        image_size: height and width of the result.
-        channels: 1 or 3.
+        image_shape: height, width and channels of the result; 1 or 3 channels.
         field: what the errors call the pictures.
 
     Raises:
@@ -42,7 +41,7 @@ def read_pictures(
                 kind = type(picture).__name__
                 raise UserError(f"{field}: {kind} is no array, path of a picture or Pillow image")
 
-    convert = functools.partial(to_array, size=image_size, channels=channels, crop=None)
+    convert = functools.partial(to_array, image_shape=image_shape, crop=None)
     count = len(pictures)
     return np.concatenate(
         list(decode(readers(), convert, count=count, title="pictures", field=field))

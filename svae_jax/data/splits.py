@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 
-from svae_jax.data import cache, images
+from svae_jax.data import cache, images, sources
 from svae_jax.data.decode import decode, to_array
-from svae_jax.data.sources import open_source
-from svae_jax.data.sources.base import Range, Source
+from svae_jax.data.sources.base import ArraySource, Range, Source
 from svae_jax.data.sources.folder import MIXED, Folder
 from svae_jax.errors import UserError
 
 ARRAYS = "arrays"  # the name of a data set of arrays that the user gives
+
+SIDES = ("height", "width", "channels")
 
 _ALL = "every-split"  # stands for `all`, which TFDS does not slice
 
@@ -46,24 +46,24 @@ def load(
     name: str,
     split: str,
     *,
-    image_size: int,
-    channels: int,
+    image_shape: tuple[int, int, int],
     data_dir: str = "",
     cache_dir: str = "",
     order: str = MIXED,
-) -> UInt8[np.ndarray, "num_images height width channels"]:
-    """Loads a split, cropped to squares and resized: decoded once, afterwards mapped into memory.
+) -> images.Pixels:
+    """Loads a split, cropped and resized to one shape: decoded once, afterwards mapped into memory.
 
     Grey and colour are converted to `channels` and 16-bit samples to their high byte; transparent
     images are composited onto white. One log line counts the converted images.
 
     Args:
-        name: `shapes` (the embedded set), `folder` (PNG and JPEG files under `data_dir`), another
-            row of `svae_jax.data.sources.SOURCES`, or any image data set of TFDS.
+        name: `shapes` (the embedded set), `folder` (PNG and JPEG files under `data_dir`), `array`
+            (.npy and .npz files), `files` (either of these), another row of
+            `svae_jax.data.sources.SOURCES`, or any image data set of TFDS.
         split: In TFDS's syntax, such as `train[:45000]`; `all` joins all splits. A folder has `all`
             and one split for each of its subdirectories.
-        image_size: Height and width of the result, in pixels.
-        channels: 1 (grey) or 3 (colour).
+        image_shape: Height and width of the result, in pixels, and channels: 1 (grey) or 3
+            (colour). Pictures of another aspect keep the largest centred part of this one.
         data_dir: Where TFDS keeps its data sets; empty: `TFDS_DATA_DIR`, then
             `~/tensorflow_datasets`.
         cache_dir: Where decoded splits are kept; empty: `$XDG_CACHE_HOME/svae_jax`, then
@@ -71,7 +71,8 @@ def load(
         order: Of a folder's pictures: `MIXED`, by a hash of their paths, or `BY_PATH`.
 
     Returns:
-        Read-only `[N, image_size, image_size, channels]` in the data set's order.
+        Read-only `[N, height, width, channels]` in the data set's order. Arrays come as they are,
+        in their own dtype.
 
     Raises:
         UserError: for arguments out of range, data sets and splits that do not exist or cannot be
@@ -82,26 +83,31 @@ def load(
             f"dataset.name={ARRAYS!r} are arrays from Python: give them as images=(train, test) to "
             "loop.train, svae_jax.load, fitting.fit or assessment.evaluate"
         )
-    if image_size < 1:
-        raise UserError(f"dataset.image_size={image_size}: at least 1 pixel is needed")
+    *size, channels = image_shape
+    for field, pixels in zip(("height", "width"), size, strict=True):
+        if pixels < 1:
+            raise UserError(f"dataset.{field}={pixels}: at least 1 pixel is needed")
+    directory = cache_directory(cache_dir)
+    source = sources.open_source(name, data_dir, directory, order)
+    if isinstance(source, ArraySource):
+        check_shape(image_shape, next(iter(source.arrays.values())).shape[1:])
+        return load_array(source.arrays, split, source.title)
     if channels not in (1, 3):
         raise UserError(f"dataset.channels={channels}: 1 (grey) and 3 (colour) are possible")
-    directory = cache_directory(cache_dir)
-    source = open_source(name, data_dir, directory, order)
     ranges = _ranges(split, source)
     count = sum(stop - start for _, start, stop in ranges)
-    path = directory / _file_name(source, ranges, image_size, channels)
+    path = directory / _file_name(source, ranges, image_shape)
 
     def batches() -> Iterator[np.ndarray]:
         return decode(
             source.images(ranges),
-            functools.partial(to_array, size=image_size, channels=channels, crop=source.crop),
+            functools.partial(to_array, image_shape=image_shape, crop=source.crop),
             count=count,
             title=f"{source.title} {_text(source, ranges)}",
             field=f"dataset.name={name!r}, dataset.data_dir={data_dir!r}",
         )
 
-    return cache.open_or_build(path, (count, image_size, image_size, channels), batches)
+    return cache.open_or_build(path, (count, *image_shape), batches)
 
 
 def load_of(
@@ -123,8 +129,9 @@ def load_of(
     """
     if arrays is not None:
         return load_array(arrays, split)
-    fields = ("name", "image_size", "channels", "data_dir", "cache_dir")
-    return load(split=split, order=order, **{field: dataset[field] for field in fields})
+    shape = tuple(dataset[field] for field in SIDES)
+    places = {field: dataset[field] for field in ("data_dir", "cache_dir")}
+    return load(dataset["name"], split, image_shape=shape, order=order, **places)
 
 
 def count_shared(
@@ -147,7 +154,9 @@ def count_shared(
     if arrays is not None:
         return _count_same_memory(*(load_array(arrays, split) for split in splits))
     directory = cache_directory(dataset["cache_dir"])
-    source = open_source(dataset["name"], dataset["data_dir"], directory, order)
+    source = sources.open_source(dataset["name"], dataset["data_dir"], directory, order)
+    if isinstance(source, ArraySource):
+        return count_shared(dataset, source.arrays, splits)
     a, b = (_ranges(split, source) for split in splits)
     if isinstance(source, Folder):  # a file is in `all` and in the split of its subdirectory
         return len({*source.paths(a)} & {*source.paths(b)})
@@ -160,6 +169,41 @@ def _count_same_memory(a: images.Pixels, b: images.Pixels) -> int:
     begins = [x.__array_interface__["data"][0] for x in (a, b)]
     ends = [begin + x.nbytes for begin, x in zip(begins, (a, b), strict=True)]
     return max(0, min(ends) - max(begins)) // a[0].nbytes
+
+
+def resolved(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """The name and the sizes of a configuration's images, where it leaves them to the data.
+
+    Args:
+        dataset: the fields of `dataset`.
+
+    Returns:
+        `name`, `height`, `width` and `channels`; sizes of 0 are replaced where the source of the
+        images has a method `image_shape`.
+
+    Raises:
+        UserError: as `load`.
+    """
+    name, data_dir = sources.row(dataset["name"], dataset["data_dir"]), dataset["data_dir"]
+    shape = [dataset[field] for field in SIDES]
+    if 0 in shape and hasattr(sources.SOURCES.get(name), "image_shape"):
+        source: Any = sources.open_source(name, data_dir, cache_directory(dataset["cache_dir"]))
+        shape = [given or found for given, found in zip(shape, source.image_shape(), strict=True)]
+    return {"name": name, **dict(zip(SIDES, shape, strict=True))}
+
+
+def check_shape(given: tuple[int, ...], found: tuple[int, ...]) -> None:
+    """Checks that the sizes of a configuration are 0 or those of its arrays.
+
+    Raises:
+        UserError: naming the field that differs.
+    """
+    for field, size, actual in zip(SIDES, given, found, strict=True):
+        if size not in (0, actual):
+            raise UserError(
+                f"dataset.{field}={size}, but the images are {list(found)}; set it to {actual}, or "
+                "to 0, which takes it from the images"
+            )
 
 
 def cache_directory(cache_dir: str) -> Path:
@@ -230,18 +274,18 @@ def _bad_split(split: str, source: Source | _Arrays, why: str) -> UserError:
     )
 
 
-def _file_name(source: Source, ranges: list[Range], image_size: int, channels: int) -> str:
+def _file_name(source: Source, ranges: list[Range], image_shape: tuple[int, int, int]) -> str:
     """Returns a readable name that differs wherever the files or their decoding differ."""
     key = {
         "layout": 1,  # raise it when the same files give other pixels
         "source": [source.title, source.stamps(ranges)],
         "ranges": ranges,
         "crop": source.crop,
-        "size": [image_size, image_size, channels],
+        "size": image_shape,
     }
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
     title = re.sub(r"[^\w.=-]+", "_", f"{source.title}-{_text(source, ranges)}")[-80:]
-    return f"{title}-{image_size}x{image_size}x{channels}-{digest}.npy"
+    return f"{title}-{'x'.join(map(str, image_shape))}-{digest}.npy"
 
 
 def _text(source: Source, ranges: list[Range]) -> str:

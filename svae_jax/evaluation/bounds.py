@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
-from svae_jax.evaluation import metrics, steps
+from svae_jax.evaluation import metrics, per_image, steps
 from svae_jax.evaluation.estimates import Estimate
 from svae_jax.likelihoods import Likelihood
 from svae_jax.model import objective
@@ -111,19 +111,16 @@ def estimate(
         mesh: the devices.
 
     Returns:
-        `elbo`, `reconstruction` and `kl` in nats an image (β = 1, no free bits), `bits_per_dim` of
-        images of integers, and whatever else `steps.eval_step` returns. Each is a mean over images,
-        with its standard error.
+        The metrics of `per_image.METRICS` that training evaluates. Each is a mean over images, with
+        its standard error.
     """
+    names = per_image.names(recipe.likelihood, in_training=True)
 
     def evaluate_batch(key: PRNGKeyArray, batch: Array) -> dict[str, Array]:
-        return steps.eval_step(recipe.model, variables, key, batch, jnp.asarray(scale))
+        return steps.eval_step(recipe.model, variables, key, batch, jnp.asarray(scale), names)
 
     means = _means(evaluate_batch, recipe, images, mesh)
-    found = {"elbo": means.pop("elbo")}
-    if (discretized := means.pop("elbo_discretized", None)) is not None:
-        found["bits_per_dim"] = _bits_per_dim(recipe, discretized)
-    return found | means
+    return {name: means[name] for name in names}
 
 
 def importance_weighted(

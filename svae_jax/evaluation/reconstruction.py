@@ -1,33 +1,18 @@
-"""Reconstruction quality, and how much of the latent a model uses, over a split."""
+"""All metrics of a split, and how much of the latent a model uses."""
 
 import math
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray, PyTree
 
-from svae_jax.evaluation import metrics, steps
+from svae_jax.evaluation import metrics, per_image, steps
 from svae_jax.evaluation.estimates import Estimate
 from svae_jax.recipe import Recipe, stream
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016
-
-
-class Reconstruction(NamedTuple):
-    """How well images are reconstructed from one sample of z each.
-
-    Attributes:
-        mse: mean squared error of a pixel's channel, in [-1, 1] (as σ²).
-        psnr: decibels, the mean over images of each image's own.
-        psnr_of_mse: decibels, of the mean `mse`; lower, since errors differ between images.
-        ssim: structural similarity (Wang et al. 2004), the mean over channels and images.
-    """
-
-    mse: Estimate
-    psnr: Estimate
-    psnr_of_mse: Estimate
-    ssim: Estimate
 
 
 class LatentUse(NamedTuple):
@@ -56,23 +41,45 @@ class LatentUse(NamedTuple):
 
 
 def evaluate(
-    recipe: Recipe, variables: PyTree, images: Num[np.ndarray, "n h w c"], mesh: Mesh
-) -> tuple[Reconstruction, LatentUse]:
-    """Evaluates all images, each once, with the samples of z that `bounds.evaluate` takes."""
+    recipe: Recipe,
+    variables: PyTree,
+    images: Num[np.ndarray, "n h w c"],
+    scale: Float[np.ndarray, "*k"],
+    mesh: Mesh,
+) -> tuple[dict[str, dict[str, Estimate]], LatentUse]:
+    """Evaluates all images in one pass, with the samples of z that `bounds.evaluate` takes.
+
+    Args:
+        recipe: what was trained.
+        variables: the evaluated variables.
+        images: held-out images.
+        scale: σ, from `bounds.calibrate`.
+        mesh: the devices.
+
+    Returns:
+        By section, all metrics of `per_image.METRICS`, and in `reconstruction` also `psnr_of_mse`,
+        decibels of the mean `mse`, which are lower, since errors differ between images; and what
+        the latents carry.
+    """
+    names = per_image.names(recipe.likelihood, in_training=False)
 
     def evaluate_batch(key: PRNGKeyArray, batch: Array) -> dict[str, Array]:
-        return steps.reconstruction_step(recipe.model, variables, key, batch)
+        given = (recipe.model, variables, key, batch, jnp.asarray(scale))
+        return steps.eval_step(*given, names, True)
 
     key = stream(recipe.seed, "eval")
     found = metrics.over_images(evaluate_batch, key, images, recipe.batch_size, mesh)
-    mse, psnr, ssim = (found[name].estimate() for name in ("mse", "psnr", "ssim"))
+    sections: dict[str, dict[str, Estimate]] = {"bounds": {}, "reconstruction": {}}
+    for name in names:
+        sections[per_image.METRICS[name].section][name] = found[name].estimate()
+    mse = sections["reconstruction"]["mse"]
     # The derivative of 10 log10(mse) is 10 / (log 10 · mse).
-    psnr_of_mse = Estimate(
+    sections["reconstruction"]["psnr_of_mse"] = Estimate(
         10 * math.log10(4 / mse.value), 10 / math.log(10) * mse.standard_error / mse.value
     )
     active = found["posterior_mean"].variance > ACTIVE_VARIANCE
     kl_map, kl_location = found["kl_per_map"], found["kl_per_location"]
-    return Reconstruction(mse, psnr, psnr_of_mse, ssim), LatentUse(
+    return sections, LatentUse(
         int(active.sum()),
         active.sum(axis=(0, 1)),
         active.sum(axis=2),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from svae_jax.devices import compiler
+from svae_jax.evaluation import per_image
 from svae_jax.likelihoods import Likelihood
 from svae_jax.model import SpatialVAE
 from svae_jax.model import objective as objectives
@@ -22,36 +23,41 @@ def _likelihood(model: SpatialVAE) -> Likelihood:
     return model.likelihood
 
 
-@functools.partial(compiler.jit, static_argnums=0)
+@functools.partial(compiler.jit, static_argnums=(0, 5, 6))
 def eval_step(
     model: SpatialVAE,
     variables: PyTree,
     key: PRNGKeyArray,
     pixels: Num[Array, "b h w c"],
     scale: Float[Array, "*s"] | float,
-) -> dict[str, Float[Array, " b"]]:
+    names: tuple[str, ...],
+    with_latents: bool = False,
+) -> dict[str, Float[Array, "b ..."]]:
     """Evaluates a batch with one sample of z an image and a fixed scale σ.
 
-    Each array is averaged over the held-out images and reported under its name; a new metric is one
-    more line here.
+    Args:
+        model: the networks, the posterior and the likelihood.
+        variables: the evaluated variables.
+        key: of the samples.
+        pixels: in the units of the data.
+        scale: σ.
+        names: rows of `per_image.METRICS`.
+        with_latents: whether to return what the latents carry, too.
 
     Returns:
-        `[b]` by name, in nats an image: `reconstruction` (log p(x|z), of the density on [-1, 1] or
-        as the likelihood says), `kl`, `elbo` (their difference: β = 1, no free bits), and for
-        images of integers `elbo_discretized`, with the masses of these integers.
+        `[b]` by name; with latents also `posterior_mean` `[b, h, w, n]`, `kl_per_map` `[b, n]` and
+        `kl_per_location` `[b, h, w]`.
     """
-    likelihood, scale = _likelihood(model), jnp.asarray(scale)
+    likelihood = _likelihood(model)
     images = likelihood.pixels.to_float(pixels)
-    outputs, _, _, kl_per_map = _apply(model, variables, key, images)
+    outputs, params, _, kl_per_map = _apply(model, variables, key, images)
     kl = jnp.sum(kl_per_map, axis=-1)
-    reconstruction = likelihood.log_prob(scale, images, outputs)
-    values = {
-        "elbo": reconstruction - kl,
-        "reconstruction": reconstruction,
-        "kl": kl,
-    }
-    if likelihood.pixels.is_integer:
-        values["elbo_discretized"] = likelihood.log_mass(scale, images, outputs) - kl
+    batch = per_image.Decoded(likelihood, jnp.asarray(scale), images, outputs, kl)
+    values = {name: per_image.METRICS[name].function(batch) for name in names}
+    if with_latents:
+        values["posterior_mean"] = model.posterior.mean(params)
+        values["kl_per_map"] = kl_per_map
+        values["kl_per_location"] = _apply(model, variables, params, method="kl_per_location")
     return values
 
 
@@ -63,42 +69,6 @@ def error_step(
     likelihood = _likelihood(model)
     images = likelihood.pixels.to_float(pixels)
     return likelihood.error(images, _apply(model, variables, key, images).outputs)
-
-
-@functools.partial(compiler.jit, static_argnums=0)
-def reconstruction_step(
-    model: SpatialVAE, variables: PyTree, key: PRNGKeyArray, pixels: Num[Array, "b h w c"]
-) -> dict[str, Float[Array, "b ..."]]:
-    """How well a batch is reconstructed from one sample of z an image, and what its latents carry.
-
-    Reconstructions are clipped to [-1, 1], as pictures are, and not rounded.
-
-    Returns:
-        `mse` `[b]`, the mean squared error of a pixel's channel in [-1, 1]; `psnr` `[b]` in
-        decibels, 10 log10(2² / mse); `ssim` `[b]` (Wang et al. 2004: Gaussian windows of 11×11
-        pixels with σ = 1.5, or as many as fit into the image; of each channel, averaged);
-        `posterior_mean` `[b, h, w, n]`, `kl_per_map` `[b, n]` and `kl_per_location` `[b, h, w]`.
-    """
-    import dm_pix  # here, so that training needs no package but JAX and Flax
-
-    likelihood = _likelihood(model)
-    images = likelihood.pixels.to_float(pixels)
-    outputs, params, _, kl_per_map = _apply(model, variables, key, images)
-    means = jnp.clip(likelihood.mean(outputs).astype(jnp.float32), -1.0, 1.0)
-    mse = jnp.mean(jnp.square(images - means), axis=(1, 2, 3))
-    side = min(images.shape[1:3])
-    ssim = dm_pix.ssim(
-        # Levels from 0: SSIM is not the same for shifted images.
-        (images + 1) / 2, (means + 1) / 2, filter_size=min(11, side - (side + 1) % 2)
-    )  # fmt: skip
-    return {
-        "mse": mse,
-        "psnr": 10 * jnp.log10(4 / mse),
-        "ssim": ssim,
-        "posterior_mean": model.posterior.mean(params),
-        "kl_per_map": kl_per_map,
-        "kl_per_location": _apply(model, variables, params, method="kl_per_location"),
-    }
 
 
 @functools.partial(compiler.jit, static_argnums=(0, 5, 6))

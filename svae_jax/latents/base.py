@@ -85,6 +85,13 @@ class Covariance(Protocol):
 
 
 @runtime_checkable
+class Axes(Protocol):
+    """An optional attribute of a `Mean` or a `Covariance`; see `Posterior.axes`."""
+
+    axes: Mapping[str, str]
+
+
+@runtime_checkable
 class WeightedTrace(Protocol):
     """An optional method of a `Covariance`: `Posterior.weighted_trace` in closed form.
 
@@ -95,6 +102,19 @@ class WeightedTrace(Protocol):
         self, params: Params, weights: Float[Array, "hw hw"]
     ) -> Float[Array, "*batch n"]:
         """tr(weights · SSᵀ)."""
+
+
+@runtime_checkable
+class TotalCovariance(Protocol):
+    """An optional method of a `Covariance`: `Posterior.total_covariance` in closed form.
+
+    Without it, examples are taken one by one.
+    """
+
+    def total_covariance(
+        self, params: Params, weights: Float[Array, " batch"]
+    ) -> Float[Array, "n hw hw"]:
+        """Σ_b weights_b · (SSᵀ)_b."""
 
 
 @runtime_checkable

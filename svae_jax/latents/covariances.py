@@ -12,6 +12,7 @@ The encoder emits log-variances; at zero, all of these are the standard normal p
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +29,8 @@ class Independent:
     height: int
     width: int
     maps: int
+
+    axes: ClassVar[dict[str, str]] = {"log_variance": "hw"}
 
     @property
     def shapes(self) -> Shapes:
@@ -68,6 +71,12 @@ class Independent:
         """Σ_ij P_ij,ij σ²_ij."""
         return _diagonal_trace(jnp.exp(params["log_variance"]), weights)
 
+    def total_covariance(
+        self, params: Params, weights: Float[Array, " batch"]
+    ) -> Float[Array, "n hw hw"]:
+        """Σ_b weights_b · diag(σ²)_b."""
+        return _total_diagonal(jnp.exp(params["log_variance"]), weights)
+
 
 @dataclass(frozen=True)
 class KroneckerDiagonal:
@@ -80,6 +89,8 @@ class KroneckerDiagonal:
     height: int
     width: int
     maps: int
+
+    axes: ClassVar[dict[str, str]] = {"row_log_variance": "h", "col_log_variance": "w"}
 
     @property
     def shapes(self) -> Shapes:
@@ -128,6 +139,12 @@ class KroneckerDiagonal:
     ) -> Float[Array, "*batch n"]:
         """Σ_ij P_ij,ij ω_i ψ_j."""
         return _diagonal_trace(jnp.exp(_entry_log_variance(params)), weights)
+
+    def total_covariance(
+        self, params: Params, weights: Float[Array, " batch"]
+    ) -> Float[Array, "n hw hw"]:
+        """Σ_b weights_b · (Ω⊗Ψ)_b, diagonal."""
+        return _total_diagonal(jnp.exp(_entry_log_variance(params)), weights)
 
     def variances(
         self, params: Params
@@ -196,13 +213,20 @@ class KroneckerFull(KroneckerDiagonal):
         self, params: Params, weights: Float[Array, "hw hw"]
     ) -> Float[Array, "*batch n"]:
         """Σ_ijkl P_ij,kl Ω_ik Ψ_jl, without the array Ω⊗Ψ."""
-        rows, cols = self._factors(params)
-        omega, psi = super().variances(params)
+        omega, psi = self._sides(params)
         blocks = weights.reshape(self.height, self.width, self.height, self.width)
-        einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-        omega = einsum("...imn,...mn,...kmn->...ikn", rows, omega, rows)
-        psi = einsum("...jmn,...mn,...lmn->...jln", cols, psi, cols)
-        return jnp.sum(einsum("ijkl,...ikn->...jln", blocks, omega) * psi, axis=(-3, -2))
+        weighted = _einsum("ijkl,...ikn->...jln", blocks, omega)
+        return jnp.sum(weighted * psi, axis=(-3, -2))
+
+    def total_covariance(
+        self, params: Params, weights: Float[Array, " batch"]
+    ) -> Float[Array, "n hw hw"]:
+        """Σ_b weights_b · (Ω⊗Ψ)_b."""
+        omega, psi = self._sides(params)
+        weighted = omega * weights[:, None, None, None]
+        blocks = _einsum("bikn,bjln->nijkl", weighted, psi)
+        cells = self.height * self.width
+        return blocks.reshape(self.maps, cells, cells)
 
     def variances(
         self, params: Params
@@ -214,6 +238,15 @@ class KroneckerFull(KroneckerDiagonal):
             jnp.sum(rows**2 * omega[..., None, :, :], axis=-2),
             jnp.sum(cols**2 * psi[..., None, :, :], axis=-2),
         )
+
+    def _sides(
+        self, params: Params
+    ) -> tuple[Float[Array, "*batch h h n"], Float[Array, "*batch w w n"]]:
+        """Ω and Ψ."""
+        rows, cols = self._factors(params)
+        omega, psi = super().variances(params)
+        omega = _einsum("...imn,...mn,...kmn->...ikn", rows, omega, rows)
+        return omega, _einsum("...jmn,...mn,...lmn->...jln", cols, psi, cols)
 
     def _factors(
         self, params: Params
@@ -228,6 +261,19 @@ class KroneckerFull(KroneckerDiagonal):
 def _entry_log_variance(params: Params) -> Float[Array, "*batch h w n"]:
     """log(ω_i ψ_j): added as logarithms, so that neither side overflows alone."""
     return params["row_log_variance"][..., :, None, :] + params["col_log_variance"][..., None, :, :]
+
+
+# Precision: accelerators would round the factors of a float32 product to fewer bits.
+_einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+
+
+def _total_diagonal(
+    variance: Float[Array, "batch h w n"], weights: Float[Array, " batch"]
+) -> Float[Array, "n hw hw"]:
+    """Σ_b weights_b · diag(variance)_b of every map."""
+    total = jnp.sum(weights[:, None, None, None] * variance, axis=0)
+    h, w, n = total.shape
+    return total.reshape(h * w, n).T[:, :, None] * jnp.eye(h * w, dtype=total.dtype)
 
 
 def _diagonal_trace(

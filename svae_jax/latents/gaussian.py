@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float64
 
 from svae_jax.latents import base
-from svae_jax.latents.base import LatentGaussian, Params, Prior, Shapes
+from svae_jax.latents.base import LatentGaussian, Params, Shapes, Sizes
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def triangle(lower: Float64[np.ndarray, "d d"]) -> Float[Array, " entries"]:
     return jnp.asarray(logs[np.tril_indices(len(lower))], jnp.float32)
 
 
-def check_sizes(prior: Prior, posterior: LatentGaussian) -> None:
+def check_sizes(prior: Sizes, posterior: LatentGaussian) -> None:
     """Raises ValueError unless the posterior has the prior's sizes."""
     expected = (prior.height, prior.width, prior.maps)
     sizes = (posterior.height, posterior.width, posterior.maps)
@@ -120,7 +120,7 @@ def check_sizes(prior: Prior, posterior: LatentGaussian) -> None:
         )
 
 
-def check_shape(prior: Prior, z: Float[Array, "..."]) -> None:
+def check_shape(prior: Sizes, z: Float[Array, "..."]) -> None:
     """Raises ValueError unless z ends in the prior's sizes."""
     expected = (prior.height, prior.width, prior.maps)
     if z.shape[-3:] != expected:

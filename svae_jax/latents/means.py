@@ -1,6 +1,7 @@
 """How the mean of a posterior is built: free, or a sum of R outer products."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ class FreeMean:
     height: int
     width: int
     maps: int
+
+    axes: ClassVar[dict[str, str]] = {"mean": "hw"}
 
     @property
     def shapes(self) -> Shapes:
@@ -66,6 +69,8 @@ class LowRankMean:
     rank: int
     nu_scale: float = 0.001
     nu_start: str = "random"
+
+    axes: ClassVar[dict[str, str]] = {"mu": "h", "nu": "w"}
 
     @property
     def shapes(self) -> Shapes:

@@ -12,7 +12,15 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from svae_jax.latents import base
-from svae_jax.latents.base import Covariance, Mean, Params, Shapes, WeightedTrace
+from svae_jax.latents.base import (
+    Axes,
+    Covariance,
+    Mean,
+    Params,
+    Shapes,
+    TotalCovariance,
+    WeightedTrace,
+)
 from svae_jax.latents.covariances import Independent, KroneckerDiagonal, KroneckerFull
 from svae_jax.latents.means import FreeMean, LowRankMean
 from svae_jax.latents.priors import StandardNormal, make_prior
@@ -54,6 +62,13 @@ class Posterior:
     def shapes(self) -> Shapes:
         """Name -> shape for one example of every array in `params`, in the order of emission."""
         return self.mean_model.shapes | self.covariance_model.shapes
+
+    @property
+    def axes(self) -> dict[str, str]:
+        """Array -> the axes of a map along which it begins: "hw", "h" or "w"; absent: neither."""
+        parts = (self.mean_model, self.covariance_model)
+        known = [part.axes for part in parts if isinstance(part, Axes)]
+        return {name: axes for part in known for name, axes in part.items()}
 
     @property
     def num_params(self) -> int:
@@ -148,6 +163,26 @@ class Posterior:
         root = columns.reshape(h * w, *batch, h * w, n)
         # Precision: accelerators would round the factors of a float32 product to fewer bits.
         return jnp.einsum("k...in,k...jn->...nij", root, root, precision=lax.Precision.HIGHEST)
+
+    def total_covariance(
+        self, params: Params, weights: Float[Array, " batch"]
+    ) -> Float[Array, "n hw hw"]:
+        """Σ_b weights_b · Σ_b of every map, over a batch, without an array for each example.
+
+        Args:
+            params: from `unpack`, with one batch axis.
+            weights: of the examples, ``[batch]``.
+        """
+        if isinstance(self.covariance_model, TotalCovariance):
+            return self.covariance_model.total_covariance(params, weights)
+
+        def add(total: Float[Array, "n hw hw"], example: tuple) -> tuple:
+            weight, params = example
+            return total + weight * self.covariance(params), None
+
+        cells = self.height * self.width
+        zeros = jnp.zeros((self.maps, cells, cells), jnp.result_type(*params.values()))
+        return lax.scan(add, zeros, (weights, params))[0]
 
     def weighted_trace(
         self, params: Params, weights: Float[Array, "hw hw"]

@@ -10,11 +10,13 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from svae_jax import latents
 from svae_jax.likelihoods import Likelihood
-from svae_jax.model import networks
+from svae_jax.model import networks, stacks
+from svae_jax.model.layers import Style
 from svae_jax.model.linear import PCA, LinearPath, patch_for
 from svae_jax.pixels import PixelRange
 
 NONE = "none"  # in place of a stack: no network, but what the linear path makes
+HEADS = ("dense", "convolutional")
 LINEAR_SHARE = 0.1  # the most weights of the linear path, as a share of the decoder's
 
 
@@ -148,11 +150,12 @@ def make(
     prior: latents.Prior,
     encoder: str,
     decoder: str,
-    style: networks.Style,
+    style: Style,
+    head: str = "dense",
     parity_maps: int = 0,
     has_linear_path: bool = False,
 ) -> SpatialVAE:
-    """Builds a model from the texts of its two stacks (see `networks`).
+    """Builds a model from the texts of its two stacks (see `stacks`).
 
     Args:
         posterior: the family of q(z|x).
@@ -161,6 +164,7 @@ def make(
         encoder: stack of convolutions.
         decoder: stack of transposed convolutions.
         style: norm, activation and dtype.
+        head: of the encoder, see `networks.Encoder`.
         parity_maps: for a `vector` posterior, the number of maps of the spatial latents whose
             decoder is to have as many parameters as this one; 0 for all others.
         has_linear_path: whether there is a linear path beside the networks. Its patches are as
@@ -170,7 +174,7 @@ def make(
 
     Raises:
         ValueError: a stack that does not fit the image or the latent; the message begins with
-            `encoder`, `decoder`, `parity_maps` or `linear`.
+            `encoder`, `decoder`, `head`, `parity_maps` or `linear`.
     """
     is_vector = posterior.name == "vector"
     if is_vector != (parity_maps >= 1):
@@ -185,33 +189,41 @@ def make(
         none = networks.Constant(posterior), networks.Zero(likelihood)
         path = _linear_path(posterior, likelihood, None)
         return SpatialVAE(posterior, *none, prior, likelihood, path)
-    image_size = likelihood.image_shape[0]
-    image = {"image_size": image_size, "num_outputs": likelihood.num_outputs}
+    size = likelihood.image_shape[:2]
+    image: dict[str, Any] = {"image_size": size, "num_outputs": likelihood.num_outputs}
+    cells = (posterior.height, posterior.width)
+    if head not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
     try:
-        encoder_layers = networks.parse(encoder)
-        networks.encoder_size(encoder_layers, image_size)
+        encoder_layers = stacks.parse(encoder)
+        left = tuple(stacks.encoder_size(encoder_layers, side) for side in size)
     except ValueError as error:
         raise ValueError(f"encoder: {error}") from None
+    if head == "convolutional" and (left[0] < cells[0] or left[1] < cells[1]):
+        raise ValueError(
+            f"encoder: {encoder!r} leaves {left[0]}x{left[1]} features of the image, and a "
+            f"convolutional head needs {cells[0]}x{cells[1]}, one a latent cell; take fewer strides"
+        )
     try:
         if is_vector:
-            decoder_layers = networks.vector_decoder_layers(
+            decoder_layers = stacks.vector_decoder_layers(
                 decoder, maps=posterior.maps, parity_maps=parity_maps, style=style, **image
             )
         else:
-            decoder_layers = networks.decoder_layers(
-                decoder, height=posterior.height, width=posterior.width, **image
+            decoder_layers = stacks.decoder_layers(
+                decoder, height=cells[0], width=cells[1], **image
             )
     except ValueError as error:
         raise ValueError(f"decoder: {error}") from None
     linear = None
     if has_linear_path:
-        size = networks.num_decoder_params(decoder_layers, posterior.maps, style)
-        linear = _linear_path(posterior, likelihood, size)
-        rest = size - linear.num_decoder_params
-        decoder_layers = networks.fitted_width(decoder_layers, posterior.maps, style, rest)
+        total = stacks.num_decoder_params(decoder_layers, posterior.maps, style)
+        linear = _linear_path(posterior, likelihood, total)
+        rest = total - linear.num_decoder_params
+        decoder_layers = stacks.fitted_width(decoder_layers, posterior.maps, style, rest)
     return SpatialVAE(
         posterior,
-        networks.Encoder(encoder_layers, posterior, style),
+        networks.Encoder(encoder_layers, posterior, style, head),
         networks.Decoder(decoder_layers, likelihood, style),
         prior,
         likelihood,
@@ -259,8 +271,8 @@ def start_at_pca(model: SpatialVAE, params: PyTree, found: PCA) -> PyTree:
     if isinstance(model.encoder, networks.Constant):
         encoder["bias"] = bias
     else:
-        kernel = encoder["Dense_0"]["kernel"]
-        encoder["Dense_0"] = {"kernel": jnp.zeros_like(kernel), "bias": bias}
+        last = "Dense_0" if "Dense_0" in encoder else "Head_0"
+        encoder[last] = jax.tree.map(jnp.zeros_like, encoder[last]) | {"bias": bias}
         decoder["Convolution_0"] = jax.tree.map(jnp.zeros_like, decoder["Convolution_0"])
     path = {
         name: jnp.asarray(getattr(found, name), jnp.float32)

@@ -4,30 +4,56 @@ A model is trained against its prior, but its decoder only ever sees the aggrega
 posterior q(z), the mean over the training images of q(z|x), which is far from the prior. A
 sampler is a model of q(z):
 
-| name       | what it draws from                                                               |
-|------------|----------------------------------------------------------------------------------|
-| `prior`    | the model's prior, with a temperature                                            |
-| `gaussian` | the Gaussian with the mean and the full covariance of q(z)                       |
-| `mixture`  | a mixture of Gaussians over the principal components of the posteriors' means    |
-| `flow`     | flow matching, from a Gaussian to the posteriors' means                          |
+| name        | what it draws from                                                               |
+|-------------|----------------------------------------------------------------------------------|
+| `prior`     | the model's prior, with a temperature                                            |
+| `gaussian`  | the Gaussian with the mean and the full covariance of q(z)                       |
+| `kronecker` | a Gaussian with a covariance of rows ⊗ columns ⊗ maps, for any number of latents |
+| `mixture`   | a mixture of Gaussians over the principal components of the posteriors' means    |
+| `flow`      | flow matching, from a Gaussian to the posteriors' means                          |
 
 Each is a frozen dataclass of static settings whose `sample` is a pure function of arrays:
 
-    batches = list(aggregate.encode(model, variables, images))
+    posteriors = aggregate.posteriors(model, variables, images, key)
     sampler = samplers.Gaussian((3, 3, 128))
-    params = sampler.fit(aggregate.moments(batches))
+    params = samplers.fit(sampler, posteriors)
     z = samplers.draw(sampler, params, key, 64)  # [64, 3, 3, 128]
 """
 
-from svae_jax.samplers.base import Sampler, draw, image_keys
+from svae_jax.samplers.aggregate import Posteriors
+from svae_jax.samplers.base import MOST_LATENTS, Sampler, draw, fit, image_keys
 from svae_jax.samplers.flow import Flow
 from svae_jax.samplers.gaussian import Gaussian
+from svae_jax.samplers.kronecker import Kronecker
 from svae_jax.samplers.mixture import Mixture
 from svae_jax.samplers.prior import Prior
 
-__all__ = ["Flow", "Gaussian", "Mixture", "Prior", "Sampler", "draw", "image_keys", "names"]
+__all__ = [
+    "MOST_LATENTS",
+    "TABLE",
+    "Flow",
+    "Gaussian",
+    "Kronecker",
+    "Mixture",
+    "Posteriors",
+    "Prior",
+    "Sampler",
+    "draw",
+    "fit",
+    "image_keys",
+    "names",
+]
+
+# name -> class; a new sampler is one more row
+TABLE: dict[str, type] = {
+    "prior": Prior,
+    "gaussian": Gaussian,
+    "kronecker": Kronecker,
+    "mixture": Mixture,
+    "flow": Flow,
+}
 
 
 def names() -> tuple[str, ...]:
     """The names of the samplers."""
-    return ("prior", "gaussian", "mixture", "flow")
+    return tuple(TABLE)

@@ -8,13 +8,13 @@ Images are encoded in batches on the device; sums are kept in float64 on the hos
 """
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Float64, Num, PyTree
+from jaxtyping import Array, Bool, Float, Float32, Float64, Num, PRNGKeyArray, PyTree
 
 from svae_jax.devices import compiler
 from svae_jax.model import SpatialVAE
@@ -71,12 +71,7 @@ def encode(
         images: at least one.
         batch_size: images at a time; the last batch may be smaller.
     """
-    # A mask instead of a smaller last batch, which would be compiled anew.
-    size = min(batch_size, len(images))
-    for start in range(0, len(images), size):
-        rows = np.arange(start, start + size)
-        inside = rows < len(images)
-        batch = np.asarray(images[np.minimum(rows, len(images) - 1)])
+    for batch, inside in _batches(images, batch_size):
         means, covariance = _encode(model, variables, batch, inside)
         yield Encoded(np.asarray(means)[inside], np.asarray(covariance))
 
@@ -91,13 +86,45 @@ def _encode(
     """The means, flattened, and the masked sum of the covariances."""
     params: Any = model.apply(variables, model.pixels.to_float(pixels), method="encode")
     means = model.posterior.mean(params)
-
-    def one(params: PyTree) -> Float[Array, "n hw hw"]:
-        return model.posterior.covariance(params)
-
-    covariances = jax.vmap(one)(params)
-    total = jnp.sum(jnp.where(mask[:, None, None, None], covariances, 0.0), axis=0)
+    total = model.posterior.total_covariance(params, jnp.asarray(mask, means.dtype))
     return means.reshape(len(means), -1), total
+
+
+def samples(
+    model: SpatialVAE,
+    variables: PyTree,
+    key: PRNGKeyArray,
+    images: Num[np.ndarray, "num h w c"],
+    batch_size: int = 200,
+) -> Iterator[Float32[np.ndarray, "b h w n"]]:
+    """One sample z ~ q(z|x) of every image, in batches as `encode`; of a key for each batch."""
+    for i, (batch, inside) in enumerate(_batches(images, batch_size)):
+        z = _sample(model, variables, jax.random.fold_in(key, i), batch)
+        yield np.asarray(z)[inside]
+
+
+@functools.partial(compiler.jit, static_argnums=0)
+def _sample(
+    model: SpatialVAE,
+    variables: PyTree,
+    key: PRNGKeyArray,
+    pixels: Num[Array | np.ndarray, "b h w c"],
+) -> Float[Array, "b _h _w n"]:
+    params: Any = model.apply(variables, model.pixels.to_float(pixels), method="encode")
+    return model.posterior.sample(key, params)
+
+
+def _batches(
+    images: Num[np.ndarray, "num h w c"], batch_size: int
+) -> Iterator[tuple[Num[np.ndarray, "b h w c"], Bool[np.ndarray, " b"]]]:
+    """Batches of one size, and which images count.
+
+    A mask instead of a smaller last batch, which would be compiled anew.
+    """
+    size = min(batch_size, len(images))
+    for start in range(0, len(images), size):
+        rows = np.arange(start, start + size)
+        yield np.asarray(images[np.minimum(rows, len(images) - 1)]), rows < len(images)
 
 
 def moments(batches: Iterable[Encoded]) -> Moments:
@@ -126,6 +153,87 @@ def moments(batches: Iterable[Encoded]) -> Moments:
     return Moments(mean, scatter / count, noise / count)
 
 
-def means(batches: Iterable[Encoded]) -> Float32[np.ndarray, "num d"]:
-    """The means of all posteriors, one row an image."""
-    return np.concatenate([batch.means for batch in batches])
+class Modes(NamedTuple):
+    """The aggregate posterior's mean, and its covariance within each axis, summed over the others.
+
+    Attributes:
+        mean: E[z], ``[h, w, n]``.
+        rows: Σ over columns and maps of Cov[z_i.., z_j..], ``[h, h]``.
+        cols: the same of the columns, ``[w, w]``.
+        maps: the same of the maps, ``[n, n]``.
+    """
+
+    mean: Float64[np.ndarray, "h w n"]
+    rows: Float64[np.ndarray, "h h"]
+    cols: Float64[np.ndarray, "w w"]
+    maps: Float64[np.ndarray, "n n"]
+
+
+def modes(batches: Iterable[Float[np.ndarray, "_b h w n"]]) -> Modes:
+    """Adds up the modes of latents z ~ q(z), in float64 on the host.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    count, total = 0, np.zeros(())
+    products: list[np.ndarray] = []
+    for batch in batches:
+        z = batch.astype(np.float64)
+        count, total = count + len(z), total + z.sum(axis=0)
+        added = [_gram(z, axis) for axis in (1, 2, 3)]
+        products = [a + b for a, b in zip(products, added, strict=True)] if products else added
+    if count == 0:
+        raise ValueError("batches must hold at least one image, got none")
+    mean = total / count
+    return Modes(mean, *(p / count - _gram(mean[None], i + 1) for i, p in enumerate(products)))
+
+
+def _gram(z: Float64[np.ndarray, "b h w n"], axis: int) -> Float64[np.ndarray, "m m"]:
+    flat = np.moveaxis(z, axis, 0).reshape(z.shape[axis], -1)
+    return flat @ flat.T
+
+
+class Posteriors:
+    """The posteriors of many images; what a sampler asks for is computed then, and kept.
+
+    Args:
+        encode: gives the batches of `encode`, anew at each call.
+        sample: gives the batches of `samples`.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[], Iterable[Encoded]],
+        sample: Callable[[], Iterable[Float32[np.ndarray, "_b h w n"]]] = tuple,
+    ):
+        self._encode, self._sample = encode, sample
+
+    @functools.cached_property
+    def _batches(self) -> list[Encoded]:
+        return list(self._encode())
+
+    @functools.cached_property
+    def means(self) -> Float32[np.ndarray, "num d"]:
+        """The means m(x), one row an image."""
+        return np.concatenate([batch.means for batch in self._batches])
+
+    @functools.cached_property
+    def moments(self) -> Moments:
+        """The moments; without `means` before, one batch at a time is in memory."""
+        is_kept = "_batches" in self.__dict__
+        return moments(self._batches if is_kept else self._encode())
+
+    @functools.cached_property
+    def modes(self) -> Modes:
+        """The modes of one sample z ~ q(z|x) of every image."""
+        return modes(self._sample())
+
+
+def posteriors(
+    model: SpatialVAE, variables: PyTree, images: Num[np.ndarray, "num h w c"], key: PRNGKeyArray
+) -> Posteriors:
+    """The posteriors of these images; `key` is that of their samples."""
+    return Posteriors(
+        lambda: encode(model, variables, images),
+        lambda: samples(model, variables, key, images),
+    )

@@ -1,18 +1,23 @@
 """What all samplers share: the protocol, a key for every image, and the posteriors' noise."""
 
 import functools
-from typing import Protocol, runtime_checkable
+import math
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Key, PRNGKeyArray, PyTree
 
+from svae_jax.samplers.aggregate import Posteriors
+
 Keys = Key[Array, " count"]
 """A key for each image."""
 
 Shape = tuple[int, int, int]
 """Height, width and maps of a latent."""
+
+MOST_LATENTS = 8192  # of a sampler that holds a covariance of all latents, or a factor of it
 
 _BATCH = 250  # latents drawn at a time
 
@@ -22,11 +27,43 @@ _JITTERS = (0.0, 1e-12, 1e-10, 1e-8, 1e-6)
 
 @runtime_checkable
 class Sampler(Protocol):
-    """A distribution of latents; frozen and hashable, its arrays are given to each call."""
+    """A distribution of latents; frozen and hashable, its arrays are given to each call.
+
+    A dataclass: its fields other than `shape`, `seed` and `options` are settings of the fit, with
+    their defaults. A row in the table of `samplers` gives it a name.
+
+    Attributes:
+        options: the fields that matter only when drawing.
+        num_steps: steps of a fit; 1 for a closed form.
+    """
+
+    options: ClassVar[tuple[str, ...]]
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of a fit; 1 for a closed form."""
 
     @property
     def shape(self) -> Shape:
         """Height, width and maps of a latent."""
+
+    def check_shape(self) -> None:
+        """Raises ValueError where there can be no such sampler of latents of this shape."""
+
+    def init(self, posteriors: Posteriors) -> PyTree:
+        """The state before the first step, a tree of arrays."""
+
+    def step(self, state: PyTree, posteriors: Posteriors, count: int) -> PyTree:
+        """Makes `count` steps of the fit.
+
+        After the last of `num_steps`, `params` of the state are the arrays for `sample`.
+
+        Raises:
+            ValueError: the posteriors do not allow it; the message begins with a setting.
+        """
+
+    def params(self, state: PyTree) -> PyTree:
+        """The arrays for `sample`."""
 
     def sample(self, params: PyTree, keys: Keys) -> Float[Array, "count h w n"]:
         """Draws one latent for each key, float32.
@@ -35,6 +72,16 @@ class Sampler(Protocol):
             params: the arrays that fitting gave.
             keys: ``[count]``.
         """
+
+
+def fit(sampler: Sampler, posteriors: Posteriors) -> PyTree:
+    """All steps of a fit at once.
+
+    Returns:
+        The arrays for `sample`.
+    """
+    state = sampler.step(sampler.init(posteriors), posteriors, sampler.num_steps)
+    return sampler.params(state)
 
 
 def image_keys(key: PRNGKeyArray, count: int, first: Array | int = 0) -> Keys:
@@ -78,6 +125,65 @@ def draw(
         _draw_batch(sampler, params, key, jnp.int32(i)) for i in range(begin, first + count, _BATCH)
     ]
     return jnp.concatenate(batches)[first - begin : first - begin + count]
+
+
+def require(field: str, value: object, holds: bool, allowed: str) -> None:
+    """Raises ValueError, naming what is allowed, unless the field's value holds."""
+    if not holds:
+        raise ValueError(f"{field} must be {allowed}, got {value!r}")
+
+
+def check_latents(shape: Shape) -> None:
+    """Checks that a covariance of all latents can be held.
+
+    Raises:
+        ValueError: it cannot; the message names a sampler that needs none.
+    """
+    if (latents := math.prod(shape)) > MOST_LATENTS:
+        raise ValueError(
+            f"latents must be at most {MOST_LATENTS:,}, as it holds a covariance of all of them, "
+            f"got {latents:,}: take --sampler=kronecker"
+        )
+
+
+@runtime_checkable
+class Learned(Protocol):
+    """A sampler of many steps, which can be logged."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step."""
+
+    def logged(self, state: PyTree, count: int) -> tuple[dict[str, float], PyTree]:
+        """Metrics of the last `count` steps, and the state that counts anew."""
+
+
+class ClosedForm:
+    """A sampler whose fit is one step from nothing."""
+
+    options: ClassVar[tuple[str, ...]] = ()
+    num_steps: ClassVar[int] = 1
+
+    def check_shape(self) -> None:
+        """Latents of all shapes are possible."""
+
+    def init(self, posteriors: Posteriors) -> PyTree:
+        """Nothing."""
+        del posteriors
+        return {}
+
+    def step(self, state: PyTree, posteriors: Posteriors, count: int) -> PyTree:
+        """The arrays for `sample`."""
+        del state, count
+        return self.fit(posteriors)
+
+    def fit(self, posteriors: Posteriors) -> PyTree:
+        """The arrays for `sample`."""
+        raise NotImplementedError
+
+    def params(self, state: PyTree) -> PyTree:
+        """The state."""
+        return state
 
 
 def normal(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "count ..."]:

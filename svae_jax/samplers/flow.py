@@ -1,9 +1,10 @@
 """Flow matching: an ordinary differential equation from a Gaussian to the posteriors' means."""
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, PyTree
 
 from svae_jax.devices import compiler
 from svae_jax.samplers import base, velocity
-from svae_jax.samplers.aggregate import Moments
+from svae_jax.samplers.aggregate import Moments, Posteriors
 from svae_jax.samplers.base import Keys
 
 
@@ -50,6 +51,18 @@ class Fixed(NamedTuple):
     scale: Float32[Array | np.ndarray, " d"]
     factor: Float32[Array | np.ndarray, "d d"]
     noise: Float32[Array | np.ndarray, "n hw hw"]
+
+
+class Fit(NamedTuple):
+    """The state of a fit.
+
+    Attributes:
+        state: what changes.
+        fixed: what does not.
+    """
+
+    state: FlowState
+    fixed: Fixed
 
 
 @dataclass(frozen=True)
@@ -89,6 +102,22 @@ class Flow:
     noise: bool = False
     seed: int = 0
 
+    options: ClassVar[tuple[str, ...]] = ("noise", "ode_steps")
+
+    def __post_init__(self) -> None:
+        """Checks the settings."""
+        for field in ("width", "depth", "num_params", "num_steps", "batch_size"):
+            value = getattr(self, field)
+            base.require(field, value, value >= 1, "at least 1")
+        rate, decay = self.learning_rate, self.ema_decay
+        base.require("learning_rate", rate, 0 < rate < math.inf, "above 0 and finite")
+        base.require("ema_decay", decay, 0 <= decay < 1, "0 or above, below 1")
+
+    def check_shape(self) -> None:
+        """Raises ValueError above 8,192 latents, or where the network cannot be built."""
+        base.check_latents(self.shape)
+        _ = self.network
+
     @property
     def network(self) -> velocity.Velocity:
         """The network of the velocity."""
@@ -96,7 +125,7 @@ class Flow:
             self.shape, width=self.width, depth=self.depth, num_params=self.num_params
         )
 
-    def fixed(self, moments: Moments) -> Fixed:
+    def _fixed(self, moments: Moments) -> Fixed:
         """What fitting is given and does not change, from the posteriors' moments."""
         variances = np.diag(moments.of_means)
         # An entry that never changes is left as it is.
@@ -109,8 +138,13 @@ class Flow:
             noise=base.noise_factor(moments.of_noise),
         )
 
-    def init(self) -> FlowState:
+    def init(self, posteriors: Posteriors) -> Fit:
         """The state before the first update."""
+        _ = posteriors.means  # asked for first, as `step` needs them
+        fixed = jax.tree.map(jnp.asarray, self._fixed(posteriors.moments))
+        return Fit(self._init(), fixed)
+
+    def _init(self) -> FlowState:
         height, width, maps = self.shape
         x = jnp.zeros((1, height * width, maps))
         params = self.network.init(jax.random.fold_in(self._key, 0), x, jnp.zeros(1))
@@ -123,26 +157,23 @@ class Flow:
             loss=jnp.float32(0.0),
         )
 
-    def train(
-        self,
-        state: FlowState,
-        fixed: Fixed,
-        data: Float[Array, "num d"],
-        num_steps: int,
-    ) -> FlowState:
-        """Makes updates, in one compiled loop.
+    def step(self, state: Fit, posteriors: Posteriors, count: int) -> Fit:
+        """Makes `count` updates, in one compiled loop; another count compiles nothing anew.
 
-        Args:
-            state: donated.
-            fixed: from `Flow.fixed`.
-            data: from `standardise`, on the device.
-            num_steps: how many updates; another number compiles nothing anew.
+        The arrays of `state.state` are donated.
         """
-        return _train(self, state, fixed, data, jnp.int32(num_steps))
+        fixed = state.fixed
+        data = jnp.asarray(standardise(fixed, posteriors.means))
+        return Fit(_train(self, state.state, fixed, data, jnp.int32(count)), fixed)
 
-    def params(self, state: FlowState, fixed: Fixed) -> dict[str, PyTree]:
+    def logged(self, state: Fit, count: int) -> tuple[dict[str, float], Fit]:
+        """The mean loss of the last `count` updates, and a state that sums it anew."""
+        loss = float(state.state.loss) / count
+        return {"loss": loss}, Fit(state.state._replace(loss=jnp.float32(0.0)), state.fixed)
+
+    def params(self, state: Fit) -> dict[str, PyTree]:
         """The arrays for `sample`."""
-        return {**fixed._asdict(), "network": state.ema}
+        return {**state.fixed._asdict(), "network": state.state.ema}
 
     def sample(self, params: dict[str, PyTree], keys: Keys) -> Float[Array, "count h w n"]:
         """Draws one latent for each key, by Heun's method."""

@@ -8,13 +8,13 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from svae_jax.samplers import base
-from svae_jax.samplers.aggregate import Moments
+from svae_jax.samplers.aggregate import Posteriors
 from svae_jax.samplers.base import Keys
 from svae_jax.samplers.conditional import Factors
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(base.ClosedForm):
     """N(E[z], Cov[z]) over all h·w·n entries, where z follows the aggregate posterior.
 
     Attributes:
@@ -23,8 +23,13 @@ class Gaussian:
 
     shape: base.Shape
 
-    def fit(self, moments: Moments) -> dict[str, Float[np.ndarray, "..."]]:
+    def check_shape(self) -> None:
+        """Raises ValueError above 8,192 latents."""
+        base.check_latents(self.shape)
+
+    def fit(self, posteriors: Posteriors) -> dict[str, Float[np.ndarray, "..."]]:
         """The arrays for `sample`: `mean` ``[d]`` and the lower Cholesky `factor` ``[d, d]``."""
+        moments = posteriors.moments
         return {
             "mean": moments.mean.astype(np.float32),
             "factor": base.cholesky(moments.covariance).astype(np.float32),

@@ -2,15 +2,16 @@
 
 import warnings
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
 
 from svae_jax.samplers import base
-from svae_jax.samplers.aggregate import Moments
+from svae_jax.samplers.aggregate import Posteriors
 from svae_jax.samplers.base import Keys
 
 _RIDGE = 1e-3  # added to the variances of a component; in whitened space the whole has variance 1
@@ -18,7 +19,7 @@ _POINTS = 10  # images of a mixture component for each principal component, at l
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(base.ClosedForm):
     """A mixture with full covariances, of as many components as RAE's (Ghosh et al. 2020).
 
     It models the posteriors' means in the k leading principal components of their covariance,
@@ -44,17 +45,19 @@ class Mixture:
     noise: bool = False
     seed: int = 0
 
-    def fit(
-        self, means: Float32[np.ndarray, "num d"], moments: Moments
-    ) -> dict[str, Float[np.ndarray, "..."]]:
-        """Fits by expectation maximisation.
+    options: ClassVar[tuple[str, ...]] = ("noise",)
 
-        Args:
-            means: the posteriors' means, one row an image.
-            moments: those of the same images.
+    def __post_init__(self) -> None:
+        """Checks the settings."""
+        base.require("components", self.components, self.components >= 1, "at least 1")
+        base.require("share", self.share, 0 < self.share <= 1, "above 0, at most 1")
 
-        Returns:
-            The arrays for `sample`.
+    def check_shape(self) -> None:
+        """Raises ValueError above 8,192 latents."""
+        base.check_latents(self.shape)
+
+    def fit(self, posteriors: Posteriors) -> dict[str, Float[np.ndarray, "..."]]:
+        """The arrays for `sample`, by expectation maximisation.
 
         Raises:
             ValueError: there are fewer images than components.
@@ -63,6 +66,7 @@ class Mixture:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture
 
+        means, moments = posteriors.means, posteriors.moments
         if len(means) < self.components:
             raise ValueError(
                 f"components must be at most the number of images, {len(means)}, got "

@@ -1,6 +1,7 @@
 """The prior, with a temperature."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from svae_jax.samplers.conditional import Factors
 
 
 @dataclass(frozen=True)
-class Prior:
+class Prior(base.ClosedForm):
     """The model's prior; it needs no fit, and its arrays are the model's own.
 
     Attributes:
@@ -26,6 +27,8 @@ class Prior:
 
     prior: latents.Prior
     temperature: float = 1.0
+
+    options: ClassVar[tuple[str, ...]] = ("temperature",)
 
     def __post_init__(self) -> None:
         """Checks the temperature."""

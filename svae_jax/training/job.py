@@ -1,6 +1,7 @@
 """What a run is about: configuration, data and mesh, validated before anything compiles."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Num
 
 from svae_jax import config as configs
-from svae_jax import data, identity, likelihoods
+from svae_jax import data, identity, likelihoods, sizes
 from svae_jax.data import images as image_lib
 from svae_jax.data import record as records
 from svae_jax.data.record import Record
@@ -60,7 +61,7 @@ def prepare(
     arrays = None
     if images is not None:
         arrays = image_lib.from_python(images)
-        config = configs.for_arrays(config, next(iter(arrays.values())).shape[1:])
+    config = _resolved(config, arrays)
     mesh = sharding.make_mesh()
     configs.check(config, num_devices=mesh.size, own=model)
     workdir.create(directory)
@@ -94,6 +95,21 @@ def prepare(
     model = configs.model(config, record, model)
     recipe = configs.recipe(config, num_steps, model)
     return Job(config, directory, mesh, recipe, train_images, eval_images, record, num_steps)
+
+
+def _resolved(
+    config: ml_collections.ConfigDict, arrays: Mapping[str, Pixels] | None
+) -> ml_collections.ConfigDict:
+    """The configuration with the sizes of its images, and what follows from them."""
+    config = ml_collections.ConfigDict(config.to_dict())
+    if arrays is None:
+        config.dataset.update(data.resolved(config.dataset.to_dict()))
+    else:
+        shape = next(iter(arrays.values())).shape[1:]
+        data.check_shape(sizes.image_shape(config), shape)
+        fields = dict(zip(data.SIDES, shape, strict=True))
+        config.dataset.update(name=data.ARRAYS, **fields)
+    return sizes.resolved(config)
 
 
 def _channel_basis(images: Pixels) -> records.Basis:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from svae_jax import config as configs
-from svae_jax import files, identity
+from svae_jax import files, identity, sizes
 from svae_jax import model as models
 from svae_jax.devices import runtime, sharding
 from svae_jax.errors import UserError
@@ -21,7 +21,7 @@ from svae_jax.run import interrupt, workdir
 from svae_jax.run.checkpoint import Checkpointer
 from svae_jax.run.progress import Progress
 from svae_jax.run.writer import Writer, truncate
-from svae_jax.training import feed, start, step
+from svae_jax.training import cost, feed, start, step
 from svae_jax.training import job as jobs
 from svae_jax.training.metrics import TrainMetrics
 
@@ -48,8 +48,8 @@ def train(
         model: trained instead of the one that the configuration's `latent` and `model` describe.
         images: arrays (train, test) instead of the data set of the configuration, or arrays by the
             names of their splits: each ``[N, H, W, C]`` or ``[N, H, W]`` of uint8, uint16 or
-            floats, in memory or memory-mapped. `dataset.image_size` and `dataset.channels` are
-            those of the arrays, `dataset.value_range` their range.
+            floats, in memory or memory-mapped. `dataset.height`, `width` and `channels`
+            are those of the arrays, `dataset.value_range` their range.
 
     Returns:
         The content of `result.json`: step, held-out metrics, images per second of training,
@@ -69,6 +69,8 @@ def train(
             if is_first:
                 identity.keep_places(job.directory, job.config)
             return before
+        if is_first and sizes.AUTO in (config.model.encoder, config.model.decoder):
+            terminal.say(cost.summary(job))
         result = {**wanted, **run(job, is_first)}
         if before.get("step") == job.num_steps:  # only the evaluation was repeated
             result["images_per_second"] = before["images_per_second"]
@@ -110,7 +112,9 @@ def _restore_or_init(job: jobs.Job, checkpoints: Checkpointer) -> LoopState:
         jax.eval_shape(init),
     )
     identity, defaults = (configs.identity(c) for c in (job.config, configs.from_dict({})))
-    restored = checkpoints.restore(target, config=identity, defaults=defaults)
+    restored = checkpoints.restore(
+        target, config=identity, defaults=defaults, migrate=configs.migrated
+    )
     if restored is not None:
         return restored[1]
     begin = init()

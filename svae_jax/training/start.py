@@ -15,7 +15,7 @@ from svae_jax.errors import UserError
 from svae_jax.evaluation import bounds, closed_forms, steps
 from svae_jax.model import start_at_pca
 from svae_jax.recipe import stream
-from svae_jax.samplers import aggregate
+from svae_jax.samplers import MOST_LATENTS, aggregate
 from svae_jax.training.job import Job
 from svae_jax.training.step import TrainState
 
@@ -48,7 +48,9 @@ def initial(job: Job, state: TrainState) -> TrainState:
         if np.ndim(params.get("log_sigma", 0.0)) and job.recipe.likelihood.has_optimal:
             params["log_sigma"] = jnp.log(fit_scale(job, params, batch_stats))
         prior: Any = job.recipe.model.prior
-        if hasattr(prior, "of_moments"):  # a user's own prior may have no such closed form
+        # A user's own prior may have no such closed form, which takes a covariance of all latents.
+        few = job.recipe.model.num_latents <= MOST_LATENTS
+        if hasattr(prior, "of_moments") and few:
             params["prior"] = fit_prior(job, prior, params, batch_stats)
     if jax.process_count() > 1:
         params = multihost_utils.broadcast_one_to_all(params)

@@ -27,7 +27,8 @@ def test_the_elbo_is_that_of_the_run(trained_run, evaluated):
     metrics = json.loads((trained_run / "result.json").read_text())["metrics"]
     bounds = evaluated["bounds"]
     for name in ("elbo", "kl", "reconstruction", "bits_per_dim"):
-        assert bounds[name]["value"] == pytest.approx(metrics[f"eval/{name}"], rel=1e-6)
+        # To the rounding of two programs: this one computes all metrics.
+        assert bounds[name]["value"] == pytest.approx(metrics[f"eval/{name}"], rel=1e-5)
     assert bounds["sigma"] == metrics["eval/sigma"]
     assert evaluated["num_images"] == 20
 

@@ -98,17 +98,17 @@ def test_interrupted_anywhere_a_flow_ends_in_the_same_bits(run, monkeypatch):
     """Also one that is logged and saved at other steps."""
     fitting.fit(run, "flow", tiny("flow"))
     whole = _fingerprint(run)
-    train = samplers.Flow.train
+    step = samplers.Flow.step
     for last in range(5):
         shutil.rmtree(run / "samplers")
 
-        def dying(self, state, fixed, data, num_steps, last=last):
-            if int(state.step) == last:
+        def dying(self, state, posteriors, count, last=last):
+            if int(state.state.step) == last:
                 raise Interrupted
-            return train(self, state, fixed, data, num_steps)
+            return step(self, state, posteriors, count)
 
         with monkeypatch.context() as patch:
-            patch.setattr(samplers.Flow, "train", dying)
+            patch.setattr(samplers.Flow, "step", dying)
             with pytest.raises(Interrupted):
                 fitting.fit(run, "flow", tiny("flow"))
         if last >= 2:
@@ -123,7 +123,7 @@ def test_interrupted_anywhere_a_flow_ends_in_the_same_bits(run, monkeypatch):
 
 def test_a_finished_fit_returns_at_once(run, monkeypatch):
     result = fitting.fit(run, "gaussian", tiny("gaussian"))
-    monkeypatch.setattr(fitting, "_encode", None)
+    monkeypatch.setattr(fitting, "_posteriors", None)
     assert fitting.fit(run, "gaussian", tiny("gaussian")) == result
 
 
@@ -183,7 +183,7 @@ def test_what_is_not_fitted_is_refused_with_the_command_that_fits_it(run):
     ("name", "changed", "message"),
     [
         ("prior", {}, "--sampler=prior needs no fit"),
-        ("flaw", {}, "--sampler=flaw must be one of prior, gaussian, mixture, flow"),
+        ("flaw", {}, "--sampler=flaw must be one of prior, gaussian, kronecker, mixture, flow"),
         ("flow", {"flow.num_steps": 0}, "flow.num_steps must be at least 1, got 0"),
         ("flow", {"flow.num_params": 1}, "flow.num_params must be at least"),
         ("flow", {"flow.learning_rate": -1.0}, "flow.learning_rate must be above 0"),

@@ -32,7 +32,8 @@ def saved(image, format="PNG", **options):
 
 
 def converted(image, channels, size=None, crop=None):
-    return to_array(image, size=size or image.height, channels=channels, crop=crop)
+    size = size or image.height
+    return to_array(image, image_shape=(size, size, channels), crop=crop)
 
 
 def name(kind):
@@ -219,7 +220,7 @@ def test_loaded_images_are_converted_too():
 
 
 def batches(readers, count=None, convert=None):
-    convert = convert or functools.partial(to_array, size=4, channels=3, crop=None)
+    convert = convert or functools.partial(to_array, image_shape=(4, 4, 3), crop=None)
     names = ((f"image {number}", read) for number, read in enumerate(readers))
     count = len(readers) if count is None else count
     return decode(names, convert, count=count, title="set", field="dataset.name='set'")

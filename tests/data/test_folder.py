@@ -33,12 +33,11 @@ def root(tmp_path):
 
 @pytest.fixture
 def load(root, tmp_path):
-    def load(split="all", image_size=8, channels=3, order=data.BY_PATH):
+    def load(split="all", image_shape=(8, 8, 3), order=data.BY_PATH):
         return data.load(
             "folder",
             split,
-            image_size=image_size,
-            channels=channels,
+            image_shape=image_shape,
             data_dir=str(root),
             cache_dir=str(tmp_path / "cache"),
             order=order,
@@ -173,7 +172,7 @@ def test_files_of_every_kind_in_one_folder(root, load, channels, caplog):
         shown = on_white(colours, alphas)
         expected.append(luma(shown) if channels == 1 else shown)
         clear += (alphas < 255).any()
-    np.testing.assert_allclose(load(channels=channels), expected, rtol=0, atol=1.001)
+    np.testing.assert_allclose(load(image_shape=(8, 8, channels)), expected, rtol=0, atol=1.001)
     grey = sum(kind.is_grey for kind in KINDS)
     counts = {
         "grey to RGB": grey if channels == 3 else 0,
@@ -186,7 +185,7 @@ def test_files_of_every_kind_in_one_folder(root, load, channels, caplog):
     assert where == f"folder {root} all"
     assert set(told.split(", ")) == {f"{count} {step}" for step, count in counts.items() if count}
     caplog.clear()
-    load(channels=channels)  # from the cache
+    load(image_shape=(8, 8, channels))  # from the cache
     assert not warnings(caplog)
 
 
@@ -195,7 +194,7 @@ def test_nothing_is_said_of_files_that_fit(root, load, caplog):
     colour = save(noise(8, 8, 3), root / "colour" / "b.png")
     opaque = np.concatenate([colour, np.full((8, 8, 1), 255, np.uint8)], -1)
     save(opaque, root / "colour" / "c.png")
-    np.testing.assert_array_equal(load("grey", channels=1), [grey[..., None]])
+    np.testing.assert_array_equal(load("grey", image_shape=(8, 8, 1)), [grey[..., None]])
     np.testing.assert_array_equal(load("colour"), [colour, colour])
     assert not warnings(caplog)
 
@@ -313,7 +312,7 @@ def test_no_directory(tmp_path, data_dir):
     (tmp_path / "file").touch()
     place = data_dir and str(tmp_path / data_dir)
     with pytest.raises(UserError, match=r"dataset\.data_dir=.*not a directory"):
-        data.load("folder", "all", image_size=8, channels=3, data_dir=place)
+        data.load("folder", "all", image_shape=(8, 8, 3), data_dir=place)
 
 
 def test_no_images(root, load):

@@ -187,7 +187,7 @@ def test_the_digest_is_the_same_wherever_images_come_from(describe, tmp_path, sm
     for i, image in enumerate(LEVELS):
         Image.fromarray(image).save(tmp_path / "folder" / f"{i}.png")
     places = {"data_dir": str(tmp_path / "folder"), "cache_dir": str(tmp_path / "cache")}
-    read = data.load("folder", "all", image_size=4, channels=3, **places)
+    read = data.load("folder", "all", image_shape=(4, 4, 3), **places)
     assert isinstance(read, np.memmap)
     assert describe(read) == expected
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from svae_jax import data
 from svae_jax.data import sources
-from svae_jax.data.sources.base import Source
+from svae_jax.data.sources.base import ArraySource, Source
 from svae_jax.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 6, 8, 3)).astype(np.uint8)
@@ -44,7 +44,7 @@ def load(tmp_path, monkeypatch):
 
     def load(split, name="waves", channels=3):
         places = {"data_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
-        return data.load(name, split, image_size=6, channels=channels, **places)
+        return data.load(name, split, image_shape=(6, 6, channels), **places)
 
     return load
 
@@ -80,4 +80,6 @@ def test_rows_of_the_table_are_sources(name, tmp_path, monkeypatch):
     monkeypatch.setitem(shapes.SPLITS, "train", 3)
     monkeypatch.setitem(shapes.SPLITS, "test", 2)
     Image.fromarray(IMAGES[0]).save(tmp_path / "a.png")
-    assert isinstance(sources.SOURCES[name](str(tmp_path), tmp_path / "cache"), Source)
+    np.save(tmp_path / "a.npy", IMAGES)
+    source = sources.SOURCES[name](str(tmp_path), tmp_path / "cache")
+    assert isinstance(source, ArraySource if name == "array" else Source)

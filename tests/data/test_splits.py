@@ -75,7 +75,7 @@ def colour(tiny, tfds, places):
 
 
 def load_colour(places, split="train", **options):
-    return data.load("tiny_colour", split, **{"image_size": 6, "channels": 3, **places, **options})
+    return data.load("tiny_colour", split, **{"image_shape": (6, 6, 3), **places, **options})
 
 
 def shards(places, name="tiny_colour"):
@@ -97,8 +97,7 @@ def test_cifar10_bit_for_bit(tfds, tmp_path):
         images = data.load(
             "cifar10",
             split,
-            image_size=32,
-            channels=3,
+            image_shape=(32, 32, 3),
             data_dir=data_dir,
             cache_dir=str(tmp_path),
         )
@@ -106,7 +105,7 @@ def test_cifar10_bit_for_bit(tfds, tmp_path):
 
 
 def test_all_splits_in_a_row(tmp_path):
-    options = {"image_size": 32, "channels": 3, "cache_dir": str(tmp_path)}
+    options = {"image_shape": (32, 32, 3), "cache_dir": str(tmp_path)}
     options["data_dir"] = real_data_dir("cifar10")
     both = data.load("cifar10", "all[49998:50002]", **options)
     apart = data.load("cifar10", "train[49998:]+test[:2]", **options)
@@ -122,7 +121,7 @@ def test_celeb_a_is_cropped_to_the_face(tfds, tmp_path):
     faces = raw[:, 35:183, 15:163]
     assert faces.shape[1:] == (148, 148, 3)
     expected = tf.image.resize(faces, (64, 64), method="bicubic", antialias=True).numpy()
-    options = {"image_size": 64, "channels": 3, "data_dir": data_dir}
+    options = {"image_shape": (64, 64, 3), "data_dir": data_dir}
     images = data.load("celeb_a", split, **options, cache_dir=str(tmp_path))
     difference = abs(images - expected.clip(0, 255))
     assert difference.mean() < 1
@@ -162,7 +161,7 @@ def test_cached_once(colour, places, monkeypatch):
 def test_environment_names_the_directories(colour, places, monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", places["data_dir"])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    images = data.load("tiny_colour", "train", image_size=6, channels=3)
+    images = data.load("tiny_colour", "train", image_shape=(6, 6, 3))
     np.testing.assert_array_equal(images, colour)
     assert list((tmp_path / "xdg" / "svae_jax").glob("tiny_colour*.npy"))
 
@@ -188,7 +187,7 @@ def test_two_sets_of_one_name_and_version_are_told_apart(colour, places, tiny, t
 
 def test_sizes_and_kinds_get_arrays_of_their_own(colour, places):
     assert load_colour(places).shape == (60, 6, 6, 3)
-    assert load_colour(places, image_size=4).shape == (60, 4, 4, 3)
+    assert load_colour(places, image_shape=(4, 4, 3)).shape == (60, 4, 4, 3)
     assert load_colour(places, "train[:5]").shape == (5, 6, 6, 3)
     assert len(cached(places)) == 3
 
@@ -202,17 +201,17 @@ def test_grey_set(tiny, tfds, places, caplog):
     feature = tfds.features.Image(shape=(6, 6, 1))
     tiny(places["data_dir"], "tiny_grey", {"image": feature}, [{"image": i} for i in images])
     caplog.clear()
-    loaded = data.load("tiny_grey", "train", image_size=6, channels=1, **places)
+    loaded = data.load("tiny_grey", "train", image_shape=(6, 6, 1), **places)
     np.testing.assert_array_equal(loaded, images)
     assert not warnings(caplog)
-    repeated = data.load("tiny_grey", "train", image_size=6, channels=3, **places)
+    repeated = data.load("tiny_grey", "train", image_shape=(6, 6, 3), **places)
     np.testing.assert_array_equal(repeated, images.repeat(3, axis=-1))
     assert warnings(caplog) == ["tiny_grey/1.0.0 train: converted 4 grey to RGB"]
 
 
 def test_colour_set_as_grey(colour, places, caplog):
     caplog.clear()
-    grey = load_colour(places, channels=1)
+    grey = load_colour(places, image_shape=(6, 6, 1))
     np.testing.assert_allclose(grey[..., 0], colour @ [0.299, 0.587, 0.114], atol=0.51)
     assert warnings(caplog) == ["tiny_colour/1.0.0 train: converted 60 colour to grey"]
 
@@ -221,7 +220,7 @@ def test_set_with_alpha(tiny, tfds, places):
     images = noise(3, 4, 6, 6, 4)
     feature = tfds.features.Image(shape=(6, 6, 4))
     tiny(places["data_dir"], "tiny_alpha", {"image": feature}, [{"image": i} for i in images])
-    loaded = data.load("tiny_alpha", "train", image_size=6, channels=3, **places)
+    loaded = data.load("tiny_alpha", "train", image_shape=(6, 6, 3), **places)
     share = images[..., 3:] / 255
     np.testing.assert_allclose(loaded, share * images[..., :3] + (1 - share) * 255, atol=0.51)
 
@@ -236,7 +235,7 @@ def test_records_are_decoded_as_tfds_decodes_them(tiny, tfds, places, tmp_path, 
     rows = [{"image": str(file)} for file in files]
     tiny(places["data_dir"], "tiny_files", {"image": tfds.features.Image(shape=(6, 6, 3))}, rows)
     caplog.clear()
-    loaded = data.load("tiny_files", "train", image_size=6, channels=3, **places)
+    loaded = data.load("tiny_files", "train", image_shape=(6, 6, 3), **places)
     stored = tfds.load("tiny_files", split="train", data_dir=places["data_dir"], batch_size=-1)
     np.testing.assert_array_equal(loaded, tfds.as_numpy(stored)["image"])
     assert not warnings(caplog)
@@ -255,7 +254,7 @@ def few_shapes(monkeypatch):
 
 
 def load_shapes(places, split="train"):
-    return data.load("shapes", split, image_size=32, channels=3, **places)
+    return data.load("shapes", split, image_shape=(32, 32, 3), **places)
 
 
 def test_shapes_are_prepared_in_the_cache(few_shapes, places):
@@ -320,8 +319,9 @@ def test_all_shapes(places):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"image_size": 0}, r"dataset\.image_size=0"),
-        ({"channels": 2}, r"dataset\.channels=2"),
+        ({"image_shape": (0, 6, 3)}, r"dataset\.height=0"),
+        ({"image_shape": (6, -1, 3)}, r"dataset\.width=-1"),
+        ({"image_shape": (6, 6, 2)}, r"dataset\.channels=2"),
         ({"split": "trian"}, r"dataset\.split.*'trian'.* has train \(60 images\)"),
         ({"split": "train["}, r"'train\['"),
         ({"split": "train[5:5]"}, "holds no image"),
@@ -340,7 +340,7 @@ def test_bad_requests(colour, places, options, match):
 )
 def test_unknown_sets(places, name, near):
     with pytest.raises(UserError, match=r"dataset\.name=.*" + near) as error:
-        data.load(name, "train", image_size=32, channels=3, **places)
+        data.load(name, "train", image_shape=(32, 32, 3), **places)
     assert "\n" not in str(error.value)
 
 
@@ -359,7 +359,7 @@ def test_sets_without_one_image(tiny, tfds, places):
         tiny(places["data_dir"], name, features, [row])
 
     def load(name, channels=3):
-        return data.load(name, "train", image_size=2, channels=channels, **places)
+        return data.load(name, "train", image_shape=(2, 2, channels), **places)
 
     with pytest.raises(UserError, match="hold no images"):
         load("tiny_numbers")
@@ -389,7 +389,7 @@ def test_a_set_that_cannot_be_downloaded(tfds, places, monkeypatch):
 
     start = time.monotonic()
     with pytest.raises(UserError) as error:
-        data.load("tiny_remote", "train", image_size=2, channels=3, **places)
+        data.load("tiny_remote", "train", image_shape=(2, 2, 3), **places)
     assert time.monotonic() - start < 20
     message = str(error.value)
     for part in ("tiny_remote", places["data_dir"], "dataset.data_dir", "TFDS_DATA_DIR"):
@@ -432,7 +432,7 @@ def test_damaged_image_in_an_intact_record(tiny, tfds, places, tmp_path):
     rows = [{"image": noise(0, 2, 2, 3)}, {"image": str(broken)}]
     tiny(places["data_dir"], "tiny_broken", {"image": feature}, rows)
     with pytest.raises(UserError, match=r"1 of 2 images cannot be decoded: image 1 of tiny_broken"):
-        data.load("tiny_broken", "train", image_size=2, channels=3, **places)
+        data.load("tiny_broken", "train", image_shape=(2, 2, 3), **places)
     assert not cached(places)
 
 
@@ -473,7 +473,7 @@ def test_a_cached_split_needs_no_tensorflow(colour, places):
         import sys
         from svae_jax import data
         assert "tensorflow_datasets" not in sys.modules
-        images = data.load("tiny_colour", "train", image_size=6, channels=3, **places)
+        images = data.load("tiny_colour", "train", image_shape=(6, 6, 3), **places)
         assert images.shape == (60, 6, 6, 3)
         assert "tensorflow" not in sys.modules
     """
@@ -487,7 +487,7 @@ def test_tfds_prints_nothing(places):
         from svae_jax.data.sources import shapes
         shapes.SPLITS.update(train=3, test=2)
         from svae_jax import data
-        data.load("shapes", "train", image_size=32, channels=3, **places)
+        data.load("shapes", "train", image_shape=(32, 32, 3), **places)
     """
     result = run(code, places)
     assert result.stdout == ""

@@ -25,7 +25,7 @@ def smooth(seed, count):
 @pytest.fixture(scope="module")
 def floors():
     config = tiny.config("", "")
-    config.dataset.image_size = 4
+    config.dataset.update(height=4, width=4)
     config.latent.update(name="mvn", height=2, width=2, maps=3)
     config.model.update(encoder="none", decoder="none", linear="pca")
     config.batch_size = 100

@@ -12,10 +12,12 @@ from svae_jax import recipe as recipe_lib
 from svae_jax.devices import sharding
 from svae_jax.evaluation import reconstruction, steps
 from svae_jax.model import SpatialVAE, networks
+from svae_jax.model.layers import Style
 from svae_jax.model.vae import Outputs
 from svae_jax.pixels import UINT8
 from svae_jax.training import step
 
+ONE = np.asarray(1, np.float32)  # the scale
 COUNT = 29  # the last batch of 12 holds 5
 
 
@@ -27,7 +29,7 @@ def pixels():
 
 
 def a_recipe(tiny_config, name="lowrank", rank=1):
-    tiny_config.dataset.image_size = 16
+    tiny_config.dataset.update(height=16, width=16)
     tiny_config.latent.update(name=name, rank=rank)
     tiny_config.model.update(encoder="3x3/4/s2 3x3/8/s2", decoder="3x3/6 3x3/4 3x3/4/s2 3x3/image")
     recipe = configs.recipe(tiny_config, 1)
@@ -47,7 +49,8 @@ def by_batches(recipe, variables, pixels):
 
 def test_errors_and_similarity_are_scikit_images(tiny_config, pixels):
     recipe, variables = a_recipe(tiny_config)
-    found, _ = reconstruction.evaluate(recipe, variables, pixels, sharding.make_mesh())
+    found = reconstruction.evaluate(recipe, variables, pixels, ONE, sharding.make_mesh())[0]
+    found = found["reconstruction"]
     x = np.asarray(UINT8.to_float(pixels), np.float64)
     f = by_batches(recipe, variables, pixels).outputs
     f = np.asarray(f, np.float64)
@@ -66,16 +69,16 @@ def test_errors_and_similarity_are_scikit_images(tiny_config, pixels):
         ],
     }  # fmt: skip
     for name, values in expected.items():
-        estimate = getattr(found, name)
+        estimate = found[name]
         assert estimate.value == pytest.approx(np.mean(values), rel=1e-5, abs=1e-5), name
         error = np.std(values, ddof=1) / np.sqrt(COUNT)
         assert estimate.standard_error == pytest.approx(error, rel=1e-3), name
     mse = np.array(expected["mse"])
-    assert found.psnr_of_mse.value == pytest.approx(10 * np.log10(4 / mse.mean()), rel=1e-6)
+    assert found["psnr_of_mse"].value == pytest.approx(10 * np.log10(4 / mse.mean()), rel=1e-6)
     # The delete-one jackknife.
     left_out = [10 * np.log10(4 / np.delete(mse, i).mean()) for i in range(COUNT)]
     jackknife = np.sqrt((COUNT - 1) * np.var(left_out))
-    assert found.psnr_of_mse.standard_error == pytest.approx(jackknife, rel=0.1)
+    assert found["psnr_of_mse"].standard_error == pytest.approx(jackknife, rel=0.1)
 
 
 class Perfect(SpatialVAE):
@@ -91,12 +94,14 @@ class Perfect(SpatialVAE):
 
 @pytest.mark.parametrize("size", [5, 6, 32])
 def test_a_perfect_reconstruction_has_similarity_one_also_of_small_images(size):
-    posterior, style = latents.make("naive", height=1, width=1, maps=1), networks.Style()
+    posterior, style = latents.make("naive", height=1, width=1, maps=1), Style()
     gaussian = likelihoods.make("gaussian", image_shape=(size, size, 1))
     unused = networks.Encoder((), posterior, style), networks.Decoder((), gaussian, style)
     model = Perfect(posterior, *unused, likelihood=gaussian)
     batch = np.random.default_rng(0).integers(0, 256, (3, size, size, 1)).astype(np.uint8)
-    outputs = steps.reconstruction_step(model, {}, jax.random.key(0), jnp.asarray(batch))
+    outputs = steps.eval_step(
+        model, {}, jax.random.key(0), jnp.asarray(batch), 1.0, ("mse", "ssim")
+    )
     np.testing.assert_allclose(outputs["ssim"], 1, rtol=1e-5)
     np.testing.assert_array_equal(outputs["mse"], 0)
 
@@ -105,7 +110,7 @@ def test_active_units_are_numpys(tiny_config, pixels):
     recipe, variables = a_recipe(tiny_config, "naive")
     # Spread the means around the threshold.
     variables = jax.tree.map(lambda leaf: 1.2 * leaf, variables)
-    _, used = reconstruction.evaluate(recipe, variables, pixels, sharding.make_mesh())
+    _, used = reconstruction.evaluate(recipe, variables, pixels, ONE, sharding.make_mesh())
     means = recipe.model.posterior.mean(by_batches(recipe, variables, pixels).params)
     active = np.var(np.asarray(means, np.float64), axis=0, ddof=1) > 0.01
     assert 0 < used.active_units < active.size
@@ -117,7 +122,7 @@ def test_active_units_are_numpys(tiny_config, pixels):
 @pytest.mark.parametrize("name", ["naive", "mvn", "lowrank", "mvn_full"])
 def test_kl_per_map_and_location_sum_to_the_kl(tiny_config, pixels, name):
     recipe, variables = a_recipe(tiny_config, name)
-    _, used = reconstruction.evaluate(recipe, variables, pixels, sharding.make_mesh())
+    _, used = reconstruction.evaluate(recipe, variables, pixels, ONE, sharding.make_mesh())
     posterior = recipe.model.posterior
     params = by_batches(recipe, variables, pixels).params
     kl = np.asarray(posterior.kl(params), np.float64)

@@ -152,7 +152,7 @@ def test_all_configurations_can_be_trained(sizes):
         for model in {*MODELS, *latents.names()}:
             config = configuration(sizes, data, model, dtype="bfloat16")
             configs.check(config, num_devices=1)
-            assert (*2 * [config.dataset.image_size], 3) in BY_SHAPE
+            assert (config.dataset.height, config.dataset.width, 3) in BY_SHAPE
 
 
 @pytest.mark.parametrize("sizes", [FULL, TINY], ids=["full", "tiny"])

@@ -22,7 +22,7 @@ from svae_jax.errors import UserError
 def tiny(arg="lowrank", **model):
     """One layer that pads more on one side, and one that leaves a pixel unused, each way."""
     config = configs.base()
-    config.dataset.update(image_size=16, channels=3)
+    config.dataset.update(height=16, width=16, channels=3)
     configs.latent_from_arg(config, arg, d=3, N=16, C=9)
     config.model.update(encoder="3x3/4/s2 3x3/8/s2/valid", decoder="3x3/16 3x3/8 5x5/image/s2")
     config.model.update(model)

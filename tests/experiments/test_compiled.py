@@ -22,7 +22,8 @@ NUM_IMAGES = 100_000
 DATA_BYTES = NUM_IMAGES * 28 * 28 * 3
 TINY = (
     "--config=configs/shapes.py:lowrank,N=4",
-    "--config.dataset.image_size=28",
+    "--config.dataset.height=28",
+    "--config.dataset.width=28",
     "--config.model.encoder=3x3/4/s2 3x3/8/s2",
     "--config.model.decoder=3x3/6 3x3/4 7x7/4/valid 3x3/image/s2",
     "--config.batch_size=12",

@@ -31,7 +31,7 @@ from experiments.sweep.trial import Trial
 from svae_jax import command_line
 from svae_jax import config as configs
 from svae_jax.errors import UserError
-from svae_jax.model import networks
+from svae_jax.model import stacks
 from tests.command_line import COMPILED_QUICKLY, ROOT
 
 NUM_STEPS = 120
@@ -43,7 +43,7 @@ from svae_jax import config as configs
 
 def get_config(arg="lowrank"):
     config = configs.base()
-    config.dataset.update(name="folder", data_dir={images!r}, image_size=8, channels=3)
+    config.dataset.update(name="folder", data_dir={images!r}, height=8, width=8, channels=3)
     config.dataset.cache_dir = {cache!r}
     config.model.update(encoder="3x3/4/s2 3x3/8/s2", decoder="3x3/6 3x3/4 3x3/image")
     configs.latent_from_arg(config, arg, d=3, N=4, C=8)
@@ -440,8 +440,8 @@ def test_more_or_fewer_maps_leave_the_decoder_its_size(name, sweep, least, tmp_p
             trial.arguments[0].partition("=")[2], trial.arguments[1:]
         )
         layers = configs.model(config).decoder.layers
-        style = networks.Style(norm=config.model.norm)
-        size = networks.num_decoder_params(layers, config.latent.maps, style)
+        style = layers.Style(norm=config.model.norm)
+        size = stacks.num_decoder_params(layers, config.latent.maps, style)
         sizes.setdefault(config.model.norm == "none", []).append(size)
     first, *others = max(sizes.values(), key=len)  # norms have parameters of their own
     assert len(others) >= least

@@ -13,6 +13,7 @@ from svae_jax import latents, likelihoods
 from svae_jax import model as models
 from svae_jax.evaluation import steps
 from svae_jax.model import linear
+from svae_jax.model.layers import Style
 from svae_jax.model.linear import LinearPath
 
 SHAPE = (8, 8, 3)
@@ -61,7 +62,7 @@ def _log_prob(path, found, images):
 
 def _config(name, **options):
     config = configs.base()
-    config.dataset.update(image_size=8, channels=3)
+    config.dataset.update(height=8, width=8, channels=3)
     config.latent.update(name=name, height=2, width=2, maps=4)
     config.model.update(encoder="none", decoder="none", linear="pca")
     config.objective.sigma = "learned"
@@ -150,7 +151,7 @@ def test_a_smaller_image_is_the_closest_one_and_grows_bilinearly():
 def test_what_a_smaller_image_lacks_counts_as_noise(name):
     """At the start, σ is near the root mean squared error of the model's samples."""
     images = _images(500, (12, 12, 1)).astype(np.float32)
-    config = _config(name, dataset__image_size=12, dataset__channels=1)
+    config = _config(name, dataset__height=12, dataset__width=12, dataset__channels=1)
     size = {"vector": (1, 1, 6), "mvn": (3, 3, 2)}[name]
     config.latent.update(height=size[0], width=size[1], maps=size[2])
     if name == "vector":
@@ -200,7 +201,7 @@ def test_a_likelihood_of_logits_has_no_linear_path_but_one_of_pixels():
     posterior = latents.make("mvn", height=2, width=2, maps=2)
     prior = latents.make_prior("standard", height=2, width=2, maps=2)
     p_x = likelihoods.make("gaussian", image_shape=SHAPE)
-    stacks = {"encoder": "none", "decoder": "none", "style": models.vae.networks.Style()}
+    stacks = {"encoder": "none", "decoder": "none", "style": Style()}
     with pytest.raises(ValueError, match=r"encoder: 'none' goes with .* a linear path"):
         models.make(posterior, p_x, prior=prior, **stacks)
     model = models.make(posterior, p_x, prior=prior, has_linear_path=True, **stacks)

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from svae_jax.model import networks, norms
+from svae_jax.model import layers, norms
 
 
 def _arrays(dtype):
@@ -43,7 +43,7 @@ def test_values_and_gradients(x64, monkeypatch, platform):
 def test_the_module_is_flaxs(dtype):
     """To the last bit, so that runs and checkpoints do not depend on which of them trained."""
     x, *_ = _arrays(dtype)
-    ours = networks.BatchNorm(dtype)
+    ours = layers.BatchNorm(dtype)
     variables = ours.init(jax.random.key(0), x, train=True)
     variables["params"] = jax.tree.map(lambda a: a + 0.5, variables["params"])
     for train in (True, False):

@@ -7,7 +7,7 @@ import pytest
 
 from svae_jax import samplers
 from svae_jax.samplers import aggregate, flow, velocity
-from tests.samplers.toys import clusters, encoded, share_between
+from tests.samplers.toys import clusters, encoded, of, share_between
 
 SMALL = {
     "width": 32, "depth": 1, "num_params": 15_000, "batch_size": 256, "learning_rate": 3e-3,
@@ -15,12 +15,9 @@ SMALL = {
 }  # fmt: skip
 
 
-def fit(sampler, batches, num_steps=None):
-    moments = aggregate.moments(batches)
-    fixed = sampler.fixed(moments)
-    data = jnp.asarray(flow.standardise(fixed, aggregate.means(batches)))
+def fit(sampler, posteriors, num_steps=None):
     steps = sampler.num_steps if num_steps is None else num_steps
-    return sampler.params(sampler.train(sampler.init(), fixed, data, steps), fixed)
+    return sampler.params(sampler.step(sampler.init(posteriors), posteriors, steps))
 
 
 def draw(sampler, params, count):
@@ -38,42 +35,40 @@ def errors_of_moments(points, moments):
 
 def test_an_untrained_flow_is_the_gaussian_of_the_means():
     rng = np.random.default_rng(0)
-    batches = encoded(rng.normal(size=(500, 4)) @ rng.normal(size=(4, 4)) + 2.0)
+    posteriors = encoded(rng.normal(size=(500, 4)) @ rng.normal(size=(4, 4)) + 2.0)
     sampler = samplers.Flow((2, 2, 1), **SMALL)
-    points = draw(sampler, fit(sampler, batches, num_steps=0), 4000)
-    mean, covariance = errors_of_moments(points, aggregate.moments(batches))
+    points = draw(sampler, fit(sampler, posteriors, num_steps=0), 4000)
+    mean, covariance = errors_of_moments(points, posteriors.moments)
     assert mean < 0.06
     assert covariance < 0.08
 
 
 def test_a_flow_separates_clusters_and_keeps_their_mean_and_covariance():
-    batches = encoded(clusters(2000))
+    posteriors = encoded(clusters(2000))
     sampler = samplers.Flow((1, 1, 4), num_steps=1000, **SMALL)
-    points = draw(sampler, fit(sampler, batches), 4000)
+    points = draw(sampler, fit(sampler, posteriors), 4000)
     assert share_between(points) < 0.02
-    mean, covariance = errors_of_moments(points, aggregate.moments(batches))
+    mean, covariance = errors_of_moments(points, posteriors.moments)
     assert mean < 0.05
     assert covariance < 0.05
 
 
 def test_updates_in_one_call_are_those_in_many():
-    batches = encoded(clusters(100))
+    posteriors = encoded(clusters(100))
     sampler = samplers.Flow((2, 2, 1), num_steps=5, **SMALL)
-    fixed = sampler.fixed(aggregate.moments(batches))
-    data = jnp.asarray(flow.standardise(fixed, aggregate.means(batches)))
-    whole = sampler.train(sampler.init(), fixed, data, 5)
-    parts = sampler.init()
+    whole = sampler.step(sampler.init(posteriors), posteriors, 5)
+    parts = sampler.init(posteriors)
     for count in (1, 3, 1):
-        parts = sampler.train(parts, fixed, data, count)
+        parts = sampler.step(parts, posteriors, count)
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
-    assert int(whole.step) == 5
+    assert int(whole.state.step) == 5
 
 
 def test_noise_is_added_to_the_same_means():
     means = clusters(200, d=16)
     covariance = np.broadcast_to(200 * 0.25 * np.eye(4, dtype=np.float32), (4, 4, 4))
     plain = samplers.Flow((2, 2, 4), **SMALL)
-    params = fit(plain, [aggregate.Encoded(means, covariance)], num_steps=0)
+    params = fit(plain, of([aggregate.Encoded(means, covariance)]), num_steps=0)
     noisy = samplers.Flow((2, 2, 4), noise=True, **SMALL)
     noise = draw(noisy, params, 2000) - draw(plain, params, 2000)
     np.testing.assert_allclose(np.cov(noise.T), 0.25 * np.eye(16), atol=0.05)

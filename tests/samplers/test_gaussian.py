@@ -1,12 +1,16 @@
 """The aggregate posterior's moments, and the prior and the Gaussian drawn from them."""
 
+import dataclasses
+
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 
-from svae_jax import latents, samplers
+from svae_jax import latents, sampler_config, samplers
+from svae_jax.errors import UserError
 from svae_jax.model import SpatialVAE
 from svae_jax.samplers import aggregate, base
 from tests.latents.oracles import one_of_each_name
@@ -48,9 +52,9 @@ def test_the_gaussian_has_the_mean_and_covariance_of_the_aggregate_posterior(pos
     """To Monte-Carlo error, off-diagonal entries included."""
     model, variables, pixels, params = toy(post, 40)
     sampler = samplers.Gaussian((post.height, post.width, post.maps))
-    moments = aggregate.moments(aggregate.encode(model, variables, pixels))
+    posteriors = aggregate.posteriors(model, variables, pixels, jax.random.key(1))
     count = 20_000
-    z = samplers.draw(sampler, sampler.fit(moments), jax.random.key(0), count)
+    z = samplers.draw(sampler, samplers.fit(sampler, posteriors), jax.random.key(0), count)
     assert z.shape == (count, *sampler.shape)
     assert z.dtype == jnp.float32
     mean, covariance = dense_moments(post, params)
@@ -109,3 +113,76 @@ def test_a_latent_does_not_depend_on_how_many_are_drawn_beside_it():
     for count, first, message in ((0, 0, "count must be"), (1, -1, "first must be")):
         with pytest.raises(ValueError, match=message):
             samplers.draw(sampler, params, key, count, first)
+
+
+@pytest.mark.parametrize("name", [name for name in latents.names() if name != "vector"])
+def test_a_batch_has_no_covariance_for_each_image(name):
+    """Nothing in the program of an encoded batch is nearly as large as [b, n, hw, hw]."""
+    post = latents.make(name, height=4, width=4, maps=2)
+    model, variables, pixels, _ = toy(post, 64)
+    program = jax.make_jaxpr(aggregate._encode, static_argnums=0)(
+        model, variables, pixels, np.ones(64, bool)
+    )
+    values = [v.aval for e in _equations(program.jaxpr) for v in e.outvars]
+    sizes = [value.size for value in values if hasattr(value, "size")]
+    assert max(sizes) <= 64 * post.maps * 16**2 / 4
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from _equations(inner)
+
+
+@pytest.mark.parametrize("name", latents.names())
+def test_covariances_are_added_as_one_by_one(name):
+    """In closed form, and for a covariance of the user's own."""
+    size = (1, 1) if name == "vector" else (3, 2)
+    post = latents.make(name, height=size[0], width=size[1], maps=2)
+    flat = 0.5 * jax.random.normal(jax.random.key(0), (4, post.num_params))
+    params, weights = post.unpack(flat), jnp.array([1.0, 0.0, 2.0, 0.5])
+    expected = jnp.tensordot(weights, post.covariance(params), 1)
+    np.testing.assert_allclose(post.total_covariance(params, weights), expected, atol=1e-5)
+    own = dataclasses.replace(post, covariance_model=_Hidden(post.covariance_model))
+    np.testing.assert_allclose(own.total_covariance(params, weights), expected, atol=1e-5)
+
+
+class _Hidden:
+    """A covariance without closed forms."""
+
+    def __init__(self, covariance):
+        for name in ("shapes", "colour", "whiten", "log_det", "trace", "stddev"):
+            setattr(self, name, getattr(covariance, name))
+
+
+def test_the_kronecker_gaussian_finds_factors_of_a_product():
+    rng = np.random.default_rng(0)
+    shape = (2, 3, 4)
+    factors = [np.tril(rng.normal(size=(n, n))) + 2 * np.eye(n) for n in shape]
+    mean = rng.normal(size=shape)
+    white = rng.normal(size=(40_000, *shape))
+    z = mean + np.einsum("bijk,pi,qj,rk->bpqr", white, *factors)
+    sampler = samplers.Kronecker(shape)
+    batches = np.split(z.astype(np.float32), 8)
+    params = samplers.fit(sampler, aggregate.Posteriors(tuple, lambda: batches))
+    found = np.kron(np.kron(params["rows"], params["cols"]), params["maps"])
+    wanted = np.kron(np.kron(factors[0], factors[1]), factors[2])
+    scale = np.abs(wanted @ wanted.T).max()
+    np.testing.assert_allclose(found @ found.T, wanted @ wanted.T, atol=0.03 * scale)
+    drawn = np.asarray(samplers.draw(sampler, params, jax.random.key(0), 20_000))
+    np.testing.assert_allclose(drawn.mean(0), mean, atol=0.1 * np.sqrt(scale))
+    covariance = np.cov(drawn.reshape(len(drawn), -1).T)
+    np.testing.assert_allclose(covariance, wanted @ wanted.T, atol=0.05 * scale)
+    with pytest.raises(ValueError, match="batches must hold at least one image"):
+        aggregate.modes([])
+
+
+def test_full_covariances_are_refused_for_many_latents():
+    for name in ("gaussian", "mixture", "flow"):
+        sampler_config.make(sampler_config.base(), name, (32, 32, 8))
+        with pytest.raises(
+            UserError, match=rf"{name}.latents must be at most 8,192.*9,216: .*kronecker"
+        ):
+            sampler_config.make(sampler_config.base(), name, (32, 32, 9))
+    assert sampler_config.make(sampler_config.base(), "kronecker", (64, 64, 9)).shape == (64, 64, 9)

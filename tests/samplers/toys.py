@@ -21,10 +21,15 @@ def dense_moments(post, params):
 
 
 def encoded(means):
-    """Batches as `aggregate.encode` gives them, for posteriors of unit covariance over one map."""
+    """Posteriors of unit covariance over one map."""
     means = np.asarray(means, np.float32)
     covariance = len(means) * np.eye(means.shape[1], dtype=np.float32)
-    return [aggregate.Encoded(means, covariance[None])]
+    return of([aggregate.Encoded(means, covariance[None])])
+
+
+def of(batches):
+    """Posteriors of these batches."""
+    return aggregate.Posteriors(lambda: batches)
 
 
 def clusters(count, distance=8.0, d=4, seed=0):

@@ -14,18 +14,18 @@ _SLACK = 1e-3  # of the range of floats, for values that were computed
 
 
 def prepare(
-    images: Any, *, size: int, channels: int, pixels: PixelRange = UINT8
-) -> Float[np.ndarray, "n size size channels"]:
+    images: Any, *, image_shape: tuple[int, int, int], pixels: PixelRange = UINT8
+) -> Float[np.ndarray, "n height width channels"]:
     """Brings images to the form that the model sees, float32 in [-1, 1].
 
     Args:
-        images: one or many, `[size, size, channels]` or `[n, size, size, channels]` (grey ones
-            without the last axis too), in the units of the run's data: its own integers, or any
-            floats for a run on floats. For a run on 8-bit images also floats **in [-1, 1]**; the
-            path of a PNG or JPEG file or a Pillow image, of any size, from which the largest square
-            is cut out and resized as for training on a folder; or a list of these.
-        size: height and width that the model expects.
-        channels: channels that the model expects.
+        images: one or many, `[height, width, channels]` or `[n, height, width, channels]` (grey
+            ones without the last axis too), in the units of the run's data: its own integers, or
+            any floats for a run on floats. For a run on 8-bit images also floats **in [-1, 1]**;
+            the path of a PNG or JPEG file or a Pillow image, of any size, from which the largest
+            part of the right aspect is cut out and resized as for training on a folder; or a list
+            of these.
+        image_shape: height, width and channels that the model expects.
         pixels: what the values of the run's pixels mean.
 
     Raises:
@@ -33,34 +33,35 @@ def prepare(
             read.
     """
     if isinstance(images, np.ndarray | np.generic | jax.Array):
-        return _from_array(np.asarray(images), size, channels, pixels)
+        return _from_array(np.asarray(images), image_shape, pixels)
     if not isinstance(images, list | tuple):
         images = [images]
     if not images:
         raise UserError("images: there is none")
     if any(isinstance(image, np.ndarray | jax.Array) for image in images):
-        parts = [prepare(image, size=size, channels=channels, pixels=pixels) for image in images]
+        parts = [prepare(image, image_shape=image_shape, pixels=pixels) for image in images]
         return np.concatenate(parts)
+    channels = image_shape[2]
     if pixels.dtype != "uint8" or channels not in (1, 3):
         raise UserError(
             f"images: this run is of {pixels.dtype} with {channels} channels; give arrays of "
             "these, not pictures"
         )
-    read = data.read_pictures(images, image_size=size, channels=channels, field="images")
+    read = data.read_pictures(images, image_shape=image_shape, field="images")
     return _to_float(read, pixels)
 
 
 def _from_array(
-    images: np.ndarray, size: int, channels: int, pixels: PixelRange
-) -> Float[np.ndarray, "n size size channels"]:
-    shape = (size, size, channels)
+    images: np.ndarray, shape: tuple[int, int, int], pixels: PixelRange
+) -> Float[np.ndarray, "n height width channels"]:
+    height, width, channels = shape
     given = images.shape
-    if channels == 1 and images.shape[-2:] == (size, size):
+    if channels == 1 and images.shape[-2:] == (height, width):
         images = images[..., None]
     if images.shape[-3:] != shape or images.ndim not in (3, 4) or not images.size:
         raise UserError(
             f"images: shape {list(given)} is not that of this model's images, {list(shape)} or "
-            f"[n, {size}, {size}, {channels}]"
+            f"[n, {height}, {width}, {channels}]"
         )
     images = images.reshape(-1, *shape)
     is_float = np.issubdtype(images.dtype, np.floating)

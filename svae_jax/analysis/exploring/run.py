@@ -11,7 +11,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Bool, Float, Num, UInt8
 
-from svae_jax import files, latents, samplers, terminal
+from svae_jax import files, latents, samplers, sizes, terminal
 from svae_jax import pixels as pixel_lib
 from svae_jax.analysis import fitted, trained
 from svae_jax.analysis.exploring import batches, filling, locality, paths
@@ -318,8 +318,7 @@ class Run(Trained):
         """The nats that each location of each image's latent costs; see `KLMap`."""
         found = self._posteriors(images)
         nats = np.asarray(found.kl_per_location)
-        size = self.config.dataset.image_size
-        rows, cols = locality.owners(self.latent_shape[:2], (size, size))
+        rows, cols = locality.owners(self.latent_shape[:2], sizes.image_shape(self.config)[:2])
         rest = np.asarray(found.kl - nats.sum((1, 2)))
         return KLMap(nats, rest, nats[:, rows][:, :, cols])
 
@@ -343,9 +342,8 @@ class Run(Trained):
             raise UserError(f"fill: {error}") from None
 
     def _prepared(self, images: Any) -> Float[np.ndarray, "b height width c"]:
-        dataset = self.config.dataset
-        size, channels = dataset.image_size, dataset.channels
-        return image_lib.prepare(images, size=size, channels=channels, pixels=self.pixels)
+        shape = sizes.image_shape(self.config)
+        return image_lib.prepare(images, image_shape=shape, pixels=self.pixels)
 
     def _posteriors(self, images: Any) -> batches.Posteriors:
         return batches.encode(self.model, self.variables, self._prepared(images))

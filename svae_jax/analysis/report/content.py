@@ -8,12 +8,13 @@ from jaxtyping import Num
 
 from svae_jax import config as configs
 from svae_jax import model as models
-from svae_jax import terminal
+from svae_jax import sizes, terminal
 from svae_jax.analysis import assessment, exploring, fitted
 from svae_jax.analysis.exploring import Run
 from svae_jax.analysis.report import pictures
 from svae_jax.analysis.report.pictures import Picture
 from svae_jax.errors import UserError
+from svae_jax.evaluation.per_image import METRICS
 
 _COLUMNS = 8
 _SAMPLES = 32
@@ -71,7 +72,7 @@ def of_run(run: Run, label: str, seed: int) -> Content:
     Raises:
         UserError: its data set or its files cannot be read, or it holds too few images.
     """
-    dataset, size = run.config.dataset, run.config.dataset.image_size
+    dataset, height, width = run.config.dataset, *sizes.image_shape(run.config)[:2]
     name = dataset.data_dir if dataset.name == "folder" else dataset.name
     images = run.images()
     if len(images) < 2:
@@ -96,7 +97,7 @@ def of_run(run: Run, label: str, seed: int) -> Content:
         evaluation = None
     return Content(
         label=label,
-        data=f"{name} {dataset.eval_split}, {size} x {size}",
+        data=f"{name} {dataset.eval_split}, {height} x {width}",
         facts=facts,
         config=configs.flatten(run.config.to_dict()),
         metrics=metrics,
@@ -112,7 +113,7 @@ def _facts(
     sizes = models.num_params(run.variables["params"])
     dataset = run.config.dataset
     facts = {
-        "data": f"{dataset.name}, {dataset.image_size} x {dataset.image_size}",
+        "data": f"{dataset.name}, {dataset.height} x {dataset.width}",
         "held out": dataset.eval_split,
         "posterior": posterior.name,
         "latent": f"{h} x {w} x {n} = {h * w * n:,}",
@@ -124,10 +125,9 @@ def _facts(
     evaluated = [row for row in evaluated if row["step"] <= run.step]
     if evaluated:
         last = evaluated[-1]
-        facts["ELBO, nats"] = f"{last['eval/elbo']:,.1f}"
-        if last.get("eval/bits_per_dim") is not None:
-            facts["bits/dim"] = f"{last['eval/bits_per_dim']:.3f}"
-        facts["KL, nats"] = f"{last['eval/kl']:,.1f}"
+        for name, metric in METRICS.items():
+            if last.get(f"eval/{name}") is not None:
+                facts[metric.label] = f"{last[f'eval/{name}']:,.{metric.digits}f}"
         if last["step"] != run.step:
             facts["evaluated after"] = f"{last['step']:,} updates"
     if h * w > 1:

@@ -1,8 +1,9 @@
 """The interface of a data set."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from PIL import Image
 
 Range = tuple[str, int, int]  # images `start` to `stop - 1` of a split
@@ -10,13 +11,26 @@ Reader = Callable[[], Image.Image]  # opens one image; called on any thread, may
 
 
 @runtime_checkable
+class ArraySource(Protocol):
+    """An opened data set whose images are arrays already, which are used as they are.
+
+    Attributes:
+        title: Name and version, or path; for messages.
+        arrays: Split -> ``[N, H, W, C]`` of uint8, uint16 or floats, best memory-mapped.
+    """
+
+    title: str
+    arrays: Mapping[str, np.ndarray]
+
+
+@runtime_checkable
 class Source(Protocol):
-    """An opened data set; `data.load` decodes, converts, crops, resizes and caches its images.
+    """An opened data set of pictures, which `data.load` decodes, converts, crops and caches.
 
     Attributes:
         title: Name and version, or directory; part of the cache's key and of messages.
         splits: Number of images of each split.
-        crop: Side of the central square to keep, in pixels; None keeps the largest square.
+        crop: Side of the central square to keep, in pixels; None keeps all of the image.
     """
 
     title: str

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from svae_jax.data.sources.base import Range, Reader
 from svae_jax.errors import UserError
@@ -22,6 +22,7 @@ from svae_jax.errors import UserError
 MIXED, BY_PATH = "mixed", "by path"
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
+_MOST_PIXELS = 512  # along a side of an image whose size is not given
 
 
 class Folder:
@@ -64,6 +65,24 @@ class Folder:
         """Yields the path and the reader of each file; the content decides PNG or JPEG."""
         for path in self.paths(ranges):
             yield path, functools.partial(open_image, self.root / path)
+
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the first picture, for sizes that are not given.
+
+        Raises:
+            UserError: it cannot be read, or is larger than pictures of a model.
+        """
+        path = self.files["all"][0]
+        try:
+            image = ImageOps.exif_transpose(open_image(self.root / path))
+        except (OSError, ValueError, Image.DecompressionBombError) as err:
+            raise UserError(f"dataset.data_dir: {path} cannot be read ({err})") from err
+        if max(image.size) > _MOST_PIXELS:
+            raise UserError(
+                f"dataset.height=0 and dataset.width=0 take the size of the first picture, {path}: "
+                f"{image.height}x{image.width}, above {_MOST_PIXELS}; set both"
+            )
+        return image.height, image.width, 1 if image.mode in ("1", "L", "LA", "I;16") else 3
 
     def paths(self, ranges: list[Range]) -> list[str]:
         """Returns the files of `ranges`, in order."""

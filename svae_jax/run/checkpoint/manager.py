@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from svae_jax.run.checkpoint import arrays, storage
 from svae_jax.run.checkpoint.arrays import PyTree
 
 Directory = str | os.PathLike[str]
+Migrate = Callable[[dict[str, Any]], dict[str, Any]]
 
 _FORMAT = 1
 _SCORE = "eval/elbo"
@@ -154,6 +156,7 @@ class Checkpointer:
         *,
         config: dict[str, Any] | None = None,
         defaults: dict[str, Any] | None = None,
+        migrate: Migrate = dict,
     ) -> tuple[int, PyTree] | None:
         """Returns the newest intact step and its state, with the target's shardings.
 
@@ -163,6 +166,7 @@ class Checkpointer:
           target: arrays or `jax.ShapeDtypeStruct`s, in the structure of the saved state.
           config: the fields that must equal the saved ones, nested or by dotted names.
           defaults: values of fields that an older checkpoint lacks, nested or by dotted names.
+          migrate: brings the fields of an older checkpoint's configuration under today's names.
 
         Returns:
           None if no step was ever saved.
@@ -174,7 +178,7 @@ class Checkpointer:
         self.wait()
         for step in sorted(storage.steps(self._directory), reverse=True):
             try:
-                return _load_step(self._directory, step, target, config, defaults)[:2]
+                return _load_step(self._directory, step, target, config, defaults, migrate)[:2]
             except _DamagedError as error:
                 self._quarantine(step, error)
         # The next call must fail too, although only the quarantine is left: no silent step 0.
@@ -318,6 +322,7 @@ def _load_step(
     target: PyTree | None,
     config: dict[str, Any] | None = None,
     defaults: dict[str, Any] | None = None,
+    migrate: Migrate = dict,
 ) -> Loaded:
     """Reads and verifies one step; checks configuration and shapes before it reads an array.
 
@@ -328,7 +333,7 @@ def _load_step(
     meta, path = _read_meta(folder, step), folder / str(step)
     if config is not None:
         given = arrays.as_json(config)
-        wanted, held = arrays.fields(given), arrays.fields(meta["config"])
+        wanted, held = arrays.fields(given), arrays.fields(migrate(meta["config"]))
         held = arrays.fields(arrays.as_json(defaults or {})) | held
         held = {name: value for name, value in held.items() if name in wanted}
         _compare(path, "configuration", held, wanted)

@@ -8,7 +8,7 @@ from PIL import Image
 from svae_jax.analysis.exploring import images
 from svae_jax.errors import UserError
 
-SIZE = {"size": 8, "channels": 3}
+SIZE = {"image_shape": (8, 8, 3)}
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_pictures_of_another_size_are_cut_to_a_square(tmp_path):
 def test_grey_images_need_no_channel(levels):
     grey = levels[..., 0]
     for form, count in ((grey, 2), (grey[0], 1), (grey[..., None], 2)):
-        prepared = images.prepare(form, size=8, channels=1)
+        prepared = images.prepare(form, image_shape=(8, 8, 1))
         np.testing.assert_allclose(prepared[..., 0], grey[:count] / 127.5 - 1, atol=1e-6)
 
 

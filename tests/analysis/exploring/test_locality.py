@@ -39,7 +39,7 @@ def _decoded(run, z):
 def real(untrained):
     """A run with the decoder of the embedded data set, untrained."""
     config = configs.base()
-    config.dataset.update(image_size=32, channels=3)
+    config.dataset.update(height=32, width=32, channels=3)
     config.latent.update(name="naive", maps=8)
     config.model.update(encoder="5x5/8/s4", decoder="3x3/16 3x3/8 5x5/8/s2 5x5/image/s2")
     return untrained(config)
@@ -94,7 +94,7 @@ def test_neither_chunks_nor_the_choice_of_a_cell_change_it(run):
 def test_memory_does_not_grow_with_the_maps(untrained):
     def megabytes(maps):
         config = configs.base()
-        config.dataset.update(image_size=32, channels=3)
+        config.dataset.update(height=32, width=32, channels=3)
         config.latent.update(name="naive", maps=maps)
         config.model.update(encoder="5x5/8/s4", decoder="3x3/8 3x3/8 5x5/8/s2 5x5/image/s2")
         run = untrained(config)

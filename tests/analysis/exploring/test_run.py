@@ -24,7 +24,7 @@ def test_it_unpacks_as_four_and_knows_its_data_and_samplers(run, trained_run):
     model, variables, config, step = svae_jax.load(trained_run)
     z = model.sample_prior(jax.random.key(0), 2)
     assert model.apply(variables, z, method="decode").shape == (2, 8, 8, 3)
-    assert (config.dataset.image_size, step) == (8, 4)
+    assert (config.dataset.height, step) == (8, 4)
     assert run.latent_shape == (3, 3, 4)
     assert run.samplers == ["prior", "gaussian"]
     np.testing.assert_array_equal(run.images("test[:2]"), run.images()[:2])

@@ -137,7 +137,7 @@ def test_it_says_what_the_runs_are(runs, parsed):
     assert f"{metrics['eval/elbo']:,.1f}" in text
     assert "3 x 3 x 4 = 36" in text
     assert "not fitted" in text
-    assert "dataset.image_size" in text
+    assert "dataset.height" in text
     for told in ("sigma 0.3125", "bits/dim, K=7", "1.25 ± 0.50", "swd_8", "9 images against 8"):
         assert told in text
     assert "do not compare" not in text

@@ -18,7 +18,7 @@ PLAIN = {**SHORT, "model.norm": "none"}
 LINEAR = {**PLAIN, "model.linear": "pca"}
 BEST = {
     **LINEAR,
-    "latent.prior": "matrix_normal",
+    "latent.prior": "autoregressive",
     "objective.likelihood": "gaussian_blocks",
 }
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from svae_jax import config as configs
-from svae_jax import files, identity, sizes
+from svae_jax import files, identity, sizes, terminal
 from svae_jax import model as models
 from svae_jax.devices import runtime, sharding
 from svae_jax.errors import UserError

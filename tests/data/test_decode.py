@@ -1,7 +1,9 @@
 """Images of every kind as 8-bit grey and RGB, against NumPy; failures in one message."""
 
+import errno
 import functools
 import io
+import os
 import threading
 
 import hypothesis
@@ -328,7 +330,7 @@ def test_a_picture_that_the_system_cannot_read_is_not_called_damaged(number):
     def read():
         raise OSError(number, os.strerror(number), "a.png")
 
-    convert = functools.partial(to_array, size=4, channels=3, crop=None)
+    convert = functools.partial(to_array, image_shape=(4, 4, 3), crop=None)
     with pytest.raises(
         UserError, match=rf"a\.png cannot be read \({os.strerror(number)}"
     ) as caught:

@@ -22,7 +22,7 @@ _DECODERS = {
 # Model -> its posterior, and the fields that differ from those of the paper's models.
 _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "best": ("mvn,d=8,N=32", {**sweeps.BEST, "model.decoder": _DECODERS[32]}),
-    "best_vector": ("vector", {**sweeps.BEST, "optimizer.learning_rate": 2e-3}),
+    "best_vector": ("vector", sweeps.BEST_VECTOR),
     "linear": ("mvn,d=8,N=4", {**sweeps.LINEAR, "model.decoder": _DECODERS[4]}),
     "plain": ("mvn,d=8,N=4", {**sweeps.PLAIN, "model.decoder": _DECODERS[4]}),
     "plain_vector": ("vector", {**sweeps.PLAIN, "optimizer.learning_rate": 2e-3}),

@@ -21,6 +21,8 @@ BEST = {
     "latent.prior": "autoregressive",
     "objective.likelihood": "gaussian_blocks",
 }
+# A vector has one location, so no prior of dependence between locations.
+BEST_VECTOR = {**BEST, "latent.prior": "standard", "optimizer.learning_rate": 2e-3}
 
 
 def models() -> Sweep:

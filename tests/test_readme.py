@@ -25,9 +25,11 @@ from svae_jax.latents import priors
 from svae_jax.training import loop
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+EXTENDING = ROOT / "svae_jax" / "EXTENDING.md"
+README = (ROOT / "README.md").read_text() + EXTENDING.read_text()
 PAGES = [
     ROOT / "README.md",
+    EXTENDING,
     *(ROOT / room / "README.md" for room in ("configs", "svae_jax", "experiments/sweep")),
     ROOT / "experiments" / "results" / "README.md",
 ]

@@ -145,6 +145,8 @@ def check_arrays(run: Identity, arrays: Arrays) -> None:
 def _places(dataset: Mapping[str, Any], data_dir: str, where: str) -> dict[str, str]:
     """Where the data of a run are now, and where they are cached, as fields of `dataset`."""
     name, cache_dir = dataset["name"], dataset["cache_dir"]
+    if name == data.ARRAYS:  # they have no place: whoever has them gives them
+        return {}
     given = [absolute(data_dir, "--data_dir")] if data_dir else [dataset["data_dir"]]
     if (place := data.locate(name, given)) is None:
         raise UserError(

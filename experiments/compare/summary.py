@@ -10,7 +10,7 @@ from scipy import stats
 
 Figures = Mapping[str, float]
 
-BASELINES = ("vector", "best_vector")  # models that the others are compared with
+BASELINES = ("vector", "best_vector", "plain_vector")  # models that the others are compared with
 CONFIDENCE = 0.95
 FLOOR_PREFIX = "PCA, "  # names of linear floors
 # Figures of a run in its evaluation.json: section, name there, and the name here.

@@ -4,7 +4,6 @@ A file in `configs/` starts from `base`, and `latent_from_arg` reads what follow
 `configs/cifar10.py:lowrank,rank=2`. `check` validates all fields before anything compiles.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -264,26 +263,18 @@ def model(
     """
     p_x = likelihood(config, record)
     if own is not None:
-        if config.model.linear != "none" and own.linear is None:
-            raise UserError(
-                f"model.linear={config.model.linear!r}: this model of your own has no linear path; "
-                "give it one, SpatialVAE(..., linear=LinearPath(...))"
-            )
+        _check_own(config, own, p_x)
         return own.clone(likelihood=p_x)
     config, section = sizes.resolved(config), "latent"
     try:
         fields = dict(config.latent)
         prior_name, _ = fields.pop("prior"), fields.pop("cell")
-        posterior = latents.make(**fields)
+        has_path = config.model.linear != "none"
+        posterior = latents.make(**fields, nu_start="cosine" if has_path else "random")
         if config.model.linear not in linear.INITS:
             section = "model"
             known = ", ".join(linear.INITS)
             raise ValueError(f"linear must be one of {known}, got {config.model.linear!r}")
-        has_path = config.model.linear != "none"
-        if has_path and "lowrank" in posterior.name:
-            means: Any = posterior.mean_model
-            means = dataclasses.replace(means, nu_start="cosine")
-            posterior = dataclasses.replace(posterior, mean_model=means)
         size = {side: fields[side] for side in ("height", "width", "maps")}
         prior = latents.make_prior(prior_name, **size)
         section = "model"
@@ -300,6 +291,26 @@ def model(
         )
     except ValueError as error:
         raise UserError(f"{section}.{error}") from None
+
+
+def _check_own(
+    config: ml_collections.ConfigDict, own: models.SpatialVAE, p_x: likelihoods.Likelihood
+) -> None:
+    """Checks that a model of the user's own has what `model.linear` needs."""
+    start = config.model.linear
+    if start == "none":
+        return
+    if own.linear is None:
+        raise UserError(
+            f"model.linear={start!r}: this model of your own has no linear path; "
+            "give it one, SpatialVAE(..., linear=LinearPath(...))"
+        )
+    try:
+        models.check_takes_path(p_x)
+        if start == "pca":
+            models.check_can_start_at_pca(own)
+    except ValueError as error:
+        raise UserError(f"model.{error}") from None
 
 
 def likelihood(config: ml_collections.ConfigDict, record: Record | None) -> likelihoods.Likelihood:
@@ -375,7 +386,7 @@ def recipe(
 def _optimizer(config: ml_collections.ConfigDict, num_steps: int) -> optax.GradientTransformation:
     options = config.optimizer
     peak, warmup = options.learning_rate, options.warmup_steps
-    if options.schedule == "cosine":
+    if options.schedule == "cosine" and num_steps > 0:  # a closed form has no schedule
         if warmup >= num_steps:
             raise UserError(
                 f"optimizer.warmup_steps must be below num_steps={num_steps}, got {warmup}"

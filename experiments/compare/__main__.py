@@ -16,7 +16,7 @@ import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     engine = engines.Options(options.engine, gpus=options.gpus, cpus=options.cpus)
     engines.check(engine)
     file = options.config.partition(":")[0]
-    _check_models(file, setting.models, common)
+    _check_models(file, dict.fromkeys(model for model, _ in setting.pairs), common)
     search = plan.Search({}, "")
     if len(setting.learning_rates) > 1:
         search = _search(file, config, setting, options.workdir / "search", common, engine)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
     _draw(options, setting, {run: trial for run, trial in trials.items() if run.seed == 0})
 
 
-def _check_models(file: str, models: Sequence[str], common: Sequence[str]) -> None:
+def _check_models(file: str, models: Iterable[str], common: Sequence[str]) -> None:
     """Raises UserError unless the configuration has all models."""
     for model in models:
         try:
@@ -91,8 +91,7 @@ def _given_rates(
         return command_line.load_config(f"{file}:{model}", common)[0].optimizer.learning_rate
 
     single = setting.learning_rates[0] if setting.learning_rates else None
-    rates = {m: configured(m) if single is None else single for m in setting.models}
-    return {(model, scaling): rates[model] for model in rates for scaling in setting.scalings}
+    return {pair: configured(pair[0]) if single is None else single for pair in setting.pairs}
 
 
 def _trials(
@@ -174,6 +173,7 @@ def _is_current(
         and evaluation["step"] == step
         and wanted.items() <= evaluation["settings"].items()
         and {*samplers} <= evaluation["samples"].keys()
+        and "floors" in evaluation  # an older version's has none
     )
 
 

@@ -22,6 +22,11 @@ _MODELS = (
 )
 
 
+# What these models are under the released code's scaling, which takes one Gaussian σ and the prior
+# N(0, I) alone.
+_RELEASED = {"best": "plain", "best_vector": "plain_vector"}
+
+
 class Setting(NamedTuple):
     """How much a comparison does.
 
@@ -49,6 +54,19 @@ class Setting(NamedTuple):
     flow_steps: int = 0
     importance_samples: int = 100
     num_samples: int = 10_000
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """(model, scaling) of all runs, each once, scaling by scaling.
+
+        With "released_code", `plain` and `plain_vector` stand for `best` and `best_vector`.
+        """
+        pairs = (
+            (_RELEASED.get(model, model) if scaling == "released_code" else model, scaling)
+            for scaling in self.scalings
+            for model in self.models
+        )
+        return tuple(dict.fromkeys(pairs))
 
 
 FULL = Setting()
@@ -107,8 +125,7 @@ def search_runs(setting: Setting) -> list[Run]:
     """The runs of the search of the learning rate, all with seed 0."""
     return [
         Run(model, scaling, 0, rate)
-        for scaling in setting.scalings
-        for model in setting.models
+        for model, scaling in setting.pairs
         for rate in setting.learning_rates
     ]
 
@@ -155,6 +172,5 @@ def final_runs(setting: Setting, rates: Mapping[tuple[str, str], float]) -> Iter
         rates: (model, scaling) -> learning rate.
     """
     for seed in range(setting.seeds):
-        for scaling in setting.scalings:
-            for model in setting.models:
-                yield Run(model, scaling, seed, rates[model, scaling])
+        for model, scaling in setting.pairs:
+            yield Run(model, scaling, seed, rates[model, scaling])

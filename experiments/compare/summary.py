@@ -12,7 +12,7 @@ from svae_jax.evaluation.per_image import METRICS
 
 Figures = Mapping[str, float]
 
-BASELINES = ("vector", "best_vector")  # models that the others are compared with
+BASELINES = ("vector", "best_vector", "plain_vector")  # models that the others are compared with
 CONFIDENCE = 0.95
 FLOOR_PREFIX = "PCA, "  # names of linear floors
 

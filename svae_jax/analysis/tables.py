@@ -117,6 +117,12 @@ def notes(results: Sequence[Mapping[str, Any]]) -> str:
                     f"  {space}: {compared['num_samples']:,} images against "
                     f"{compared['num_reference']:,} of {compared['reference']}; {settings}"
                 )
+    if any(result.get("floors") for result in results):
+        lines.append(
+            "PCA: with the prior N(0, I); log p(x) for one Gaussian sigma where patches tile the "
+            "image, else a lower bound: the posterior of PCA, with sigma fitted, one for each "
+            "direction where there are several"
+        )
     lines.append(
         "nearest: median distance of samples to their nearest training image, over that of "
         "held-out images"

@@ -26,7 +26,8 @@ from svae_jax.recipe import Recipe
 
 Pixels = Num[np.ndarray, "_n h w c"]
 
-_BATCH = 1000  # images at a time
+_BATCH = 1000  # the most images at a time
+_MOST_VALUES = 2**24  # of the images at a time
 
 
 class Floor(NamedTuple):
@@ -37,8 +38,9 @@ class Floor(NamedTuple):
         width: columns of cells.
         components: of the patch of a cell.
         decoder_params: weights and biases that lead to the image.
-        elbo: nats an image; log p(x) itself where the likelihood has one σ and patches tile the
-            image.
+        elbo: nats an image, with the prior N(0, I). It is log p(x) itself where the noise is of one
+            σ and patches tile the image. Else it is a lower bound: the posterior is that of PCA,
+            and the scale, one for each direction where there are several, is fitted to it.
         bits_per_dim: of images of integers, else None.
     """
 
@@ -50,31 +52,40 @@ class Floor(NamedTuple):
     bits_per_dim: Estimate | None
 
 
-def fit(path: LinearPath, likelihood: Likelihood, images: Pixels) -> PCA:
+def fit(path: LinearPath, likelihood: Likelihood, images: Pixels, flip: bool = False) -> PCA:
     """Probabilistic PCA of the images' patches; it reads the images once, in batches."""
-    found = linear.pca(path, moments(path, likelihood, images), likelihood.min_sigma)
-    if found.num_components < path.maps:
+    pca = linear.pca(path, moments(path, likelihood, images, flip), likelihood.min_sigma)
+    if pca.num_components < path.maps:
         logging.warning(
-            "PCA has %d components for %d maps: %d images with patches of %d values; the other "
-            "maps start as white noise",
-            *(found.num_components, path.maps, len(images), path.patch_size),
+            "PCA has %d components for %d maps: no more directions of the %d images' patches of "
+            "%d values vary more than the noise; the other maps start as white noise",
+            *(pca.num_components, path.maps, len(images), path.patch_size),
         )
-    return found
+    return pca
 
 
-def moments(path: LinearPath, likelihood: Likelihood, images: Pixels) -> Moments:
-    """The moments of the images' patches."""
+def moments(
+    path: LinearPath, likelihood: Likelihood, images: Pixels, flip: bool = False
+) -> Moments:
+    """The moments of the images' patches.
+
+    Args:
+        path: which patches.
+        likelihood: knows what the values of pixels mean.
+        images: training images.
+        flip: whether the images mirrored left to right count too.
+    """
     rows, cols = path.patch
     small = path.height * rows, path.width * cols
     shrunk = "" if small == path.image_shape[:2] else f", shrunk to {small[0]}x{small[1]}"
     terminal.say(f"PCA of {rows}x{cols} patches of {len(images):,} training images{shrunk}")
-    return linear.moments(path, _batches(likelihood, images))
+    return linear.moments(path, _batches(likelihood, images, flip))
 
 
 def floors(
     recipe: Recipe, training: Pixels, held_out: Pixels, mesh: Mesh, decoder_params: int
 ) -> dict[str, Floor]:
-    """What PCA reaches with the same noise model, its σ fitted to training images.
+    """What PCA reaches with the same noise model and the prior N(0, I); see `Floor`.
 
     Args:
         recipe: of the trained model.
@@ -86,42 +97,61 @@ def floors(
     Returns:
         By name, as far as there is one: `same latent`, the patches of the model's cells with as
         many components as it has maps; `as many latents` and `as large a decoder`, the image, or
-        the largest patches of at most `linear.MAX_DIMS` values; and `Gaussian of the pixels`, all
-        components of these. Nothing where the likelihood has no optimal σ.
+        the largest patches of at most `linear.MAX_DIMS` values; and `Gaussian of the pixels`, or
+        `of patches`, all components of these. Each once, under its first name. Nothing where the
+        likelihood has no optimal σ.
     """
-    likelihood, posterior = recipe.likelihood, recipe.model.posterior
-    if not likelihood.has_optimal:
+    if not recipe.likelihood.has_optimal:
         return {}
-    noise = dataclasses.replace(likelihood, sigma="optimal")
-    cells = _cells(noise.image_shape)
-    size = math.prod(noise.image_shape) // (cells[0] * cells[1])
-    latent = (posterior.height, posterior.width)
-    wanted = {
-        "same latent": (*latent, posterior.maps),
-        "as many latents": (*cells, recipe.model.num_latents // (cells[0] * cells[1])),
-        "as large a decoder": (*cells, decoder_params // size - 1),
-        "Gaussian of the pixels": (*cells, size - 1),
-    }
+    noise = dataclasses.replace(recipe.likelihood, sigma="optimal")
     found: dict[str, Floor] = {}
     known: dict[tuple[int, int], Moments] = {}
-    for name, (height, width, components) in wanted.items():
-        most = max(math.prod(noise.image_shape) // (height * width) - 1, 1)
-        components = min(components, most)
-        if components < 1:
-            continue
-        patch = linear.patch_for(noise.image_shape, height, width, components, math.inf)
-        path = LinearPath(noise.image_shape, height, width, components, patch)
-        if (height, width) not in known:
-            known[height, width] = moments(path, noise, training)
-        pca = linear.pca(path, known[height, width], noise.min_sigma)
+    for name, path in _paths(recipe.model, noise, decoder_params).items():
+        cells = path.height, path.width
+        if cells not in known:
+            known[cells] = moments(path, noise, training, recipe.flip)
+        pca = linear.pca(path, known[cells], noise.min_sigma)
         closed, variables = as_run(recipe, path, noise, pca)
-        scale = bounds.calibrate(closed, variables, training, mesh)
+        scale = np.asarray(pca.sigma, np.float32)
+        if not models.is_exact_at_pca(closed.model):
+            scale = bounds.calibrate(closed, variables, training, mesh)
         means = bounds.estimate(closed, variables, held_out, scale, mesh)
-        bits = means.get("bits_per_dim")
-        found[name] = Floor(
-            *wanted[name][:2], components, path.num_decoder_params, means["elbo"], bits
-        )
+        size = (*cells, path.maps, path.num_decoder_params)
+        found[name] = Floor(*size, means["elbo"], means.get("bits_per_dim"))
     return found
+
+
+def _paths(model: SpatialVAE, noise: Likelihood, decoder_params: int) -> dict[str, LinearPath]:
+    """The linear paths of the floors, by name, all of them different."""
+    posterior, cells = model.posterior, _cells(noise.image_shape)
+    num_cells = cells[0] * cells[1]
+    size = math.prod(noise.image_shape) // num_cells
+    wanted = {
+        "same latent": (posterior.height, posterior.width, posterior.maps),
+        "as many latents": (*cells, model.num_latents // num_cells),
+        "as large a decoder": (*cells, decoder_params // size - 1),
+        f"Gaussian of {'the pixels' if num_cells == 1 else 'patches'}": (*cells, size - 1),
+    }
+    paths: dict[str, LinearPath] = {}
+    for name, latent in wanted.items():
+        path = _path(noise.image_shape, *latent)
+        if path is not None and path not in paths.values():
+            paths[name] = path
+    return paths
+
+
+def _path(
+    image_shape: tuple[int, int, int], height: int, width: int, components: int
+) -> LinearPath | None:
+    """The largest patches for these cells, with fewer components than they have values, if any."""
+    if components < 1:
+        return None
+    try:
+        patch = linear.patch_for(image_shape, height, width, components, math.inf)
+    except ValueError:  # more cells than pixels
+        return None
+    components = min(components, max(math.prod(patch) * image_shape[2] - 1, 1))
+    return LinearPath(image_shape, height, width, components, patch)
 
 
 def _cells(image_shape: tuple[int, int, int]) -> tuple[int, int]:
@@ -148,16 +178,22 @@ def as_run(
         noise: p(x|z).
         pca: of these patches.
     """
-    size = {"height": path.height, "width": path.width, "maps": path.maps}
+    size: dict[str, Any] = {"height": path.height, "width": path.width, "maps": path.maps}
     posterior = latents.make("naive", **size)
     prior = latents.make_prior("standard", **size)
-    none: Any = networks.Constant(posterior), networks.Zero(noise)
-    model = SpatialVAE(posterior, *none, prior, noise, path)
+    encoder, decoder = networks.Constant(posterior), networks.Zero(noise)
+    model = SpatialVAE(posterior, encoder, decoder, prior, noise, path)
     variables = models.init(model, jax.random.key(0), noise.image_shape)
     variables["params"] = models.start_at_pca(model, variables["params"], pca)
     return recipe._replace(model=model), variables
 
 
-def _batches(likelihood: Likelihood, images: Pixels) -> Iterator[Float[Array, "_b h w c"]]:
-    for begin in range(0, len(images), _BATCH):
-        yield likelihood.pixels.to_float(np.asarray(images[begin : begin + _BATCH]))
+def _batches(
+    likelihood: Likelihood, images: Pixels, flip: bool
+) -> Iterator[Float[Array, "_b h w c"]]:
+    size = max(1, min(_BATCH, _MOST_VALUES // math.prod(likelihood.image_shape)))
+    for begin in range(0, len(images), size):
+        batch = likelihood.pixels.to_float(np.asarray(images[begin : begin + size]))
+        yield batch
+        if flip:
+            yield batch[:, :, ::-1]

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from svae_jax.latents.base import Params, Shapes
 
+NU_STARTS = ("random", "cosine")  # where ν of a low-rank mean starts
+
 
 @dataclass(frozen=True)
 class FreeMean:
@@ -114,7 +116,14 @@ class LowRankMean:
 
         While ν is at these directions, the mean becomes M + deviation · VVᵀ with V ``[w, R]``; at
         R = w that is all of the deviation.
+
+        Raises:
+            ValueError: ν starts elsewhere.
         """
+        if self.nu_start != "cosine":
+            raise ValueError(
+                f"nu_start must be 'cosine' for a shifted mean, got nu_start={self.nu_start!r}"
+            )
         directions = jnp.asarray(cosines(self.width, self.rank), deviation.dtype)
         along = jnp.einsum(
             "...hwn,wr->...hrn", deviation, directions, precision=lax.Precision.HIGHEST

@@ -22,7 +22,7 @@ from svae_jax.latents.base import (
     WeightedTrace,
 )
 from svae_jax.latents.covariances import Independent, KroneckerDiagonal, KroneckerFull
-from svae_jax.latents.means import FreeMean, LowRankMean
+from svae_jax.latents.means import NU_STARTS, FreeMean, LowRankMean
 from svae_jax.latents.priors import StandardNormal, make_prior
 
 
@@ -342,6 +342,7 @@ def make(
     maps: int,
     rank: int = 1,
     nu_scale: float = 0.001,
+    nu_start: str = "random",
     lower_scale: float = 0.1,
 ) -> Posterior:
     """The posterior of that name over `maps` maps of `height` × `width`.
@@ -353,12 +354,13 @@ def make(
         maps: the number of maps N; for `vector`, the number of latents C.
         rank: the rank R of the mean, for `lowrank` and `lowrank_full`.
         nu_scale: of `LowRankMean`; other means have no use for it.
+        nu_start: likewise.
         lower_scale: of `KroneckerFull`; other covariances have no use for it.
 
     Raises:
-        ValueError: an unknown name, a size that is no positive integer, a scale that is not above
-            0, a rank above min(height, width) or given to a free mean, or a `vector` of more than
-            1×1.
+        ValueError: an unknown name or start, a size that is no positive integer, a scale that is
+            not above 0, a rank above min(height, width) or given to a free mean, or a `vector` of
+            more than 1×1.
     """
     if name not in _TABLE:
         raise ValueError(f"name must be one of {', '.join(names())}, got name={name!r}")
@@ -371,6 +373,8 @@ def make(
     for argument, scale in (("nu_scale", nu_scale), ("lower_scale", lower_scale)):
         if not 0 < scale < math.inf:
             raise ValueError(f"{argument} must be above 0, got {argument}={scale}")
+    if nu_start not in NU_STARTS:
+        raise ValueError(f"nu_start must be one of {', '.join(NU_STARTS)}, got {nu_start!r}")
     make_mean, make_covariance = _TABLE[name]
     is_low_rank = make_mean is LowRankMean
     if is_low_rank and rank > min(height, width):
@@ -380,7 +384,7 @@ def make(
     if not is_low_rank and rank != 1:
         raise ValueError(f"rank must be 1 for {name}, whose mean is free, got rank={rank}")
     size = (height, width, maps)
-    mean = make_mean(*size, rank, nu_scale) if is_low_rank else make_mean(*size)
+    mean = make_mean(*size, rank, nu_scale, nu_start) if is_low_rank else make_mean(*size)
     is_full = make_covariance is KroneckerFull
     covariance = make_covariance(*size, lower_scale) if is_full else make_covariance(*size)
     return Posterior(name, mean, covariance)

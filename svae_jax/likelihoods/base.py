@@ -58,6 +58,12 @@ class Likelihood:
     is_discrete: ClassVar[bool] = False
     """Whether `log_prob` is of probability masses; else of a density over [-1, 1]."""
 
+    emits_means: ClassVar[bool] = True
+    """Whether the outputs are means of pixels in [-1, 1]."""
+
+    unit_stddev: ClassVar[float] = 1.0
+    """The standard deviation of the noise at scale 1."""
+
     default_pixels: ClassVar[PixelRange] = UINT8
     """Pixels that the likelihood takes, for checks before the images are known."""
 

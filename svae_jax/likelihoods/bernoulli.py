@@ -21,6 +21,7 @@ class Bernoulli(Likelihood):
     has_scale: ClassVar[bool] = False
     is_bounded: ClassVar[bool] = True
     is_discrete: ClassVar[bool] = True
+    emits_means: ClassVar[bool] = False
     default_pixels: ClassVar[PixelRange] = PixelRange(high=1.0)
 
     def __post_init__(self):

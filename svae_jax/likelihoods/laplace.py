@@ -17,6 +17,7 @@ class Laplace(Likelihood):
     """Laplace(x; f(z), b), independent; the scale b is the mean absolute deviation."""
 
     has_optimal: ClassVar[bool] = True
+    unit_stddev: ClassVar[float] = math.sqrt(2)
 
     def error(self, images: Images, outputs: Outputs) -> Float[Array, "*b"]:
         """The absolute error of each image."""

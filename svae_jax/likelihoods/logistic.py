@@ -1,5 +1,6 @@
 """The discretized logistic likelihood (Kingma et al. 2016; Salimans et al. 2017, one component)."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ class DiscretizedLogistic(Likelihood):
     """
 
     is_discrete: ClassVar[bool] = True
+    unit_stddev: ClassVar[float] = math.pi / math.sqrt(3)
 
     def __post_init__(self):
         """Checks sigma, and that the pixels are integers."""

@@ -13,10 +13,10 @@ the eigenvalues that are left out,
 which is the exact posterior, with independent entries. A VAE with a linear decoder has this as its
 optimum (Lucas et al. 2019, "Don't blame the ELBO!").
 
-Patches tile a smaller image, from which bilinear interpolation grows the image. Where it has the
-image's own size, there is no interpolation and the closed form is exact; else the small image is
-the one whose interpolation is closest to the image, in the sense of least squares, and PCA is that
-of its patches.
+Patches tile a small image, from which bilinear interpolation makes the image. Where it has the
+image's own size, there is no interpolation and the closed form is exact. Else the small image is
+the least-squares inverse of the interpolation, PCA is of its patches, and a direction u of gain g,
+the mean over cells of the squared norm of its image, has noise of variance σ²/g instead of σ².
 """
 
 import math
@@ -68,6 +68,12 @@ class LinearPath(nn.Module):
         return self.patch[0] * self.patch[1] * self.image_shape[2]
 
     @property
+    def tiles(self) -> bool:
+        """Whether the patches tile the image itself, without interpolation."""
+        small = (self.height * self.patch[0], self.width * self.patch[1])
+        return small == self.image_shape[:2]
+
+    @property
     def num_decoder_params(self) -> int:
         """The number of weights that lead to the image."""
         return (self.maps + 1) * self.patch_size
@@ -82,22 +88,21 @@ class LinearPath(nn.Module):
 
     def patches(self, images: Float[Array, "*b y x c"]) -> Cells:
         """The patches of the small image of each image, ``[*b, h, w, P]``."""
-        shrink = [np.linalg.pinv(growth) for growth in self._growths()]
-        small = _resize(images, *shrink)
+        small = _resize(images, *map(np.linalg.pinv, self.upsampling()))
         *batch, _, _, channels = small.shape
         rows, cols = self.patch
         tiles = small.reshape(*batch, self.height, rows, self.width, cols, channels)
         return jnp.moveaxis(tiles, -4, -3).reshape(*batch, self.height, self.width, -1)
 
     def image(self, patches: Cells) -> Float[Array, "*b y x c"]:
-        """The image that grows from patches: the inverse of `patches` where sizes are equal."""
+        """The image of patches: the inverse of `patches` where sizes are equal."""
         *batch, height, width, _ = patches.shape
         tiles = patches.reshape(*batch, height, width, *self.patch, self.image_shape[2])
         tiles = jnp.moveaxis(tiles, -3, -4)
         small = tiles.reshape(*batch, height * self.patch[0], width * self.patch[1], -1)
-        return _resize(small, *self._growths())
+        return _resize(small, *self.upsampling())
 
-    def _growths(self) -> tuple[Float64[np.ndarray, "_y _h"], Float64[np.ndarray, "_x _w"]]:
+    def upsampling(self) -> tuple[Float64[np.ndarray, "_y _h"], Float64[np.ndarray, "_x _w"]]:
         """Bilinear interpolation along rows and columns, from the small image to the image."""
         cells, (height, width, _) = (self.height, self.width), self.image_shape
         small = [n * side for n, side in zip(cells, self.patch, strict=True)]
@@ -132,7 +137,7 @@ def _dot(x: Array, matrix: Array | np.ndarray) -> Array:
 def patch_for(
     image_shape: tuple[int, int, int], height: int, width: int, maps: int, max_weights: float
 ) -> tuple[int, int]:
-    """Rows and columns of the largest patch for which B has at most `max_weights` weights.
+    """Rows and columns of the largest patch for which B and b have at most `max_weights` numbers.
 
     The patches tile the image itself where they may be so large.
 
@@ -143,10 +148,11 @@ def patch_for(
     if min(rows, cols) < 1:
         raise ValueError(f"{height}x{width} cells are more than {image_shape[:2]} pixels")
     channels = image_shape[2]
-    while rows * cols * channels > min(MAX_DIMS, max_weights / maps):
+    while rows * cols * channels > min(MAX_DIMS, max_weights / (maps + 1)):
         if rows == cols == 1:
             raise ValueError(
-                f"{maps} maps need {maps * channels} weights at least, above {max_weights:,.0f}"
+                f"{maps} maps need {(maps + 1) * channels} weights and biases at least, above "
+                f"{max_weights:,.0f}"
             )
         rows, cols = max(1, rows - (rows >= cols)), max(1, cols - (cols >= rows))
     return rows, cols
@@ -162,7 +168,8 @@ class PCA(NamedTuple):
         patch_bias: b, ``[P]``.
         variances: Var[z|x] of each map, ``[n]``.
         sigma: σ in units of x in [-1, 1].
-        num_components: how many maps have a direction; the others are white noise.
+        num_components: how many maps have a direction whose variance is above the noise's; the
+            others are white noise.
     """
 
     to_mean: Float64[np.ndarray, "p n"]
@@ -175,19 +182,21 @@ class PCA(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """What PCA needs of the patches.
+    """What PCA needs of the patches; float64.
 
     Attributes:
         num_patches: how many.
         mean: E[y], ``[P]``.
-        covariance: Cov[y], ``[P, P]``, over their number.
-        residual: the mean squared distance, per pixel's channel, of images to what grows from their
-            patches.
+        eigenvalues: λ of Cov[y], which is over the number of patches; descending, ``[P]``.
+        directions: U, in rows, ``[P, P]``. The largest entry of each is positive.
+        residual: the mean squared distance, per pixel's channel, of images to the images of their
+            patches; 0 where patches tile the image.
     """
 
     num_patches: int
     mean: Float64[np.ndarray, " p"]
-    covariance: Float64[np.ndarray, "p p"]
+    eigenvalues: Float64[np.ndarray, " p"]
+    directions: Float64[np.ndarray, "p p"]
     residual: float
 
 
@@ -197,12 +206,17 @@ def moments(path: LinearPath, batches: Iterable[Float[Array | np.ndarray, "_b y 
     Args:
         path: which patches; its parameters are not used.
         batches: images in [-1, 1].
+
+    Raises:
+        ValueError: there is no batch.
     """
     count, total, products, residual, num_values = 0, 0.0, 0.0, 0.0, 0
     shift: np.ndarray | None = None
     for batch in batches:
         patches = path.patches(jnp.asarray(batch))
-        residual += float(jnp.sum(jnp.square(batch - path.image(patches))))
+        if not path.tiles:
+            error = np.asarray(batch - path.image(patches), np.float64)
+            residual += float(np.sum(np.square(error)))
         num_values += batch.size
         rows = np.asarray(patches, np.float64).reshape(-1, path.patch_size)
         # Near the mean, sums of products lose no digits.
@@ -213,46 +227,60 @@ def moments(path: LinearPath, batches: Iterable[Float[Array | np.ndarray, "_b y 
         raise ValueError("batches must hold at least one image, got none")
     offset = total / count
     covariance = np.asarray(products / count - np.multiply.outer(offset, offset))
-    return Moments(count, shift + offset, covariance, residual / num_values)
+    return Moments(count, shift + offset, *_eigen(covariance), residual / num_values)
 
 
-def pca(path: LinearPath, found: Moments, min_sigma: float) -> PCA:
+def _eigen(
+    covariance: Float64[np.ndarray, "p p"],
+) -> tuple[Float64[np.ndarray, " p"], Float64[np.ndarray, "p p"]]:
+    """Eigenvalues, descending, and directions in rows, of fixed signs."""
+    values, vectors = np.linalg.eigh(covariance)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], 0)
+    return values, (vectors * np.where(largest < 0, -1, 1)).T
+
+
+def pca(path: LinearPath, moments: Moments, min_sigma: float) -> PCA:
     """Probabilistic PCA from the moments of the patches, in closed form.
-
-    Signs are fixed: the largest entry of each direction is positive.
 
     Args:
         path: its sizes.
-        found: from `moments`.
+        moments: of its patches.
         min_sigma: σ is at least so large.
     """
-    values, vectors = np.linalg.eigh(found.covariance)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], 0)
-    vectors = vectors * np.where(largest < 0, -1, 1)
-    gains = _gains(path)
-    kept = min(path.maps, path.patch_size, found.num_patches - 1)
+    values, directions, gains = moments.eigenvalues, moments.directions, _gains(path, moments)
+    kept = min(path.maps, path.patch_size, moments.num_patches - 1)
     # σ² is the mean square over all dimensions that no component explains: those of the patches,
     # where noise of variance σ² in the image has σ²/gain, and what the small image lacks.
     cells, num_dims = path.height * path.width, math.prod(path.image_shape)
-    lost = cells * gains * values[kept:].clip(0).sum() + num_dims * found.residual
+    lost = cells * (gains * values.clip(0))[kept:].sum() + num_dims * moments.residual
     variance = lost / max(num_dims - cells * kept, 1)
     sigma = float(np.sqrt(max(variance, min_sigma**2)))
-    floor = sigma**2 / gains
+    floor = sigma**2 / gains[:kept]
     lam = np.maximum(values[:kept], floor)
     scale = np.zeros(path.maps)
     scale[:kept] = np.sqrt(lam - floor)
     to_patch = np.zeros((path.maps, path.patch_size))
-    to_patch[:kept] = scale[:kept, None] * vectors[:, :kept].T
+    to_patch[:kept] = scale[:kept, None] * directions[:kept]
     to_mean = np.zeros_like(to_patch)
     to_mean[:kept] = to_patch[:kept] / lam[:, None]
+    # σ²/(gλ) = 1/(1 + ‖image of B_k‖²/σ²), the squared norm averaged over cells: of all variances
+    # that are the same at all locations, the ones of highest ELBO.
     variances = np.ones(path.maps)
     variances[:kept] = floor / lam
-    bias = -to_mean @ found.mean
-    return PCA(to_mean.T, bias, to_patch, found.mean, variances, sigma, kept)
+    bias = -to_mean @ moments.mean
+    num_components = int(np.count_nonzero(scale))
+    return PCA(to_mean.T, bias, to_patch, moments.mean, variances, sigma, num_components)
 
 
-def _gains(path: LinearPath) -> float:
-    """How much larger the squared norm of an image is than that of its small image, on average."""
-    rows, cols = path._growths()
-    return float(np.mean(np.sum(rows**2, axis=0)) * np.mean(np.sum(cols**2, axis=0)))
+def _gains(path: LinearPath, moments: Moments) -> Float64[np.ndarray, " p"]:
+    """The squared norm of the image of each direction, averaged over the cells it may be in."""
+    if path.tiles:
+        return np.ones(path.patch_size)
+    rows, cols = (
+        np.mean([part.T @ part for part in np.split(matrix, cells, axis=1)], axis=0)
+        for matrix, cells in zip(path.upsampling(), (path.height, path.width), strict=True)
+    )
+    patches = moments.directions.reshape(-1, *path.patch, path.image_shape[2])
+    images = np.einsum("kyxc,yv,xw->kvwc", patches, rows, cols, optimize=True)
+    return np.sum(patches * images, axis=(1, 2, 3))

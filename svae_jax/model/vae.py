@@ -9,7 +9,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from svae_jax import latents
+from svae_jax.latents.means import FreeMean
 from svae_jax.likelihoods import Likelihood
+from svae_jax.likelihoods.gaussian import Gaussian
 from svae_jax.model import networks, stacks
 from svae_jax.model.layers import Style
 from svae_jax.model.linear import PCA, LinearPath, patch_for
@@ -49,6 +51,9 @@ class SpatialVAE(nn.Module):
             and evaluation set it from the configuration.
         linear: the linear path beside encoder and decoder, if any; it adds to the posterior's mean
             and to the decoder's outputs.
+
+    Raises:
+        ValueError: a linear path of other sizes than the posterior.
     """
 
     posterior: latents.Posterior
@@ -59,9 +64,14 @@ class SpatialVAE(nn.Module):
     linear: LinearPath | None = None
 
     def __post_init__(self):
-        """Puts the standard normal in the place of a prior that is not given."""
+        """Puts the standard normal in the place of a prior that is not given; checks the path."""
+        q, path = self.posterior, self.linear
+        if path is not None and not _same_sizes(path, q):
+            raise ValueError(
+                f"linear must have the posterior's {q.height}x{q.width} cells and {q.maps} maps, "
+                f"got {path.height}x{path.width} and {path.maps}"
+            )
         if self.prior is None:
-            q = self.posterior
             self.prior = latents.make_prior("standard", height=q.height, width=q.width, maps=q.maps)
         super().__post_init__()
 
@@ -236,8 +246,7 @@ def _linear_path(
 ) -> LinearPath:
     """The linear path for a decoder of so many parameters; None: for no decoder."""
     shape = likelihood.image_shape
-    if likelihood.num_outputs != shape[2]:
-        raise ValueError("linear: this likelihood's outputs are not the channels of the image")
+    check_takes_path(likelihood)
     height, width, maps = posterior.height, posterior.width, posterior.maps
     most = LINEAR_SHARE * decoder_size if decoder_size else math.inf
     try:
@@ -247,7 +256,58 @@ def _linear_path(
     return LinearPath(shape, height, width, maps, patch)
 
 
-def start_at_pca(model: SpatialVAE, params: PyTree, found: PCA) -> PyTree:
+def check_takes_path(likelihood: Likelihood) -> None:
+    """Checks that a linear path may add to the outputs that a likelihood takes.
+
+    Raises:
+        ValueError: the outputs are not means of the image's channels.
+    """
+    if not likelihood.emits_means or likelihood.num_outputs != likelihood.image_shape[2]:
+        raise ValueError(
+            f"linear: the outputs of {type(likelihood).__name__} are not means of pixels, to which "
+            "a linear path could add; take linear='none' or another likelihood"
+        )
+
+
+def check_can_start_at_pca(model: SpatialVAE) -> None:
+    """Checks that `start_at_pca` knows the parts of a model.
+
+    Raises:
+        ValueError: an encoder, a decoder or a covariance of another kind.
+    """
+    kinds = {
+        "encoder": (networks.Encoder, networks.Constant),
+        "decoder": (networks.Decoder, networks.Zero),
+    }
+    for name, known in kinds.items():
+        if not isinstance(part := getattr(model, name), known):
+            raise ValueError(
+                f"linear: only the package's own networks can start at PCA, and the {name} is a "
+                f"{type(part).__name__}; take linear='random'"
+            )
+    covariance = model.posterior.covariance_model
+    if not hasattr(covariance, "of_log_variance"):
+        raise ValueError(
+            f"linear: a {type(covariance).__name__} cannot start at PCA without a method "
+            "of_log_variance; add it, or take linear='random'"
+        )
+
+
+def is_exact_at_pca(model: SpatialVAE) -> bool:
+    """Whether `start_at_pca` gives probabilistic PCA itself, with its exact posterior.
+
+    Then σ is PCA's, and with the standard prior log p(x) is known in closed form. Else, the
+    posterior or the noise is of another kind, or patches are those of a smaller image.
+    """
+    return (
+        model.linear is not None
+        and model.linear.tiles
+        and isinstance(model.posterior.mean_model, FreeMean)
+        and isinstance(model.likelihood, Gaussian)
+    )
+
+
+def start_at_pca(model: SpatialVAE, params: PyTree, pca: PCA) -> PyTree:
     """The parameters with which the model is probabilistic PCA.
 
     The linear path takes A, a, B and b; the last layers of encoder and decoder start at zero, but
@@ -256,15 +316,14 @@ def start_at_pca(model: SpatialVAE, params: PyTree, found: PCA) -> PyTree:
     Args:
         model: with a linear path, and networks of `networks`.
         params: the initial parameters.
-        found: from `linear.pca`.
+        pca: from `linear.pca`.
 
     Raises:
-        ValueError: an encoder or a decoder of another kind.
+        ValueError: an encoder, a decoder or a covariance of another kind.
     """
-    if not isinstance(model.encoder, networks.Encoder | networks.Constant):
-        raise ValueError("linear: only the package's own networks can start at PCA")
+    check_can_start_at_pca(model)
     scale = model.posterior.output_scale
-    log_variances = jnp.log(jnp.asarray(found.variances, jnp.float32))
+    log_variances = jnp.log(jnp.asarray(pca.variances, jnp.float32))
     bias = model.posterior.bias_of(jax.random.key(0), log_variances) / scale
     encoder: dict[str, Any] = dict(params["encoder"])
     decoder: dict[str, Any] = dict(params.get("decoder", {}))
@@ -275,15 +334,21 @@ def start_at_pca(model: SpatialVAE, params: PyTree, found: PCA) -> PyTree:
         encoder[last] = jax.tree.map(jnp.zeros_like, encoder[last]) | {"bias": bias}
         decoder["Convolution_0"] = jax.tree.map(jnp.zeros_like, decoder["Convolution_0"])
     path = {
-        name: jnp.asarray(getattr(found, name), jnp.float32)
+        name: jnp.asarray(getattr(pca, name), jnp.float32)
         for name in ("to_mean", "mean_bias", "to_patch", "patch_bias")
     }
     start: dict[str, Any] = {"encoder": encoder, "linear": path} | (
         {"decoder": decoder} if decoder else {}
     )
     if "log_sigma" in params:
-        start["log_sigma"] = jnp.full_like(params["log_sigma"], math.log(found.sigma))
+        assert model.likelihood is not None  # it has the scale
+        sigma = pca.sigma / model.likelihood.unit_stddev
+        start["log_sigma"] = jnp.full_like(params["log_sigma"], math.log(sigma))
     return params | start
+
+
+def _same_sizes(path: LinearPath, posterior: latents.Posterior) -> bool:
+    return all(getattr(path, s) == getattr(posterior, s) for s in ("height", "width", "maps"))
 
 
 def num_params(params: PyTree) -> dict[str, int]:

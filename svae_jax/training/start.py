@@ -1,6 +1,8 @@
 """The state before the first training step, where the model starts at probabilistic PCA."""
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -8,18 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Num, PyTree
 
+from svae_jax import likelihoods
 from svae_jax.devices import sharding
-from svae_jax.errors import UserError
 from svae_jax.evaluation import bounds, closed_forms, steps
-from svae_jax.model import start_at_pca
+from svae_jax.model import is_exact_at_pca, start_at_pca
 from svae_jax.recipe import stream
 from svae_jax.samplers import MOST_LATENTS, aggregate
 from svae_jax.training.job import Job
 from svae_jax.training.step import TrainState
 
 _MOST_ENCODED = 10_000  # training images to whose latents a learned prior is fitted
+_BATCH = 200  # images at a time
 
 
 def initial(job: Job, state: TrainState) -> TrainState:
@@ -39,13 +42,10 @@ def initial(job: Job, state: TrainState) -> TrainState:
     path, params = job.recipe.model.linear, jax.device_get(state.params)
     assert path is not None  # the configuration gives it
     if jax.process_index() == 0:
-        found = closed_forms.fit(path, job.recipe.likelihood, job.train_images)
-        try:
-            params = start_at_pca(job.recipe.model, params, found)
-        except ValueError as error:
-            raise UserError(f"model.{error}") from None
+        pca = closed_forms.fit(path, job.recipe.likelihood, job.train_images, job.recipe.flip)
+        params = start_at_pca(job.recipe.model, params, pca)
         batch_stats = jax.device_get(state.batch_stats)
-        if np.ndim(params.get("log_sigma", 0.0)) and job.recipe.likelihood.has_optimal:
+        if job.recipe.likelihood.learns_scale and not is_exact_at_pca(job.recipe.model):
             params["log_sigma"] = jnp.log(fit_scale(job, params, batch_stats))
         prior: Any = job.recipe.model.prior
         # A user's own prior may have no such closed form, which takes a covariance of all latents.
@@ -61,13 +61,18 @@ def initial(job: Job, state: TrainState) -> TrainState:
     return state._replace(params=params, ema=ema)
 
 
-def fit_scale(job: Job, params: PyTree, batch_stats: PyTree) -> Float[Array, " d"]:
-    """The optimal σ of each direction, on training images: PCA has one σ for all of them."""
-    likelihood = dataclasses.replace(job.recipe.likelihood, sigma="optimal")
+def fit_scale(job: Job, params: PyTree, batch_stats: PyTree) -> Float[Array, "*d"]:
+    """The scale of the noise that the model leaves on training images, in units of x.
+
+    It is the optimal one, where that has a closed form, and else that of a noise of the same
+    standard deviation. PCA's σ is that of its own posterior and of one Gaussian noise.
+    """
+    likelihood, unit = _with_optimal(job.recipe.likelihood)
     model = job.recipe.model.clone(likelihood=likelihood)
     variables = {"params": params, "batch_stats": batch_stats}
     key = stream(job.recipe.seed, "sigma")
-    size, count = job.recipe.batch_size, min(bounds.NUM_SIGMA_IMAGES, len(job.train_images))
+    count = min(bounds.NUM_SIGMA_IMAGES, len(job.train_images))
+    size = min(_BATCH, count)
     errors = [
         steps.error_step(
             model,
@@ -77,18 +82,41 @@ def fit_scale(job: Job, params: PyTree, batch_stats: PyTree) -> Float[Array, " d
         )
         for begin in range(0, count - size + 1, size)
     ]
-    return likelihood.optimal_scale(jnp.mean(jnp.concatenate(errors), axis=0))
+    return likelihood.optimal_scale(jnp.mean(jnp.concatenate(errors), axis=0)) / unit
+
+
+def _with_optimal(likelihood: likelihoods.Likelihood) -> tuple[likelihoods.Likelihood, float]:
+    """A likelihood whose optimal scale is known, and by what to divide that scale."""
+    if likelihood.has_optimal:
+        return dataclasses.replace(likelihood, sigma="optimal"), 1.0
+    shape, pixels = likelihood.image_shape, likelihood.pixels
+    gaussian = likelihoods.make("gaussian", image_shape=shape, pixels=pixels)
+    return gaussian, likelihood.unit_stddev
 
 
 def fit_prior(job: Job, prior: Any, params: PyTree, batch_stats: PyTree) -> PyTree:
     """The prior's parameters at the moments of the aggregate posterior of training images."""
-    model, images = job.recipe.model, job.train_images
-    count = min(_MOST_ENCODED, len(images))
-    chosen = images[np.linspace(0, len(images) - 1, count).astype(int)]
+    model = job.recipe.model
     variables = {"params": params, "batch_stats": batch_stats}
-    moments = aggregate.moments(aggregate.encode(model, variables, chosen))
+    moments = aggregate.moments(
+        itertools.chain.from_iterable(
+            aggregate.encode(model, variables, batch) for batch in _prior_images(job)
+        )
+    )
     shape = (model.posterior.height, model.posterior.width, model.posterior.maps)
     return prior.of_moments(moments.mean.reshape(shape), moments.covariance)
+
+
+def _prior_images(job: Job) -> Iterator[Num[np.ndarray, "_b h w c"]]:
+    """Batches of evenly spaced training images; each mirrored too where training flips them."""
+    images = job.train_images
+    count = min(_MOST_ENCODED, len(images))
+    chosen = np.linspace(0, len(images) - 1, count).astype(int)
+    for begin in range(0, count, _BATCH):
+        batch = images[chosen[begin : begin + _BATCH]]
+        yield batch
+        if job.recipe.flip:
+            yield batch[:, :, ::-1]
 
 
 def _replicated(job: Job, tree: PyTree) -> Any:

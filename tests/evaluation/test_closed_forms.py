@@ -2,16 +2,19 @@
 
 import numpy as np
 import pytest
+from flax import linen as nn
 from scipy import stats
 from sklearn.decomposition import PCA as SklearnPCA
 
 from svae_jax import config as configs
+from svae_jax import latents, likelihoods
 from svae_jax.devices import sharding
 from svae_jax.evaluation import closed_forms
+from svae_jax.model import SpatialVAE
 from svae_jax.model.linear import LinearPath
 from tests import tiny
 
-COUNT = 2000  # as many as σ is fitted to
+COUNT = 3000  # more than a fitted σ is of
 
 
 def smooth(seed, count):
@@ -68,7 +71,7 @@ def test_all_components_are_the_gaussian_of_the_pixels(floors):
     assert bits == pytest.approx((48 * np.log(127.5) - expected) / (48 * np.log(2)), abs=0.1)
 
 
-def test_patches_of_a_smaller_image_are_told(capsys):
+def test_patches_of_a_smaller_image_are_reported(capsys):
     recipe = configs.recipe(tiny.config("", ""), 10)
     images = np.zeros((3, 8, 8, 3), np.uint8)
     for cells, patch, line in (
@@ -83,7 +86,45 @@ def test_patches_of_a_smaller_image_are_told(capsys):
 def test_images_too_large_for_a_covariance_are_cut_into_patches():
     assert closed_forms._cells((32, 32, 3)) == (1, 1)
     assert closed_forms._cells((64, 64, 3)) == (2, 2)
-    assert closed_forms._cells((40, 96, 5)) in ((5, 1), (1, 5), (1, 6), (2, 3))
+    assert closed_forms._cells((40, 96, 5)) == (5, 1)
+
+
+def _names(model, shape, decoder_params):
+    noise = likelihoods.make("gaussian", image_shape=shape)
+    paths = closed_forms._paths(model, noise, decoder_params)
+    return {name: (p.height, p.width, p.maps) for name, p in paths.items()}
+
+
+def _model(name, height, width, maps):
+    posterior = latents.make(name, height=height, width=width, maps=maps)
+    return SpatialVAE(posterior, nn.Dense(1), nn.Dense(1))
+
+
+def test_each_floor_stands_once_and_only_where_there_is_one():
+    assert _names(_model("vector", 1, 1, 5), (4, 4, 3), 480) == {
+        "same latent": (1, 1, 5),
+        "as large a decoder": (1, 1, 9),
+        "Gaussian of the pixels": (1, 1, 47),
+    }
+    assert _names(_model("mvn", 8, 8, 2), (4, 4, 3), 0) == {  # 8×8 cells are more than pixels
+        "as many latents": (1, 1, 47),
+    }
+    assert _names(_model("mvn", 3, 3, 300), (8, 8, 3), 0)["same latent"] == (3, 3, 11)
+    assert _names(_model("mvn", 8, 8, 3), (64, 64, 3), 0) == {
+        "same latent": (8, 8, 3),
+        "as many latents": (2, 2, 48),
+        "Gaussian of patches": (2, 2, 3071),
+    }
+
+
+def test_mirrored_images_count_where_training_flips_them():
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3)).astype(np.uint8)
+    path = LinearPath((8, 8, 3), 2, 2, 4, (4, 4))
+    noise = likelihoods.make("gaussian", image_shape=(8, 8, 3))
+    flipped = closed_forms.moments(path, noise, images, flip=True)
+    both = closed_forms.moments(path, noise, np.concatenate([images, images[:, :, ::-1]]))
+    np.testing.assert_allclose(flipped.eigenvalues, both.eigenvalues, rtol=1e-9)
+    np.testing.assert_allclose(flipped.mean, both.mean, atol=1e-12)
 
 
 def test_a_likelihood_without_an_optimal_scale_has_no_floors():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 import scipy.stats
 from flax import linen as nn
 from sklearn import decomposition
@@ -12,7 +13,7 @@ from svae_jax import config as configs
 from svae_jax import latents, likelihoods
 from svae_jax import model as models
 from svae_jax.evaluation import steps
-from svae_jax.model import linear
+from svae_jax.model import SpatialVAE, linear
 from svae_jax.model.layers import Style
 from svae_jax.model.linear import LinearPath
 
@@ -134,17 +135,19 @@ def test_patches_and_images_are_inverse_where_the_small_image_is_the_image():
 
 def test_a_smaller_image_is_the_closest_one_and_grows_bilinearly():
     path = LinearPath((9, 9, 1), 2, 2, 4, (3, 3))  # from 6×6
-    ramp = np.add.outer(np.arange(9.0), np.arange(9.0))[None, 3:6, 3:6, None]
     small = jax.random.normal(jax.random.key(0), (3, 2, 2, 9))
     np.testing.assert_allclose(path.patches(path.image(small)), small, atol=1e-4)
-    image = path.image(path.patches(jnp.ones((1, 9, 9, 1))))
-    np.testing.assert_allclose(image, 1, atol=1e-5)
+    image = np.random.default_rng(1).normal(size=(9, 9))  # no interpolation gives it
+    units = jnp.eye(36).reshape(36, 2, 2, 9)
+    design = np.asarray(path.image(units)).reshape(36, 81).T
+    weights, *_ = np.linalg.lstsq(design, image.ravel(), rcond=None)
+    closest = path.image(path.patches(jnp.asarray(image[..., None])))
+    np.testing.assert_allclose(np.ravel(closest), design @ weights, atol=1e-4)
     rows = linear.interpolation(6, 9)
     np.testing.assert_allclose(rows.sum(axis=1), 1)
     np.testing.assert_allclose(
         rows[1:-1] @ (np.arange(6) + 0.5) / 6, (np.arange(9)[1:-1] + 0.5) / 9
     )
-    assert ramp.shape == (1, 3, 3, 1)
 
 
 @pytest.mark.parametrize("name", ["vector", "mvn"])
@@ -167,11 +170,44 @@ def test_what_a_smaller_image_lacks_counts_as_noise(name):
     assert error == pytest.approx(found.sigma, rel=0.1)
 
 
+@pytest.mark.parametrize("size", [8, 32])
+def test_no_other_variances_of_the_maps_have_a_higher_elbo(size):
+    """Patches of 3×3 maps are those of a smaller image, whose directions differ in their gain."""
+    rng = np.random.default_rng(3)
+    smooth = scipy.ndimage.gaussian_filter(rng.normal(size=(400, size, size, 3)), (0, 1, 1, 0))
+    images = (smooth / smooth.std() / 4 + rng.normal(0, 0.02, smooth.shape)).astype(np.float32)
+    config = _config("naive", dataset__height=size, dataset__width=size)
+    config.latent.update(height=3, width=3, maps=8)
+    path = LinearPath((size, size, 3), 3, 3, 8, (size // 3, size // 3))
+    model = configs.model(config).clone(linear=path)
+    variables = models.init(model, jax.random.key(0), (size, size, 3))
+    variables["params"] = models.start_at_pca(model, variables["params"], _fit(path, images))
+
+    images = jnp.asarray(images)
+
+    @jax.jit
+    def elbo(log_factors):
+        params = model.apply(variables, images, method="encode")
+        params = params | {"log_variance": params["log_variance"] + log_factors}
+        z = model.posterior.sample(jax.random.key(1), params)
+        outputs = model.apply(variables, z, method="decode")
+        scale = jnp.exp(variables["params"]["log_sigma"])
+        log_prob = model.likelihood.log_prob(scale, images, outputs)
+        return jnp.mean(log_prob - model.posterior.kl(params))
+
+    ours = elbo(jnp.zeros(8))
+    for factor in (0.8, 0.9, 1.1, 1.25):
+        for k in range(8):
+            assert elbo(jnp.zeros(8).at[k].set(np.log(factor))) < ours + 0.1, (factor, k)
+
+
 def test_patches_are_as_large_as_their_share_of_the_decoder_allows():
     assert linear.patch_for((32, 32, 3), 8, 8, 8, 27_500.0) == (4, 4)
     assert linear.patch_for((32, 32, 3), 3, 3, 128, 27_500.0) == (8, 8)
     assert linear.patch_for((32, 32, 3), 1, 1, 150, 27_500.0) == (7, 7)
-    with pytest.raises(ValueError, match="300 maps need 900 weights at least, above 800"):
+    assert linear.patch_for((32, 32, 3), 8, 8, 8, 432.0) == (4, 4)  # biases count
+    assert linear.patch_for((32, 32, 3), 8, 8, 8, 431.0) == (3, 3)
+    with pytest.raises(ValueError, match="300 maps need 903 weights and biases at"):
         linear.patch_for((32, 32, 3), 8, 8, 300, 800.0)
     with pytest.raises(ValueError, match="9x9 cells are more than"):
         linear.patch_for((8, 8, 3), 9, 9, 1, 800.0)
@@ -187,14 +223,25 @@ def test_few_images_and_constant_channels_give_white_noise_in_the_other_maps():
     np.testing.assert_array_equal(found.to_patch[3:], 0)
     assert found.sigma == MIN_SIGMA
     assert np.isfinite(found.to_mean).all()
+    many = _images(40, (2, 2, 3))
+    many[..., 2] = 0.5
+    assert _fit(LinearPath((2, 2, 3), 1, 1, 10, (2, 2)), many).num_components == 8
 
 
 def test_a_models_own_kind_of_network_cannot_start_at_pca():
     images = _images(50).astype(np.float32)
     model, variables, found = _at_pca(_config("mvn", **NETWORKS), images)
-    own = model.clone(encoder=nn.Dense(3))
-    with pytest.raises(ValueError, match="only the package's own networks can start at PCA"):
-        models.start_at_pca(own, variables["params"], found)
+    for part in ("encoder", "decoder"):
+        own = model.clone(**{part: nn.Dense(3)})
+        with pytest.raises(ValueError, match=f"only the package's own .* the {part} is a Dense;"):
+            models.start_at_pca(own, variables["params"], found)
+
+
+def test_a_path_has_the_sizes_of_the_posterior():
+    posterior = latents.make("mvn", height=2, width=2, maps=4)
+    path = LinearPath(SHAPE, 2, 2, 5, (4, 4))
+    with pytest.raises(ValueError, match="posterior's 2x2 cells and 4 maps, got 2x2 and 5"):
+        SpatialVAE(posterior, nn.Dense(3), nn.Dense(3), linear=path)
 
 
 def test_a_likelihood_of_logits_has_no_linear_path_but_one_of_pixels():
@@ -206,3 +253,17 @@ def test_a_likelihood_of_logits_has_no_linear_path_but_one_of_pixels():
         models.make(posterior, p_x, prior=prior, **stacks)
     model = models.make(posterior, p_x, prior=prior, has_linear_path=True, **stacks)
     assert model.linear.patch == (4, 4)
+    binary = likelihoods.make(
+        "bernoulli", image_shape=SHAPE, pixels=likelihoods.default_pixels("bernoulli")
+    )
+    with pytest.raises(ValueError, match="linear: the outputs of Bernoulli are not means"):
+        models.make(posterior, binary, prior=prior, has_linear_path=True, **stacks)
+
+
+def test_every_learned_scale_starts_at_the_standard_deviation_of_pca():
+    images = _images(300).astype(np.float32)
+    for name, unit in (("laplace", 2**-0.5), ("discretized_logistic", 3**0.5 / np.pi)):
+        config = _config("mvn", objective__likelihood=name)
+        _, variables, found = _at_pca(config, images)
+        scale = np.exp(variables["params"]["log_sigma"])
+        assert scale == pytest.approx(found.sigma * unit, rel=1e-5)

@@ -54,6 +54,19 @@ def test_a_closed_form_is_a_run_of_no_steps(closed_form, tmp_path):
     assert again["metrics"] == metrics
 
 
+def test_a_closed_form_that_goes_on_keeps_its_row_and_its_pictures(closed_form, tmp_path):
+    directory = tmp_path / "run"
+    elbo = loop.train(closed_form, directory)["metrics"]["eval/elbo"]
+    closed_form.update(num_steps=4)
+    loop.train(closed_form, directory)
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    found = [(row["step"], row["eval/elbo"]) for row in rows if "eval/elbo" in row]
+    assert found[0] == (0, elbo)
+    assert [step for step, _ in found] == [0, 4]
+    pictures = sorted(path.name for path in (directory / "reconstructions").iterdir())
+    assert pictures == ["000000.png", "000004.png"]
+
+
 def test_training_from_pca_beats_it(config, closed_form, tmp_path):
     floor = loop.train(closed_form, tmp_path / "pca")["metrics"]["eval/elbo"]
     closed_form.model.update(
@@ -122,24 +135,85 @@ def test_a_learned_prior_starts_at_the_moments_of_the_posteriors(config, tmp_pat
 def test_a_learned_sigma_starts_at_pcas(config, tmp_path):
     config.objective.sigma = "learned"
     job, state = _state(config, tmp_path)
-    found = closed_forms.fit(job.recipe.model.linear, job.recipe.likelihood, job.train_images)
-    assert float(jnp.exp(state.params["log_sigma"])) == pytest.approx(found.sigma, rel=1e-5)
+    pca = closed_forms.fit(job.recipe.model.linear, job.recipe.likelihood, job.train_images)
+    assert float(jnp.exp(state.params["log_sigma"])) == pytest.approx(pca.sigma, rel=1e-5)
+
+
+def _residuals(job, state):
+    """Images minus the start's outputs for one sample of z each."""
+    model = job.recipe.model
+    images = model.pixels.to_float(jnp.asarray(job.train_images))
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    outputs = model.apply(variables, jax.random.key(5), images).outputs
+    return images, outputs
+
+
+@pytest.mark.parametrize(
+    ("posterior", "likelihood", "scale_of"),
+    [
+        ("lowrank", "gaussian", lambda d: np.sqrt(np.mean(d**2))),
+        ("mvn", "laplace", lambda d: np.mean(np.abs(d))),
+        ("lowrank", "discretized_logistic", lambda d: np.sqrt(3 * np.mean(d**2)) / np.pi),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [12, 1000])
+def test_a_learned_scale_starts_at_the_residuals(
+    config, tmp_path, posterior, likelihood, scale_of, batch_size
+):
+    config.batch_size = min(batch_size, 48)
+    config.latent.name = posterior
+    config.objective.update(sigma="learned", likelihood=likelihood)
+    job, state = _state(config, tmp_path)
+    # A batch of training may be larger than the images to which the scale is fitted.
+    large = job._replace(recipe=job.recipe._replace(batch_size=batch_size))
+    fitted = start.fit_scale(large, state.params, state.batch_stats)
+    images, outputs = _residuals(job, state)
+    expected = scale_of(images - outputs)
+    assert float(jnp.exp(state.params["log_sigma"])) == pytest.approx(expected, rel=0.05)
+    assert float(fitted) == pytest.approx(expected, rel=0.05)
 
 
 def test_learned_sigmas_of_several_directions_start_at_the_residuals(config, tmp_path):
     config.objective.update(sigma="learned", likelihood="gaussian_blocks")
     job, state = _state(config, tmp_path)
-    model = job.recipe.model
-    images = model.pixels.to_float(jnp.asarray(job.train_images))
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    outputs = model.apply(variables, jax.random.key(5), images).outputs
-    error = np.asarray(model.likelihood.error(images, outputs)).mean(0)
+    error = np.asarray(job.recipe.likelihood.error(*_residuals(job, state))).mean(0)
     expected = np.sqrt(error / 16)  # blocks of 2×2 in 8×8 pixels
     np.testing.assert_allclose(jnp.exp(state.params["log_sigma"]), expected, rtol=0.2)
     assert expected.max() / expected.min() > 1.5
 
 
-def test_warm_up_of_beta_and_few_images_are_told(config, tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("prior", "likelihood"),
+    [("standard", "gaussian_blocks"), ("matrix_normal", "gaussian"), ("tensor_normal", "gaussian")],
+)
+def test_richer_models_start_no_lower_than_pca(closed_form, tmp_path, prior, likelihood):
+    """On the images to which all is fitted."""
+    closed_form.dataset.eval_split = "train"
+    closed_form.objective.sigma = "learned"
+    floor = loop.train(closed_form, tmp_path / "pca")["metrics"]["eval/elbo"]
+    closed_form.latent.prior = prior
+    closed_form.objective.likelihood = likelihood
+    assert loop.train(closed_form, tmp_path / "richer")["metrics"]["eval/elbo"] > floor
+
+
+def test_a_model_starts_at_pca_of_mirrored_images_too_if_it_trains_on_them(config, tmp_path):
+    config.dataset.flip = True
+    config.latent.prior = "matrix_normal"
+    job, state = _state(config, tmp_path)
+    images = job.train_images
+    both = np.concatenate([images, images[:, :, ::-1]])
+    pca = closed_forms.fit(job.recipe.model.linear, job.recipe.likelihood, both)
+    # Directions are symmetric or antisymmetric, and of the latter the sign is that of rounding.
+    ours, theirs = np.abs(state.params["linear"]["to_patch"]), np.abs(pca.to_patch)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    model = job.recipe.model
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    params = model.apply(variables, model.pixels.to_float(jnp.asarray(both)), method="encode")
+    mean = model.posterior.mean(params).mean(axis=0)
+    np.testing.assert_allclose(state.params["prior"]["mean"], mean, atol=1e-3)
+
+
+def test_warm_up_of_beta_and_few_images_are_reported(config, tmp_path, caplog):
     config.objective.beta_warmup_steps = 5
     config.dataset.split = "train[:12]"
     config.latent.update(name="vector", height=1, width=1, maps=20)
@@ -157,10 +231,13 @@ def test_networks_of_ones_own_need_a_path_and_cannot_start_at_pca(config, tmp_pa
     with pytest.raises(UserError, match=r"model.linear='pca': .* give it one"):
         loop.train(config, tmp_path / "run", own)
     own = own.clone(linear=LinearPath((8, 8, 3), 2, 2, 4, (4, 4)))
-    job = jobs.prepare(config, tmp_path / "job")
-    recipe = job.recipe._replace(model=own.clone(likelihood=job.recipe.likelihood))
-    with pytest.raises(UserError, match="only the package's own networks can start at PCA"):
-        start.initial(job._replace(recipe=recipe), step.init_state(job.recipe))
+    with pytest.raises(UserError, match=r"model.linear: only .* the encoder is a Dense; take"):
+        loop.train(config, tmp_path / "run", own)
+    config.dataset.value_range = "0,1"
+    config.objective.likelihood = "bernoulli"
+    config.model.linear = "random"
+    with pytest.raises(UserError, match=r"model.linear: the outputs of Bernoulli are not means"):
+        loop.train(config, tmp_path / "run", own)
 
 
 def test_an_unknown_start_is_refused(config, tmp_path):

@@ -47,7 +47,10 @@ def _scaling(comparison: Comparison, scaling: str) -> str:
     samplers = comparison["settings"]["samplers"]
     blocks = [
         ("Likelihood, reconstruction and use of the latent", _mean_table(models, _LIKELIHOOD)),
-        ("Linear floors: the ELBO of PCA with the prior N(0, I) beside each model, nats", _floor_table(models)),
+        (
+            "Linear floors: the ELBO of PCA with the prior N(0, I) beside each model, nats",
+            _floor_table(models),
+        ),
         ("Distances of samples to held-out images", _distance_table(models, samplers)),
         ("Size and speed", _mean_table(models, _COST, _latents(comparison))),
     ]

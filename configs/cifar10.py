@@ -1,8 +1,9 @@
 """CIFAR-10, 32×32 (Wang, Yuan, Ji 2017, §4.2): N = 128 maps of 3×3, or a vector of C = 150.
 
-Of the models that we tried (`experiments/results`), `best` is the one with the highest ELBO,
-`best_vector` is among the best vectors, and the samples of `best_samples` are among the closest to
-real images.
+`best` was chosen by the ELBO of short runs with a linear path on the validation split, as in
+`sweep_linear`; `best_vector` is a vector with all that `best` has. Of the models without a linear
+path (`experiments/results`), `plain` is the one with the highest ELBO, `plain_vector` is among the
+best vectors, and the samples of `best_samples` are among the closest to real images.
 """
 
 import functools
@@ -48,6 +49,7 @@ def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
 
 
 sweep_models = sweeps.models
+sweep_linear = functools.partial(sweeps.linear, _DECODERS)
 sweep_learning_rate = sweeps.learning_rate
 sweep_objective = sweeps.objective
 sweep_latents = functools.partial(sweeps.latent_sizes, _DECODERS, lengths=(50, 150, 500))

@@ -124,6 +124,24 @@ def refinements(size: int, maps: int, decoder: str) -> Sweep:
             yield {**base, field: value}
 
 
+def linear(decoders: Mapping[int, str]) -> Sweep:
+    """Maps of `mvn` with a linear path that starts at PCA: sizes, noise and prior.
+
+    Maps of 4×4 and 8×8, as many as give 256 to 2,048 latents; one σ, or one for each direction of a
+    2×2 block; the prior N(0, I), or a learned one.
+
+    Args:
+        decoders: as of `choices`; the first is the configuration's own.
+    """
+    noises, priors = ("gaussian", "gaussian_blocks"), ("standard", "autoregressive")
+    for size, maps in itertools.product((4, 8), sorted(decoders)):
+        if 256 <= size * size * maps <= 2048:
+            model = {"posterior": f"mvn,d={size},N={maps}", "model.decoder": decoders[maps]}
+            for noise, prior in itertools.product(noises, priors):
+                changes = {"objective.likelihood": noise, "latent.prior": prior}
+                yield {**model, **LINEAR, **changes}
+
+
 def candidates(decoders: Mapping[int, str], lengths: Sequence[int] = ()) -> Sweep:
     """Models without norms, each at two learning rates: vectors, and large maps of `mvn`.
 

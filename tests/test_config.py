@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 
 from configs import celeba, cifar10, shapes
+from svae_jax import command_line, latents
 from svae_jax import config as configs
-from svae_jax import latents
 from svae_jax.errors import UserError
 from svae_jax.model import stacks, vae
 
+README = (pathlib.Path(__file__).parents[1] / "configs" / "README.md").read_text()
 FILES = {"celeba": celeba, "cifar10": cifar10, "shapes": shapes}
 
 
@@ -43,6 +45,32 @@ def test_the_best_models_have_a_decoder_of_the_papers_size(file, arg):
     for paper in ("lowrank", "vector"):
         size = decoder_size(file.get_config(paper))
         assert decoder_size(config) == pytest.approx(size, rel=0.01)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_sweep_of_linear_paths_keeps_the_decoders_size(file):
+    size = decoder_size(FILES[file].get_config("lowrank"))
+    trials = list(FILES[file].sweep_linear())
+    assert len(trials) == 32
+    for trial in trials:
+        config = FILES[file].get_config(trial.pop("posterior"))
+        config.update_from_flattened_dict(trial)
+        configs.check(config)
+        assert decoder_size(config) == pytest.approx(size, rel=0.01)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_pca_in_closed_form_goes_with_every_schedule(file):
+    flags = ["model.linear=pca", "model.encoder=none", "model.decoder=none"]
+    flags += ["num_steps=0", "num_epochs=0"]
+    assert " ".join(f"--config.{flag}" for flag in flags) in README
+    config, _ = command_line.load_config(
+        f"configs/{file}.py:mvn", [f"--config.{flag}" for flag in flags]
+    )
+    for schedule in ("constant", "cosine"):
+        config.optimizer.schedule = schedule
+        configs.check(config)
+        configs.recipe(config, configs.num_steps(config, 1000))
 
 
 def test_the_sweep_of_arithmetic_keeps_size_and_arithmetic_equal():

@@ -14,6 +14,8 @@ from scipy import stats
 
 from experiments.compare import __main__ as command
 from experiments.compare import plan, summary, tables
+from svae_jax import command_line
+from svae_jax import config as configs
 from svae_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -95,6 +97,36 @@ def test_each_seed_is_a_whole_table():
     assert [(r.seed, r.model, r.learning_rate) for r in runs] == [
         (0, "vector", 0.1), (0, "mvn", 0.5), (1, "vector", 0.1), (1, "mvn", 0.5),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ["shapes", "cifar10", "celeba"])
+def test_every_run_of_the_full_plan_is_sound(file):
+    runs = plan.search_runs(plan.FULL._replace(learning_rates=(1e-3,)))
+    names = {
+        scaling: [r.model for r in runs if r.scaling == scaling] for _, scaling in _pairs(runs)
+    }
+    assert names["elbo"] == list(plan.FULL.models)
+    assert names["released_code"][-2:] == ["plain_vector", "plain"]
+    for run in runs:
+        config, _ = command_line.load_config(f"configs/{file}.py:{run.model}")
+        config.update_from_flattened_dict(run.overrides)
+        configs.check(config)
+    rates = command._given_rates(f"configs/{file}.py", plan.FULL._replace(learning_rates=()), [])
+    assert rates.keys() == _pairs(runs)
+    seeds = plan.final_runs(plan.FULL._replace(seeds=1), rates)
+    assert [(run.model, run.scaling) for run in seeds] == [(r.model, r.scaling) for r in runs]
+
+
+def _pairs(runs):
+    return {(run.model, run.scaling) for run in runs}
+
+
+def test_an_evaluation_without_floors_is_made_again():
+    settings = {"num_samples": 5}
+    found = {"step": 3, "settings": settings, "samples": {"prior": {}}, "floors": {}}
+    assert command._is_current(found, settings, 3, ["prior"])
+    del found["floors"]
+    assert not command._is_current(found, settings, 3, ["prior"])
 
 
 def test_without_a_search_each_model_has_its_own_or_the_given_learning_rate(tmp_path):

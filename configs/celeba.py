@@ -1,8 +1,8 @@
 """CelebA, 64×64 (Wang, Yuan, Ji 2017, §4.1): N = 64 maps of 3×3, or a vector of C = 81.
 
-`best` was chosen by the ELBO of short runs with a linear path on the validation split, as in
-`sweep_linear`; `best_vector` is a vector with all that `best` has. `plain` and `plain_vector` are
-the spatial model and the vector of `sweep_candidates` with the highest ELBO (`experiments/results`).
+`best` has the latent, prior and noise that were best in short runs on CIFAR-10 (`sweep_linear`);
+`best_vector` is a vector with that noise. `plain` and `plain_vector` are the spatial model and the
+vector of `sweep_candidates` with the highest ELBO (`experiments/results`).
 """
 
 import functools

@@ -1,7 +1,7 @@
 """CIFAR-10, 32×32 (Wang, Yuan, Ji 2017, §4.2): N = 128 maps of 3×3, or a vector of C = 150.
 
 `best` was chosen by the ELBO of short runs with a linear path on the validation split, as in
-`sweep_linear`; `best_vector` is a vector with all that `best` has. Of the models without a linear
+`sweep_linear`; `best_vector` is a vector with its noise. Of the models without a linear
 path (`experiments/results`), `plain` is the one with the highest ELBO, `plain_vector` is among the
 best vectors, and the samples of `best_samples` are among the closest to real images.
 """

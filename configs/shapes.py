@@ -1,8 +1,8 @@
 """The embedded default: 32×32 scenes of discs, squares and triangles. Minutes on a CPU.
 
-`best` was chosen by the ELBO of short runs with a linear path on the validation split, as in
-`sweep_linear`; `best_vector` is a vector with all that `best` has. `plain` and `plain_vector` are
-the spatial model and the vector of `sweep_candidates` with the highest ELBO (`experiments/results`).
+`best` was chosen by the ELBO of short runs with a linear path, as in `sweep_linear`; `best_vector`
+is a vector with the same noise. `plain` and `plain_vector` are the spatial model and the vector of
+`sweep_candidates` with the highest ELBO (`experiments/results`).
 """
 
 import functools

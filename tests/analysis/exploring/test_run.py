@@ -126,7 +126,7 @@ def test_kl_maps_add_up_to_the_kl(run, images):
 
 
 def test_dependence_between_locations_is_kept_apart(untrained, tiny_config, images):
-    tiny_config.latent.name = "mvn_full"
+    tiny_config.latent.update(name="mvn_full", lower_scale=1.0)
     run = untrained(tiny_config, scale=1.7)
     found = run.kl_map(images)
     kl = run.model.posterior.kl(run.encode(images).params)

@@ -148,6 +148,7 @@ def test_runs_of_different_images_stand_side_by_side_with_a_warning(runs, tmp_pa
     fields = json.loads((other / "config.json").read_text())
     fields["dataset"]["eval_split"] = "train[:9]"
     (other / "config.json").write_text(json.dumps(fields))
+    (other / "data.json").unlink()  # which says that these are not the images of the run
     text = Page(page.write([runs[0], other], tmp_path / "a.html").read_text()).text
     assert re.search(
         r"different images: first \(\S+ test, 8 x 8\), other \(\S+ train\[:9\], 8", text

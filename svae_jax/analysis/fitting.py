@@ -1,7 +1,6 @@
 """Fits a sampler to the model of a workdir; resumable, as training is."""
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,7 +107,7 @@ def _finished(job: Job) -> PyTree | None:
             f"the sampler {job.name} of step {loaded.config['model']['step']} is replaced by one "
             f"of step {job.trained.step}"
         )
-        shutil.rmtree(folder)
+        checkpoint.remove(folder)
         return None
     ours, theirs = job.identity["settings"], loaded.config["settings"]
     changed = [f"{k}={ours[k]!r} (was {theirs.get(k)!r})" for k in ours if ours[k] != theirs.get(k)]

@@ -17,6 +17,7 @@ from svae_jax.run.checkpoint.manager import (
     NoneIntactError,
     are_lost,
     load,
+    remove,
     versions,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "are_lost",
     "fingerprint",
     "load",
+    "remove",
     "versions",
 ]

@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -265,6 +266,13 @@ def are_lost(directory: Directory) -> bool:
             return bool(_note_path(folder).read_text())
         except FileNotFoundError:  # of an older version, which saves before it writes its result
             return folder.with_name("result.json").exists()
+
+
+def remove(directory: Directory) -> None:
+    """Removes a directory of checkpoints, and the note that it holds some."""
+    folder = pathlib.Path(directory).absolute()
+    shutil.rmtree(folder)
+    _note_path(folder).unlink(missing_ok=True)
 
 
 def _note_path(folder: pathlib.Path) -> pathlib.Path:

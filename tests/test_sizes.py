@@ -70,7 +70,7 @@ def of(height, width, arg="best", **changed):
 
 
 def test_what_follows_from_the_size():
-    small, paper = of(32, 32, "best,k=4"), cifar10.get_config("best")
+    small, paper = of(32, 32, "best,k=4"), cifar10.get_config("plain")
     assert small.model.encoder == paper.model.encoder
     assert small.model.decoder == paper.model.decoder
     assert small.model.head == "dense"

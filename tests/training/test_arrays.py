@@ -821,6 +821,8 @@ EVERY = [
     ("laplace", "learned", "standard", "mvn_full"),
     ("discretized_logistic", "learned", "tensor_normal", "mvn"),
     ("bernoulli", "optimal", "matrix_normal", "mvn_full"),
+    ("gaussian", "optimal", "autoregressive", "mvn_full"),
+    ("gaussian_blocks", "learned", "autoregressive", "mvn"),
 ]
 OTHER_PAIRS = [
     (likelihood, "optimal" if likelihood == "bernoulli" else "learned", prior, posterior)

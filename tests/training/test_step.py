@@ -111,7 +111,9 @@ def test_the_moving_average_follows_parameters_and_statistics(tiny_config):
         now = {"params": state.params, "batch_stats": state.batch_stats}
         expected = jax.tree.map(lambda e, n, d=decay: d * e + (1 - d) * n, expected, now)
     actual = step.evaluated_variables(state)
-    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-6), actual, expected)
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-6), actual, expected
+    )
     assert not np.allclose(
         actual["params"]["encoder"]["Dense_0"]["kernel"],
         state.params["encoder"]["Dense_0"]["kernel"],

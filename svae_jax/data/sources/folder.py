@@ -67,12 +67,12 @@ class Folder:
             yield path, functools.partial(open_image, self.root / path)
 
     def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of the first picture, for sizes that are not given.
+        """Height, width and channels of the first picture by path, for sizes that are not given.
 
         Raises:
             UserError: it cannot be read, or is larger than pictures of a model.
         """
-        path = self.files["all"][0]
+        path = min(self.files["all"])
         try:
             image = ImageOps.exif_transpose(open_image(self.root / path))
         except (OSError, ValueError, Image.DecompressionBombError) as err:

@@ -130,6 +130,10 @@ def test_the_table_of_the_first_page_is_that_of_its_runs():
         model = model.replace("`", "")
         seeds = started[model] if model in started else compared[names.get(model, model)]
         assert cells == spread(seeds, head[2:])
+    content = json.loads((RESULTS / "cifar10_start" / "runs.json").read_text())
+    page = (RESULTS.parents[1] / "README.md").read_text()
+    for floor in content["floors"].values():
+        assert f" {floor['elbo']:,.0f}" in page.replace("\n", " ")
 
 
 def test_the_table_of_the_released_codes_objective_is_that_of_the_comparisons():

@@ -5,12 +5,15 @@ from svae_jax import latents      # posteriors, as pure functions
 run = svae_jax.load(workdir)      # a trained model to play with, see `svae_jax.analysis.exploring`
 """
 
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from svae_jax.analysis.exploring import load as load
 
-__all__ = ["load"]
+    __version__: str
+
+__all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> object:
@@ -19,4 +22,9 @@ def __getattr__(name: str) -> object:
         from svae_jax.analysis.exploring import load
 
         return load
+    if name == "__version__":
+        try:
+            return metadata.version("svae_jax")
+        except metadata.PackageNotFoundError:  # a checkout that is not installed
+            return "unknown"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """What all commands share: mistakes as one line, and exit codes that say how a command ended."""
 
+import contextlib
 import difflib
 import os
 import signal
@@ -11,11 +12,16 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from svae_jax import terminal
+from svae_jax import files, terminal
 from svae_jax.errors import UserError
 from svae_jax.run import interrupt
 
+_NO_DEVICE = "Unable to initialize backend"  # JAX, of a platform that the user names
+
 Main = Callable[[Sequence[str]], None]
+# The flag of a seed: what JAX's keys take whole.
+SEED: dict[str, Any] = {"lower_bound": 0, "upper_bound": 2**32 - 1}
+
 Fields = Callable[[], Collection[str]]  # the dotted names that `--config.NAME=VALUE` can set
 Define = Callable[[], object]
 
@@ -30,8 +36,8 @@ def training_fields() -> Collection[str]:
 def run(main: Main, fields: Fields = training_fields, define: Define = lambda: None) -> None:
     """Parses the flags and runs a command.
 
-    Exit codes: 2 after a user's mistake, which is one line on stderr; 143 and 130 after SIGTERM and
-    Ctrl-C.
+    Exit codes: 0 after --help; 2 after a user's mistake, which is one line on stderr; 143 and 130
+    after SIGTERM and Ctrl-C.
 
     Args:
         main: the command; its argument is the program's name alone.
@@ -43,19 +49,31 @@ def run(main: Main, fields: Fields = training_fields, define: Define = lambda: N
     logging.set_verbosity(logging.WARNING)
 
     def parse_flags(argv: Sequence[str]) -> Sequence[str]:
-        guard(lambda: parse(flags.FLAGS, argv, fields, define))
+        try:
+            guard(lambda: parse(flags.FLAGS, argv, fields, define))
+        except SystemExit as end:
+            # The flags themselves only end the process after --help, which absl takes for failure.
+            sys.exit(0 if end.code == 1 else end.code)
         return argv[:1]
 
     def prepare_and_run(argv: Sequence[str]) -> None:
         # Imported late, so that --help and a mistyped flag answer at once.
-        from svae_jax.data import cache
         from svae_jax.devices import runtime
 
         runtime.keep_freed_memory()
-        runtime.keep_compiled_programs(cache.home() / "compiled")
+        keep_programs()
         main(argv)
 
     app.run(lambda argv: guard(lambda: prepare_and_run(argv)), flags_parser=parse_flags)
+
+
+def keep_programs() -> None:
+    """Caches compiled programs in the user's cache; without a home each process compiles."""
+    from svae_jax.data import cache
+    from svae_jax.devices import runtime
+
+    with contextlib.suppress(UserError):
+        runtime.keep_compiled_programs(cache.home() / "compiled")
 
 
 def parse(
@@ -70,6 +88,7 @@ def parse(
         UserError: an unknown flag or field, a value of the wrong type, a configuration file that
             does not exist or fails, or an argument that is not a flag.
     """
+    _check_config_path(argv)
     try:
         define()
         rest = values(argv)
@@ -119,6 +138,20 @@ def check_config_file(values: flags.FlagValues) -> None:
         raise UserError(f"--config={path}: there is no such file")
 
 
+def _check_config_path(argv: Sequence[str]) -> None:
+    """Refuses a configuration in a directory with a colon, at which the path would be cut."""
+    for i, argument in enumerate(argv):
+        name, is_pair, value = argument.lstrip("-").partition("=")
+        if name != "config" or not argument.startswith("-"):
+            continue
+        path = value if is_pair else "".join(argv[i + 1 : i + 2])
+        if os.path.dirname(path.rpartition(".py")[0]).count(":"):
+            raise UserError(
+                f"--config={path}: a path is cut at its first colon, where options begin; give one "
+                "without a colon in it, such as one relative to its directory"
+            )
+
+
 def _unknown_field(argv: Sequence[str], known: Collection[str]) -> str:
     given = [arg.lstrip("-").removeprefix("config.") for arg in argv if "-config." in arg]
     names = [field.partition("=")[0] for field in given]
@@ -150,4 +183,8 @@ def ending(error: BaseException) -> tuple[str, int] | None:
             return "interrupted; the same command continues", 128 + signal.SIGINT
         case interrupt.Stopped():
             return str(error), error.exit_code
+        case RuntimeError() if _NO_DEVICE in str(error):
+            name = os.environ.get("JAX_PLATFORMS", "")
+            reason = files.reason(error).partition(" (set JAX_PLATFORMS")[0]
+            return f"error: JAX_PLATFORMS={name}: {reason}; set another, or leave it out", 2
     return None

@@ -172,11 +172,7 @@ def check(
     Raises:
         UserError: naming the first field that is wrong, its value and what is allowed.
     """
-    known = flatten(base().to_dict())
-    if unknown := flatten(config.to_dict()).keys() - known.keys():
-        raise UserError(f"there is no field {', '.join(sorted(unknown))}")
-    for field, value in known.items():
-        check_type(field, get_field(config, field), type(value))
+    check_fields(config, base())
     for field in ("batch_size", "log_every", "eval_every", "sample_every", "checkpoint.every"):
         require(config, field, lambda value: value >= 1, "at least 1")
     multiple = f"a multiple of the {num_devices} devices"
@@ -210,6 +206,24 @@ def check(
     if config.num_steps == 0 and config.num_epochs == 0 and not is_closed_form:
         raise UserError("num_steps=0 and num_epochs=0: one of them must be above 0")
     _objective(config, model(config, own=own))
+
+
+def check_fields(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict) -> None:
+    """Checks that a configuration has the fields of another one, of the same types.
+
+    Raises:
+        UserError: naming the fields that are unknown or missing, or the first of another type.
+    """
+    found, known = (flatten(fields.to_dict()) for fields in (config, defaults))
+    if unknown := found.keys() - known.keys():
+        raise UserError(f"there is no field {', '.join(sorted(unknown))}")
+    if missing := [field for field in known if field not in found]:
+        raise UserError(
+            f"config.{missing[0].rpartition('.')[0]} lacks {', '.join(missing)}: set single "
+            f"fields, such as --config.{missing[0]}=VALUE"
+        )
+    for field, value in known.items():
+        check_type(field, found[field], type(value))
 
 
 def check_type(field: str, value: Any, kind: type) -> None:

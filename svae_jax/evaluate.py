@@ -32,7 +32,7 @@ _FEATURES = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "where the data set of the run is now, if it has moved: as dataset.data_dir"
 )
-_SEED = flags.DEFINE_integer("seed", 0, "of samples and distances")
+_SEED = flags.DEFINE_integer("seed", 0, "of samples and distances", **command_line.SEED)
 
 
 def main(argv: Sequence[str]) -> None:

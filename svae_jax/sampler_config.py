@@ -35,6 +35,7 @@ def check(config: ml_collections.ConfigDict, name: str) -> None:
         UserError: naming the first field that is wrong, its value and what is allowed; or a field
             that was changed and is of another sampler.
     """
+    configs.check_fields(config, base())
     for field, default in configs.flatten(base().to_dict()).items():
         value = configs.get_field(config, field)
         section, _, last = field.rpartition(".")
@@ -42,7 +43,6 @@ def check(config: ml_collections.ConfigDict, name: str) -> None:
             raise UserError(
                 f"{field}={value!r} is a setting of --sampler={section}, not of --sampler={name}"
             )
-        configs.check_type(field, value, type(default))
         if last in _FREE_ON_RESUME:
             configs.require(config, field, lambda value: value >= 1, "at least 1")
     configs.require(config, "seed", lambda value: 0 <= value < 2**32, "between 0 and 2^32 - 1")

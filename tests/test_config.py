@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import celeba, cifar10, shapes
-from svae_jax import command_line, latents
+from svae_jax import command_line, latents, sampler_config
 from svae_jax import config as configs
 from svae_jax.errors import UserError
 from svae_jax.model import stacks, vae
@@ -184,6 +184,21 @@ def test_bad_values_are_refused_by_field_value_and_cure(field, value, message):
     with pytest.raises(UserError, match=message) as caught:
         configs.check(config)
     assert "\n" not in str(caught.value)
+
+
+def test_a_section_that_lost_its_fields_is_refused():
+    config = cifar10.get_config()
+    with config.unlocked():
+        config.model = {"encoder": "auto"}
+    with pytest.raises(
+        UserError, match=r"config.model lacks model.activation, .*--config.model.act"
+    ):
+        configs.check(config)
+    fit = sampler_config.base()
+    with fit.unlocked():
+        fit.flow = {}
+    with pytest.raises(UserError, match=r"config.flow lacks flow\."):
+        sampler_config.check(fit, "flow")
 
 
 def test_values_of_another_type_are_refused():

@@ -17,7 +17,8 @@ def tiny_args(tiny_config, tmp_path):
 
 
 def test_help_explains_itself():
-    _, stdout, _ = run("--help")
+    code, stdout, _ = run("--help")
+    assert code == 0
     for word in ("--config", "--workdir", "lowrank", "result.json", "configs/shapes.py"):
         assert word in stdout
 
@@ -48,6 +49,8 @@ CASES = {
     ),
     "workdir": (["--workdir=/proc/nowhere"], "--workdir=/proc/nowhere cannot be written"),
     "config": (["--config=configs/cifar11.py"], "configs/cifar11.py"),
+    "section": (["--config.objective={}"], "config.objective lacks objective.beta, "),
+    "platform": ([], "JAX_PLATFORMS=abacus: Unable to initialize backend"),
     "option": (["--config=configs/cifar10.py:lowrank,r=2"], "no option 'r' for lowrank"),
     "distributed": (["--distributed=here"], "--distributed=here must be 'auto' or HOST:PORT"),
 }
@@ -59,7 +62,13 @@ def test_bad_input_gets_one_line_and_a_non_zero_exit(start, tiny_args, tmp_path)
     while pending:
         chunk, pending = pending[:4], pending[4:]
         processes = [
-            start(*tiny_args, *args, XLA_FLAGS=_DEVICES.format(4)) for _, (args, _) in chunk
+            start(
+                *tiny_args,
+                *args,
+                XLA_FLAGS=_DEVICES.format(4),
+                JAX_PLATFORMS="abacus" if name == "platform" else "cpu",
+            )
+            for name, (args, _) in chunk
         ]
         for process, (name, (_, message)) in zip(processes, chunk, strict=True):
             code, stdout, stderr = finish(process)

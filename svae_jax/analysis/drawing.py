@@ -124,7 +124,8 @@ def reconstruct(
 def _targets(out: str | Path, image_format: str) -> tuple[Path, Path]:
     """The file or folder of the images, and the file of the grid; neither holds anything yet."""
     target = user_path(out, "--out")
-    grid = target.with_suffix(".png")
+    # Only a file has a suffix: a folder may be called t0.5.
+    grid = target.with_name(f"{target.stem if image_format == 'npz' else target.name}.png")
     if grid.exists() or grid == target:
         raise UserError(f"--out={out}: the grid {grid} exists; remove it, or choose another --out")
     image_files.check_target(target, image_format)

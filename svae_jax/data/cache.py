@@ -18,6 +18,7 @@ import numpy as np
 from absl import logging
 
 from svae_jax import files
+from svae_jax.errors import UserError
 
 _DIGEST_BYTES = 32
 _HASHED_AT_A_TIME = 2**24
@@ -28,8 +29,18 @@ class _DamagedError(Exception):
 
 
 def home() -> Path:
-    """Returns the package's directory in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "svae_jax"
+    """Returns the package's directory in the user's cache.
+
+    Raises:
+        UserError: the user has no home, as in a container of an unknown user.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "svae_jax"
+    except RuntimeError:
+        raise UserError(
+            "dataset.cache_dir='' is in the home directory, and this user has none: set "
+            "dataset.cache_dir or the variable XDG_CACHE_HOME to a directory"
+        ) from None
 
 
 def open_or_build(

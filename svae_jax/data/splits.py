@@ -16,6 +16,7 @@ from svae_jax.data.decode import decode, to_array
 from svae_jax.data.sources.base import ArraySource, Range, Source
 from svae_jax.data.sources.folder import MIXED, Folder
 from svae_jax.errors import UserError
+from svae_jax.files import user_path
 
 ARRAYS = "arrays"  # the name of a data set of arrays that the user gives
 
@@ -207,8 +208,12 @@ def check_shape(given: tuple[int, ...], found: tuple[int, ...]) -> None:
 
 
 def cache_directory(cache_dir: str) -> Path:
-    """Where decoded splits are kept: `dataset.cache_dir`, or the user's cache."""
-    return Path(cache_dir).expanduser() if cache_dir else cache.home()
+    """Where decoded splits are kept: `dataset.cache_dir`, or the user's cache.
+
+    Raises:
+        UserError: there is no such place.
+    """
+    return user_path(cache_dir, "dataset.cache_dir") if cache_dir else cache.home()
 
 
 class _Arrays(NamedTuple):

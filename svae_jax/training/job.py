@@ -101,6 +101,7 @@ def _resolved(
     config: ml_collections.ConfigDict, arrays: Mapping[str, Pixels] | None
 ) -> ml_collections.ConfigDict:
     """The configuration with the sizes of its images, and what follows from them."""
+    configs.check_fields(config, configs.base())
     config = ml_collections.ConfigDict(config.to_dict())
     if arrays is None:
         config.dataset.update(data.resolved(config.dataset.to_dict()))

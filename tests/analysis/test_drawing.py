@@ -38,6 +38,12 @@ def test_pngs_are_the_same_images(trained_run, tmp_path):
     assert (_read(tmp_path / "a.npz") != _read(tmp_path / "b.npz")).any()
 
 
+def test_the_grid_stands_beside_a_folder_with_a_dot_in_its_name(trained_run, tmp_path):
+    written = drawing.sample(trained_run, "prior", tmp_path / "t0.5", "png", num=1)
+    assert written == [tmp_path / "t0.5", tmp_path / "t0.5.png"]
+    assert all(path.exists() for path in written)
+
+
 def test_a_prior_without_temperature_is_its_mean(trained_run, tmp_path):
     drawing.sample(trained_run, "prior", tmp_path / "a.npz", "npz", num=2, temperature=0.0)
     model = svae_jax.load(trained_run)

@@ -1,0 +1,83 @@
+"""What all commands share, without a training."""
+
+import pathlib
+import subprocess
+import sys
+import tomllib
+
+import jax
+import pytest
+
+import svae_jax
+from svae_jax import __main__ as listing
+from svae_jax import command_line
+from svae_jax.data import cache
+from svae_jax.errors import UserError
+from tests.command_line import ROOT
+
+
+def _command(name, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", name, *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+
+
+def test_the_package_knows_its_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert svae_jax.__version__ in (project["version"], "unknown")
+
+
+def test_the_package_lists_every_command():
+    files = (ROOT / "svae_jax").glob("*.py")
+    commands = {file.stem for file in files if "    command_line.run(" in file.read_text()}
+    assert set(listing.COMMANDS) == commands
+    found = _command("svae_jax", "--help")
+    assert found.returncode == 0
+    assert all(f"python -m svae_jax.{name} " in found.stdout for name in commands)
+    assert _command("svae_jax", "train").returncode == 2
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "1e3"])
+def test_a_seed_beyond_the_range_is_one_line(seed):
+    found = _command("svae_jax.sample", f"--seed={seed}", "--workdir=a", "--out=b.npz")
+    assert found.returncode == 2
+    assert found.stderr.startswith(f"error: flag --seed={seed}: ")
+    assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", ["/data/a:b/images.py", "a:b/images.py:lowrank,rank=2"])
+def test_a_configuration_below_a_colon_is_refused(path):
+    with pytest.raises(UserError, match=f"--config={path}: a path is cut at its first colon"):
+        command_line.load_config(path)
+
+
+def test_options_may_hold_a_path_s_letters():
+    config, _ = command_line.load_config(f"{ROOT}/configs/shapes.py:lowrank,rank=2")
+    assert config.latent.rank == 2
+
+
+def test_a_missing_platform_is_one_line(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    line, code = command_line.ending(RuntimeError("Unable to initialize backend 'cuda': none"))
+    assert code == 2
+    assert line.startswith("error: JAX_PLATFORMS=cuda: Unable to initialize backend 'cuda'")
+    assert command_line.ending(RuntimeError("a bug")) is None
+
+
+def _no_home():
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_without_a_home_a_place_is_asked_for(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pathlib.Path, "home", _no_home)
+    with pytest.raises(UserError, match=r"set dataset.cache_dir or the variable XDG_CACHE_HOME"):
+        cache.home()
+
+
+def test_without_a_home_a_command_goes_without_the_cache_of_programs(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pathlib.Path, "home", _no_home)
+    before = jax.config.jax_compilation_cache_dir
+    command_line.keep_programs()
+    assert jax.config.jax_compilation_cache_dir == before

@@ -21,7 +21,7 @@ from svae_jax.analysis import figures, trained
 from svae_jax.data import cache
 from svae_jax.devices import runtime
 from svae_jax.errors import UserError
-from svae_jax.evaluation import closed_forms, reconstruction
+from svae_jax.evaluation import bounds, closed_forms, reconstruction
 from svae_jax.files import os_errors_for_user
 from svae_jax.model import linear
 from svae_jax.model.linear import LinearPath
@@ -116,11 +116,12 @@ def _pca(job: jobs.Job) -> list[Point]:
 
 
 def _figures(job: jobs.Job, recipe: Any, variables: Any) -> Point:
-    quality, use = reconstruction.evaluate(recipe, variables, job.eval_images, job.mesh)
+    scale = bounds.calibrate(recipe, variables, job.train_images, job.mesh)
+    found, _ = reconstruction.evaluate(recipe, variables, job.eval_images, scale, job.mesh)
     return {
-        "kl": float(use.kl_per_map.sum()),
-        "psnr": quality.psnr.value,
-        "ssim": quality.ssim.value,
+        "kl": found["bounds"]["kl"].value,
+        "psnr": found["reconstruction"]["psnr"].value,
+        "ssim": found["reconstruction"]["ssim"].value,
     }
 
 

@@ -28,7 +28,7 @@ _TEMPERATURE = flags.DEFINE_float("temperature", None, "standard deviation of th
 _NOISE = flags.DEFINE_bool(
     "noise", None, "add the posteriors' noise to latents of the mixture or the flow"
 )
-_RECONSTRUCT = flags.DEFINE_list("reconstruct", None, "PNG and JPEG files to reconstruct instead")
+_RECONSTRUCT = flags.DEFINE_list("reconstruct", None, "picture files to reconstruct instead")
 
 
 def main(argv: Sequence[str]) -> None:

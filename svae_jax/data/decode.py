@@ -109,8 +109,7 @@ def to_array(
     Raises:
         ValueError: for an image that Pillow cannot convert right.
     """
-    tiles = getattr(image, "tile", None)
-    stored = str(tiles[0][3]) if tiles else image.mode  # the file's kind of samples
+    stored = _stored(image)
     ImageOps.exif_transpose(image, in_place=True)  # loads the pixels, and forgets `tile`
     is_grey = image.mode in ("1", "L", "LA") or stored.startswith(("I;16", "LA;16"))
     height, width, channels = image_shape
@@ -134,9 +133,20 @@ def to_array(
     return pixels, [step for step, taken in steps.items() if taken]
 
 
+def _stored(image: Image.Image) -> str:
+    """The kind of samples in the file, before they are read, such as RGB;16B."""
+    tiles = getattr(image, "tile", None)
+    found = tiles[0][3] if tiles else ()
+    # Some formats give more than the kind, such as the number of bytes a row; some do not give it.
+    kinds = [kind for kind in (found if isinstance(found, tuple) else [found]) if kind]
+    return kinds[0] if kinds and isinstance(kinds[0], str) else image.mode
+
+
 def _eight_bits(image: Image.Image, stored: str) -> Image.Image:
     """Reduces samples to 8 bits and brings a transparent value to their scale."""
     key = image.info.get("transparency")
+    if stored == "I;12":
+        raise ValueError("12-bit grey; save it with 8 or 16 bits")
     if image.mode.startswith("I;16"):  # which Pillow clips; it keeps the high bytes of colour
         samples = np.asarray(image)
         image = Image.fromarray((samples >> 8).astype(np.uint8))
@@ -166,6 +176,6 @@ def _resized(image: Image.Image, height: int, width: int, crop: int | None) -> I
 
 def _reason(err: Exception) -> str:
     if isinstance(err, UnidentifiedImageError):
-        return "neither PNG nor JPEG"
+        return "no picture of a known format"
     text = getattr(err, "strerror", None) or str(err) or type(err).__name__
     return textwrap.shorten(text, 200, placeholder="…")

@@ -22,7 +22,7 @@ def read_pictures(
     """Reads pictures, converted, cropped and resized as `load` does for a folder.
 
     Args:
-        pictures: PNG and JPEG files, or Pillow's images, which are not changed.
+        pictures: files, or Pillow's images, which are not changed.
         image_shape: height, width and channels of the result; 1 or 3 channels.
         field: what the errors call the pictures.
 

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -22,6 +23,8 @@ ARRAYS = "arrays"  # the name of a data set of arrays that the user gives
 
 SIDES = ("height", "width", "channels")
 
+_NAMED = 10  # splits in a message
+_ODD = "odd-split-"  # begins what stands for the name of a split that TFDS does not parse
 _ALL = "every-split"  # stands for `all`, which TFDS does not slice
 
 
@@ -58,7 +61,7 @@ def load(
     images are composited onto white. One log line counts the converted images.
 
     Args:
-        name: `shapes` (the embedded set), `folder` (PNG and JPEG files under `data_dir`), `array`
+        name: `shapes` (the embedded set), `folder` (the pictures under `data_dir`), `array`
             (.npy and .npz files), `files` (either of these), another row of
             `svae_jax.data.sources.SOURCES`, or any image data set of TFDS.
         split: In TFDS's syntax, such as `train[:45000]`; `all` joins all splits. A folder has `all`
@@ -225,14 +228,30 @@ class _Arrays(NamedTuple):
 
 def _ranges(split: str, source: Source | _Arrays) -> list[Range]:
     """Parses `split` to ranges of single splits."""
+    try:
+        return _parsed(split, source, {})
+    except UserError:
+        odd = [name for name in source.splits if not re.fullmatch(r"[\w-]+", name)]
+        if not any(name in split for name in odd):
+            raise
+        return _parsed(split, source, {name: f"{_ODD}{i}" for i, name in enumerate(odd)})
+
+
+def _parsed(split: str, source: Source | _Arrays, stand_ins: Mapping[str, str]) -> list[Range]:
+    """Parses `split`, where other names stand in for those that TFDS does not parse."""
     import tensorflow_datasets as tfds  # without TensorFlow
 
     lengths = {"all": sum(source.splits.values())} | source.splits
     infos = {
-        key: tfds.core.SplitInfo(name=key, shard_lengths=[length], num_bytes=0)
+        stand_ins.get(key, key): tfds.core.SplitInfo(
+            name=stand_ins.get(key, key), shard_lengths=[length], num_bytes=0
+        )
         for key, length in (lengths | {_ALL: lengths["all"]}).items()
     }
-    specification = re.sub(r"(?<![\w-])all(?![\w-])", _ALL, split)
+    names = {stand_in: name for name, stand_in in stand_ins.items()} | {_ALL: "all"}
+    specification = re.sub(
+        r"(?<![\w-])all(?![\w-])", _ALL, _with_stand_ins(split.strip(), stand_ins)
+    )
     parts = []
     for text in re.split(r"\s*\+\s*", specification):
         try:
@@ -241,17 +260,28 @@ def _ranges(split: str, source: Source | _Arrays) -> list[Range]:
         except (ValueError, KeyError, NotImplementedError) as err:
             raise _bad_split(split, source, "") from err
         if _is_share_of_nothing(instruction, part, infos[part.splitname].num_examples):
-            raise _bad_split(split, source, f"{text.replace(_ALL, 'all')} rounds to no image; ")
+            name = names.get(part.splitname, part.splitname)
+            text = text.replace(part.splitname, name, 1)
+            raise _bad_split(split, source, f"{text} rounds to no image; ")
         parts.append(part)
     ranges: list[Range] = []
     for part in parts:
-        key = "all" if part.splitname == _ALL else part.splitname
+        key = names.get(part.splitname, part.splitname)
         start, stop = part.from_ or 0, lengths[key] if part.to is None else part.to
         ranges += [(key, start, stop)] if key in source.splits else _spread(source, start, stop)
     ranges = [item for item in ranges if item[1] < item[2]]
     if not ranges:
         raise _bad_split(split, source, "it holds no image; ")
     return ranges
+
+
+def _with_stand_ins(split: str, stand_ins: Mapping[str, str]) -> str:
+    """Replaces names between the signs of TFDS's syntax, the longest first."""
+    if not stand_ins:
+        return split
+    names = "|".join(map(re.escape, sorted(stand_ins, key=len, reverse=True)))
+    pattern = rf"((?:^|\+)\s*)({names})(?=\s*(?:\[|\+|$))"
+    return re.sub(pattern, lambda found: found[1] + stand_ins[found[2]], split)
 
 
 def _is_share_of_nothing(relative: Any, absolute: Any, length: int) -> bool:
@@ -272,7 +302,10 @@ def _spread(source: Source | _Arrays, start: int, stop: int) -> Iterator[Range]:
 
 
 def _bad_split(split: str, source: Source | _Arrays, why: str) -> UserError:
-    splits = ", ".join(f"{name} ({length} images)" for name, length in source.splits.items())
+    named = itertools.islice(source.splits.items(), _NAMED)
+    splits = ", ".join(f"{name} ({length} images)" for name, length in named)
+    if (more := len(source.splits) - _NAMED) > 0:
+        splits += f" and {more:,} more"
     return UserError(
         f"dataset.split or dataset.eval_split {split!r}: {why}{source.title} has {splits}; parts "
         "are written all[:90%], train[:100] or train+test"

@@ -22,7 +22,7 @@ def prepare(
         images: one or many, `[height, width, channels]` or `[n, height, width, channels]` (grey
             ones without the last axis too), in the units of the run's data: its own integers, or
             any floats for a run on floats. For a run on 8-bit images also floats **in [-1, 1]**;
-            the path of a PNG or JPEG file or a Pillow image, of any size, from which the largest
+            the path of a picture or a Pillow image, of any size, from which the largest
             part of the right aspect is cut out and resized as for training on a folder; or a list
             of these.
         image_shape: height, width and channels that the model expects.

@@ -440,7 +440,7 @@ def test_more_or_fewer_maps_leave_the_decoder_its_size(name, sweep, least, tmp_p
             trial.arguments[0].partition("=")[2], trial.arguments[1:]
         )
         layers = configs.model(config).decoder.layers
-        style = layers.Style(norm=config.model.norm)
+        style = Style(norm=config.model.norm)
         size = stacks.num_decoder_params(layers, config.latent.maps, style)
         sizes.setdefault(config.model.norm == "none", []).append(size)
     first, *others = max(sizes.values(), key=len)  # norms have parameters of their own

@@ -32,6 +32,7 @@ from svae_jax import command_line
 from svae_jax import config as configs
 from svae_jax.errors import UserError
 from svae_jax.model import stacks
+from svae_jax.model.layers import Style
 from tests.command_line import COMPILED_QUICKLY, ROOT
 
 NUM_STEPS = 120

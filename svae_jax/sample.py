@@ -28,7 +28,9 @@ _TEMPERATURE = flags.DEFINE_float("temperature", None, "standard deviation of th
 _NOISE = flags.DEFINE_bool(
     "noise", None, "add the posteriors' noise to latents of the mixture or the flow"
 )
-_RECONSTRUCT = flags.DEFINE_list("reconstruct", None, "picture files to reconstruct instead")
+_RECONSTRUCT = flags.DEFINE_multi_string(
+    "reconstruct", None, "picture file to reconstruct instead; give the flag again for more"
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,8 +41,9 @@ def main(argv: Sequence[str]) -> None:
     from svae_jax.analysis import drawing
 
     if _RECONSTRUCT.value:
+        pictures = command_line.paths(_RECONSTRUCT.value)
         written = drawing.reconstruct(
-            _WORKDIR.value, _RECONSTRUCT.value, _OUT.value, _FORMAT.value, _SEED.value
+            _WORKDIR.value, pictures, _OUT.value, _FORMAT.value, _SEED.value
         )
     else:
         given = {"temperature": _TEMPERATURE.value, "noise": _NOISE.value}

@@ -64,6 +64,14 @@ def test_a_missing_platform_is_one_line(monkeypatch):
     assert command_line.ending(RuntimeError("a bug")) is None
 
 
+def test_names_with_commas_are_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("lowrank,rank=2", "a", "b"):
+        (tmp_path / name).mkdir()
+    given = ["lowrank,rank=2", "a,b", f"{tmp_path}/lowrank,rank=2", "gone"]
+    assert command_line.paths(given) == ["lowrank,rank=2", "a", "b", given[2], "gone"]
+
+
 def _no_home():
     raise RuntimeError("Could not determine home directory.")
 

@@ -19,8 +19,7 @@ from svae_jax.run import interrupt
 _NO_DEVICE = "Unable to initialize backend"  # JAX, of a platform that the user names
 
 Main = Callable[[Sequence[str]], None]
-# The flag of a seed: what JAX's keys take whole.
-SEED = {"lower_bound": 0, "upper_bound": 2**32 - 1}
+LARGEST_SEED = 2**32 - 1  # that JAX's keys take whole
 
 Fields = Callable[[], Collection[str]]  # the dotted names that `--config.NAME=VALUE` can set
 Define = Callable[[], object]

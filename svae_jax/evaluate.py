@@ -35,7 +35,13 @@ _FEATURES = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "where the data set of the run is now, if it has moved: as dataset.data_dir"
 )
-_SEED = flags.DEFINE_integer("seed", 0, "of samples and distances", **command_line.SEED)
+_SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "of samples and distances",
+    lower_bound=0,
+    upper_bound=command_line.LARGEST_SEED,
+)
 
 
 def main(argv: Sequence[str]) -> None:

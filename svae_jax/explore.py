@@ -22,7 +22,13 @@ _OUT = flags.DEFINE_string("out", None, "HTML file to write", required=True)
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "where the data set of the run is now, if it has moved: as dataset.data_dir"
 )
-_SEED = flags.DEFINE_integer("seed", 0, "of the samples", **command_line.SEED)
+_SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "of the samples",
+    lower_bound=0,
+    upper_bound=command_line.LARGEST_SEED,
+)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -22,7 +22,11 @@ _FORMAT = flags.DEFINE_string("format", "npz", "npz or png")
 _SAMPLER = flags.DEFINE_string("sampler", "prior", "prior, or a fitted sampler")
 _NUM = flags.DEFINE_integer("num", 64, "number of images")
 _SEED = flags.DEFINE_integer(
-    "seed", 0, "of the images: number i depends on the seed and i alone", **command_line.SEED
+    "seed",
+    0,
+    "of the images: number i depends on the seed and i alone",
+    lower_bound=0,
+    upper_bound=command_line.LARGEST_SEED,
 )
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "standard deviation of the prior")
 _NOISE = flags.DEFINE_bool(

@@ -9,6 +9,7 @@ import os
 import pathlib
 import platform
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -22,7 +23,7 @@ _LARGE_PAGE = 2**21
 _DEVICE_FILES = ("/dev/nvidia*", "/dev/accel*", "/dev/vfio/*", "/dev/dxg", "/dev/kfd")
 
 # JAX's defaults.
-_NUMERICS = {
+_NUMERICS: dict[str, Any] = {
     "jax_enable_x64": False,
     "jax_numpy_dtype_promotion": "standard",
     "jax_numpy_rank_promotion": "allow",
@@ -89,11 +90,8 @@ def own_numerics() -> Iterator[None]:
 
     With 64 bits, parameters would be of float64, and only go on where these are allowed.
     """
-    contexts = (jax.enable_x64, jax.numpy_dtype_promotion, jax.numpy_rank_promotion)
-    with contextlib.ExitStack() as stack:
-        for context, (name, value) in zip(contexts, _NUMERICS.items(), strict=True):
-            if getattr(jax.config, name) != value:
-                stack.enter_context(context(value))
+    x64, dtypes, ranks = _NUMERICS.values()
+    with jax.enable_x64(x64), jax.numpy_dtype_promotion(dtypes), jax.numpy_rank_promotion(ranks):
         yield
 
 

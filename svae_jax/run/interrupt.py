@@ -5,7 +5,8 @@ import signal
 import threading
 from collections.abc import Iterator
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+_HANG_UP = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []  # of a terminal
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, *_HANG_UP)
 
 
 class Stopped(Exception):
@@ -70,14 +71,14 @@ def listening() -> Iterator[Request]:
         yield request
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
-    hang_up = getattr(signal, "SIGHUP", None)
-    if before.get(hang_up) == signal.SIG_IGN:
-        del before[hang_up]
+    for number in _HANG_UP:
+        if before[number] == signal.SIG_IGN:
+            del before[number]
 
     def note(number: int, _: object) -> None:
         request.signal_number = number
         for other in before:
-            signal.signal(other, signal.SIG_IGN if other == hang_up else signal.SIG_DFL)
+            signal.signal(other, signal.SIG_IGN if other in _HANG_UP else signal.SIG_DFL)
 
     for number in before:
         signal.signal(number, note)

@@ -10,6 +10,7 @@ COMMANDS = {
     "fit_sampler": "fits a distribution of latents to a trained model",
     "evaluate": "evaluates trained models on held-out images",
     "sample": "draws images, or reconstructs pictures of your own",
+    "encode": "writes the latents of a data set",
     "explore": "shows trained runs side by side, as one page",
 }
 

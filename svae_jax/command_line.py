@@ -19,8 +19,7 @@ from svae_jax.run import interrupt
 _NO_DEVICE = "Unable to initialize backend"  # JAX, of a platform that the user names
 
 Main = Callable[[Sequence[str]], None]
-# The flag of a seed: what JAX's keys take whole.
-SEED: dict[str, Any] = {"lower_bound": 0, "upper_bound": 2**32 - 1}
+LARGEST_SEED = 2**32 - 1  # that JAX's keys take whole
 
 Fields = Callable[[], Collection[str]]  # the dotted names that `--config.NAME=VALUE` can set
 Define = Callable[[], object]
@@ -36,8 +35,8 @@ def training_fields() -> Collection[str]:
 def run(main: Main, fields: Fields = training_fields, define: Define = lambda: None) -> None:
     """Parses the flags and runs a command.
 
-    Exit codes: 0 after --help; 2 after a user's mistake, which is one line on stderr; 143 and 130
-    after SIGTERM and Ctrl-C.
+    Exit codes: 0 after --help; 2 after a user's mistake, which is one line on stderr; 143, 130 and
+    129 after SIGTERM, Ctrl-C and a closed terminal.
 
     Args:
         main: the command; its argument is the program's name alone.
@@ -61,6 +60,8 @@ def run(main: Main, fields: Fields = training_fields, define: Define = lambda: N
         from svae_jax.devices import runtime
 
         runtime.keep_freed_memory()
+        runtime.leave_out_compilers()
+        runtime.set_numerics()
         keep_programs()
         main(argv)
 
@@ -102,6 +103,18 @@ def parse(
         raise UserError(f"--config: {str(error).splitlines()[-1].strip()}") from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: options begin with --; see --help")
+
+
+def paths(values: Sequence[str]) -> list[str]:
+    """The paths of a flag that can be repeated; commas part those of one value.
+
+    A value that names something there is taken whole, since names may hold commas.
+    """
+    return [
+        path
+        for value in values
+        for path in ([value] if os.path.exists(os.path.expanduser(value)) else value.split(","))
+    ]
 
 
 def load_config(

@@ -175,7 +175,7 @@ def check(
     check_fields(config, base())
     for field in ("batch_size", "log_every", "eval_every", "sample_every", "checkpoint.every"):
         require(config, field, lambda value: value >= 1, "at least 1")
-    multiple = f"a multiple of the {num_devices} devices"
+    multiple = _multiples(config.batch_size, num_devices)
     require(config, "batch_size", lambda value: value % num_devices == 0, multiple)
     require(config, "checkpoint.keep", lambda value: value >= 1, "at least 1")
     require(config, "seed", lambda value: 0 <= value < 2**32, "between 0 and 2^32 - 1")
@@ -206,6 +206,17 @@ def check(
     if config.num_steps == 0 and config.num_epochs == 0 and not is_closed_form:
         raise UserError("num_steps=0 and num_epochs=0: one of them must be above 0")
     _objective(config, model(config, own=own))
+
+
+def _multiples(batch_size: int, num_devices: int) -> str:
+    """Which sizes of a batch go with these devices, and how many devices with this size."""
+    below = batch_size - batch_size % num_devices
+    sizes_near = " or ".join(str(size) for size in (below, below + num_devices) if size)
+    few = max(n for n in range(1, num_devices + 1) if batch_size % n == 0)
+    return (
+        f"a multiple of the {num_devices} devices, such as {sizes_near} (a run that has begun goes "
+        f"on with {few} of them, as CUDA_VISIBLE_DEVICES chooses)"
+    )
 
 
 def check_fields(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict) -> None:

@@ -1,12 +1,13 @@
 """Evaluates trained models on held-out images, with every sampler that is fitted to them.
 
     python -m svae_jax.evaluate --workdir=runs/shapes
-    python -m svae_jax.evaluate --workdir=runs/lowrank,runs/vector --features=efficientnet_lite0
+    python -m svae_jax.evaluate --workdir=runs/a --workdir=runs/b --features=efficientnet_lite0
 
 It prints the ELBO, the importance-weighted bound, the quality of reconstructions, the active units,
 and for each sampler the distances of its samples to held-out images: one table for all workdirs.
 Each workdir receives evaluation.json, with the KL of each map and location besides, and pictures in
-evaluation/. The runs may still be training: they are only read.
+evaluation/. The runs may still be training: they are only read. One that cannot be evaluated does
+not hold up the others.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,9 @@ from absl import flags
 from svae_jax import command_line
 from svae_jax.errors import UserError
 
-_WORKDIR = flags.DEFINE_list("workdir", None, "directories of runs", required=True)
+_WORKDIR = flags.DEFINE_multi_string(
+    "workdir", None, "directory of a run; give the flag again for more", required=True
+)
 _SPLIT = flags.DEFINE_string(
     "split", "", "held-out images, such as test[:1000]; the run's dataset.eval_split by default"
 )
@@ -32,7 +35,13 @@ _FEATURES = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "where the data set of the run is now, if it has moved: as dataset.data_dir"
 )
-_SEED = flags.DEFINE_integer("seed", 0, "of samples and distances", **command_line.SEED)
+_SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "of samples and distances",
+    lower_bound=0,
+    upper_bound=command_line.LARGEST_SEED,
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -47,11 +56,16 @@ def main(argv: Sequence[str]) -> None:
         features=_FEATURES.value,
         seed=_SEED.value,
     )
-    if not _WORKDIR.value:
-        raise UserError("--workdir= is empty: give a path")
-    data_dir = _DATA_DIR.value
-    found = [assessment.evaluate(path, settings, data_dir=data_dir) for path in _WORKDIR.value]
-    print(tables.evaluations(found))
+    found, errors = [], []
+    for path in command_line.paths(_WORKDIR.value):
+        try:
+            found.append(assessment.evaluate(path, settings, data_dir=_DATA_DIR.value))
+        except UserError as error:
+            errors.append(str(error))
+    if found:
+        print(tables.evaluations(found), flush=True)
+    if errors:
+        raise UserError("; ".join(errors))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Shows trained runs side by side, as one page that opens in any browser.
 
     python -m svae_jax.explore --workdir=runs/shapes --out=report.html
-    python -m svae_jax.explore --workdir=runs/lowrank,runs/vector --out=report.html
+    python -m svae_jax.explore --workdir=runs/lowrank --workdir=runs/vector --out=report.html
 
 It holds the configurations, the training curves, samples of every fitted sampler, reconstructions,
 edits of single latent cells, interpolation, how far each cell reaches, the KL of each location, and
@@ -15,12 +15,20 @@ from absl import flags
 
 from svae_jax import command_line
 
-_WORKDIR = flags.DEFINE_list("workdir", None, "directories of runs", required=True)
+_WORKDIR = flags.DEFINE_multi_string(
+    "workdir", None, "directory of a run; give the flag again for more", required=True
+)
 _OUT = flags.DEFINE_string("out", None, "HTML file to write", required=True)
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "where the data set of the run is now, if it has moved: as dataset.data_dir"
 )
-_SEED = flags.DEFINE_integer("seed", 0, "of the samples", **command_line.SEED)
+_SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "of the samples",
+    lower_bound=0,
+    upper_bound=command_line.LARGEST_SEED,
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -28,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     from svae_jax.analysis.report import page
 
-    print(page.write(_WORKDIR.value, _OUT.value, _SEED.value, _DATA_DIR.value))
+    print(page.write(command_line.paths(_WORKDIR.value), _OUT.value, _SEED.value, _DATA_DIR.value))
 
 
 if __name__ == "__main__":

@@ -22,13 +22,19 @@ _FORMAT = flags.DEFINE_string("format", "npz", "npz or png")
 _SAMPLER = flags.DEFINE_string("sampler", "prior", "prior, or a fitted sampler")
 _NUM = flags.DEFINE_integer("num", 64, "number of images")
 _SEED = flags.DEFINE_integer(
-    "seed", 0, "of the images: number i depends on the seed and i alone", **command_line.SEED
+    "seed",
+    0,
+    "of the images: number i depends on the seed and i alone",
+    lower_bound=0,
+    upper_bound=command_line.LARGEST_SEED,
 )
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "standard deviation of the prior")
 _NOISE = flags.DEFINE_bool(
     "noise", None, "add the posteriors' noise to latents of the mixture or the flow"
 )
-_RECONSTRUCT = flags.DEFINE_list("reconstruct", None, "picture files to reconstruct instead")
+_RECONSTRUCT = flags.DEFINE_multi_string(
+    "reconstruct", None, "picture file to reconstruct instead; give the flag again for more"
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,8 +45,9 @@ def main(argv: Sequence[str]) -> None:
     from svae_jax.analysis import drawing
 
     if _RECONSTRUCT.value:
+        pictures = command_line.paths(_RECONSTRUCT.value)
         written = drawing.reconstruct(
-            _WORKDIR.value, _RECONSTRUCT.value, _OUT.value, _FORMAT.value, _SEED.value
+            _WORKDIR.value, pictures, _OUT.value, _FORMAT.value, _SEED.value
         )
     else:
         given = {"temperature": _TEMPERATURE.value, "noise": _NOISE.value}

@@ -64,6 +64,38 @@ def test_a_missing_platform_is_one_line(monkeypatch):
     assert command_line.ending(RuntimeError("a bug")) is None
 
 
+def test_names_with_commas_are_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("lowrank,rank=2", "a", "b"):
+        (tmp_path / name).mkdir()
+    given = ["lowrank,rank=2", "a,b", f"{tmp_path}/lowrank,rank=2", "gone"]
+    assert command_line.paths(given) == ["lowrank,rank=2", "a", "b", given[2], "gone"]
+
+
+_EVALUATE = """
+from svae_jax import command_line, evaluate
+from svae_jax.analysis import assessment, tables
+from svae_jax.errors import UserError
+
+def one(path, settings, data_dir):
+    if path.startswith("bad"):
+        raise UserError(f"{path} is no workdir")
+    return path
+
+assessment.evaluate, tables.evaluations = one, repr
+command_line.run(evaluate.main)
+"""
+
+
+def test_a_run_that_cannot_be_evaluated_does_not_hold_up_the_others():
+    runs = ["good", "bad", "better", "bad2"]
+    command = [sys.executable, "-c", _EVALUATE, *(f"--workdir={run}" for run in runs)]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert found.returncode == 2
+    assert found.stdout == "['good', 'better']\n"
+    assert found.stderr == "error: bad is no workdir; bad2 is no workdir\n"
+
+
 def _no_home():
     raise RuntimeError("Could not determine home directory.")
 

@@ -186,6 +186,21 @@ def test_bad_values_are_refused_by_field_value_and_cure(field, value, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "devices", "cure"),
+    [
+        (100, 8, "such as 96 or 104 (a run that has begun goes on with 5 of them"),
+        (3, 4, "such as 4 (a run that has begun goes on with 3 of them"),
+    ],
+)
+def test_batches_that_devices_cannot_share_are_refused_with_a_cure(batch_size, devices, cure):
+    config = cifar10.get_config()
+    config.batch_size = batch_size
+    with pytest.raises(UserError, match=f"batch_size must be a multiple of the {devices}") as error:
+        configs.check(config, num_devices=devices)
+    assert cure in str(error.value)
+
+
 def test_a_section_that_lost_its_fields_is_refused():
     config = cifar10.get_config()
     with config.unlocked():

@@ -18,7 +18,7 @@ from svae_jax import model as models
 from svae_jax import pixels as pixel_lib
 from svae_jax.analysis import drawing, fitted, trained
 from svae_jax.analysis.trained import Trained
-from svae_jax.devices import sharding
+from svae_jax.devices import runtime, sharding
 from svae_jax.errors import UserError
 from svae_jax.evaluation import bounds, closed_forms, grids, reconstruction
 from svae_jax.evaluation.quality import features as feature_lib
@@ -71,6 +71,7 @@ class Real(NamedTuple):
     seed: int
 
 
+@runtime.own_numerics()
 def evaluate(
     directory: str | Path, settings: Settings, *, images: Any = None, data_dir: str | Path = ""
 ) -> dict[str, Any]:

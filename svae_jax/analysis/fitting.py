@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 
 from svae_jax import files, sampler_config, samplers, terminal
 from svae_jax.analysis import fitted, trained
+from svae_jax.devices import runtime
 from svae_jax.errors import UserError
 from svae_jax.run import checkpoint, interrupt, workdir
 from svae_jax.run.checkpoint import Checkpointer
@@ -34,6 +35,7 @@ class Job(NamedTuple):
     identity: dict[str, Any]
 
 
+@runtime.own_numerics()
 def fit(
     directory: str | Path,
     name: str,

@@ -2,9 +2,14 @@
 
 import contextlib
 import ctypes
+import glob
 import importlib.metadata
+import importlib.util
+import os
 import pathlib
 import platform
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -14,6 +19,15 @@ _MADV_HUGEPAGE = 14
 
 _HEAP = 2**30  # bytes of address space in large pages
 _LARGE_PAGE = 2**21
+
+_DEVICE_FILES = ("/dev/nvidia*", "/dev/accel*", "/dev/vfio/*", "/dev/dxg", "/dev/kfd")
+
+# JAX's defaults.
+_NUMERICS: dict[str, Any] = {
+    "jax_enable_x64": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+}
 
 _LIBRARIES = ("svae_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "numpy")
 
@@ -47,6 +61,38 @@ def keep_compiled_programs(directory: pathlib.Path) -> None:
     """Caches compiled programs in this directory, unless JAX was given another one already."""
     if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009, unknown to mypy
         jax.config.update("jax_compilation_cache_dir", str(directory))
+
+
+def leave_out_compilers() -> None:
+    """Keeps JAX to the CPU where the extra `compiled` is installed and no device is there.
+
+    JAX would try to start the devices of its compilers, which print pages of what they lack.
+    """
+    is_chosen = getattr(jax.config, "jax_platforms")  # noqa: B009, unknown to mypy
+    if not is_chosen and importlib.util.find_spec("libtpu") and not _has_device_files():
+        jax.config.update("jax_platforms", "cpu")
+
+
+def _has_device_files() -> bool:
+    """Whether Linux has files of GPUs or TPUs; True on other systems, which do not tell."""
+    return not os.path.isdir("/dev") or any(map(glob.glob, _DEVICE_FILES))
+
+
+def set_numerics() -> None:
+    """Sets JAX's rules of numbers to those that the package is written for, in this process."""
+    for name, value in _NUMERICS.items():
+        jax.config.update(name, value)
+
+
+@contextlib.contextmanager
+def own_numerics() -> Iterator[None]:
+    """Computes by the rules of `set_numerics`, whatever the user has set; also a decorator.
+
+    With 64 bits, parameters would be of float64, and only go on where these are allowed.
+    """
+    x64, dtypes, ranks = _NUMERICS.values()
+    with jax.enable_x64(x64), jax.numpy_dtype_promotion(dtypes), jax.numpy_rank_promotion(ranks):
+        yield
 
 
 def versions() -> dict[str, str]:

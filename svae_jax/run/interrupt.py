@@ -1,19 +1,20 @@
-"""SIGTERM and Ctrl-C: the run finishes its step, saves and stops."""
+"""SIGTERM, Ctrl-C and a closed terminal: the run finishes its step, saves and stops."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Iterator
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_HANG_UP = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []  # of a terminal
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, *_HANG_UP)
 
 
 class Stopped(Exception):
     """The command was asked to stop, and has saved.
 
     Attributes:
-        exit_code: 128 plus the signal's number, as in a shell: 143 or 130. It is never 0, so that
-            a script does not take the run for a finished one.
+        exit_code: 128 plus the signal's number, as in a shell: 143, 130 or 129. It is never 0, so
+            that a script does not take the run for a finished one.
     """
 
     def __init__(self, signal_number: int, saved: str):
@@ -59,22 +60,27 @@ class Request:
 
 @contextlib.contextmanager
 def listening() -> Iterator[Request]:
-    """Notes the first SIGTERM or Ctrl-C for the loop; a second one ends the process at once.
+    """Notes the first signal for the loop; a second SIGTERM or Ctrl-C ends the process at once.
 
-    Outside the main thread Python allows no signal handlers, so nothing is noted there.
+    A second SIGHUP does not: a terminal that closes sends two, itself and through its shell. One
+    that is ignored, as after `nohup`, stays so. Outside the main thread Python allows no signal
+    handlers, so nothing is noted there.
     """
     request = Request()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number in _HANG_UP:
+        if before[number] == signal.SIG_IGN:
+            del before[number]
 
     def note(number: int, _: object) -> None:
         request.signal_number = number
-        for other in _SIGNALS:
-            signal.signal(other, signal.SIG_DFL)
+        for other in before:
+            signal.signal(other, signal.SIG_IGN if other in _HANG_UP else signal.SIG_DFL)
 
-    for number in _SIGNALS:
+    for number in before:
         signal.signal(number, note)
     try:
         yield request

@@ -33,6 +33,7 @@ class LoopState(NamedTuple):
     totals: TrainMetrics
 
 
+@runtime.own_numerics()
 def train(
     config: ml_collections.ConfigDict,
     directory: str | Path,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from svae_jax.devices import runtime
@@ -67,3 +68,31 @@ def test_the_users_own_compilation_cache_stays(tmp_path):
         assert jax.config.jax_compilation_cache_dir == str(tmp_path)
     finally:
         jax.config.update("jax_compilation_cache_dir", chosen)
+
+
+def test_the_compilers_of_other_devices_are_left_out(monkeypatch):
+    chosen = jax.config.jax_platforms
+    try:
+        for files, platforms in ((["/dev/nvidia0"], None), ([], "cpu")):
+            monkeypatch.setattr(runtime.glob, "glob", lambda pattern, files=files: files)
+            monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: name)
+            jax.config.update("jax_platforms", None)
+            runtime.leave_out_compilers()
+            assert jax.config.jax_platforms == platforms
+        monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+        jax.config.update("jax_platforms", None)
+        runtime.leave_out_compilers()
+        assert jax.config.jax_platforms is None
+    finally:
+        jax.config.update("jax_platforms", chosen)
+
+
+def test_the_packages_numbers_are_of_32_bits_whatever_the_user_sets():
+    @runtime.own_numerics()
+    def add():
+        return jnp.zeros(2) + jnp.arange(2) + jnp.zeros((2, 2))
+
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        with jax.numpy_rank_promotion("raise"):
+            assert add().dtype == jnp.float32
+        assert jnp.zeros(2).dtype == jnp.float64

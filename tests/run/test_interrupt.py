@@ -15,7 +15,7 @@ import pytest
 
 from svae_jax import config as configs
 from svae_jax.errors import UserError
-from svae_jax.run import checkpoint, workdir
+from svae_jax.run import checkpoint, interrupt, workdir
 from svae_jax.training import loop, step
 from tests import command_line
 
@@ -30,7 +30,7 @@ def start_run(start, tiny_config, tmp_path):
 
 def test_a_signal_saves_and_the_same_command_goes_on(start_run, tmp_path):
     saved = 0
-    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)):
         process = start_run()
         assert process.stderr.readline().startswith(f"step {saved + 1}/")
         process.send_signal(number)
@@ -42,6 +42,26 @@ def test_a_signal_saves_and_the_same_command_goes_on(start_run, tmp_path):
         assert checkpoint.load(tmp_path / "run" / "checkpoints").step == now > saved
         assert not (tmp_path / "run" / "result.json").exists()
         saved = now
+
+
+def test_a_terminal_that_closes_may_say_so_twice():
+    with interrupt.listening() as request:
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        assert request.signal_number == signal.SIGHUP
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+def test_a_run_after_nohup_does_not_hear_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupt.listening() as request:
+            signal.raise_signal(signal.SIGHUP)
+            assert request.signal_number is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_ctrl_c_ends_at_once(tiny_config, tmp_path):

@@ -68,6 +68,17 @@ def test_a_run_writes_all_its_files(finished, tiny_config):
     assert result["device"]["platform"] == "cpu"
 
 
+def test_a_run_is_the_same_under_other_rules_of_numbers(tiny_config, tmp_path):
+    tiny_config.num_steps = 2
+    plain = loop.train(tiny_config, tmp_path / "plain")
+    rules = (jax.enable_x64(True), jax.numpy_dtype_promotion("strict"))
+    with rules[0], rules[1], jax.numpy_rank_promotion("raise"):
+        other = loop.train(tiny_config, tmp_path / "other")
+    assert other["metrics"] == plain["metrics"]
+    kept = checkpoint.load(tmp_path / "other" / "checkpoints").state["state"]["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {np.dtype(np.float32)}
+
+
 def test_pictures_show_originals_above_their_reconstructions(finished, tiny_images):
     directory, _ = finished
     picture = np.asarray(Image.open(directory / "reconstructions" / "000008.png"))

@@ -1,9 +1,11 @@
 """Images as users have them: arrays in the units of the run's data, files, Pillow's images."""
 
+import functools
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jaxtyping import Float
 
 from svae_jax import data
@@ -82,7 +84,18 @@ def _from_array(
             f"images of floats must lie in [-1, 1], got {low:.4g} to {high:.4g}; levels from 0 to "
             "255 must be uint8"
         )
+    if low >= 0 and high > low:
+        _tell_range()
     return images.astype(np.float32)
+
+
+@functools.cache
+def _tell_range() -> None:
+    """Warns, once a process."""
+    logging.warning(
+        "images: floats from 0 to 1 are taken as part of [-1, 1], where 0 is the middle; if 0 is "
+        "black, give 2 * images - 1"
+    )
 
 
 def _to_float(images: np.ndarray, pixels: PixelRange) -> np.ndarray:

@@ -41,6 +41,20 @@ def test_pictures_of_another_size_are_cut_to_a_square(tmp_path):
     assert picture.size == (48, 16)
 
 
+def test_floats_that_are_never_negative_are_told_once(levels, caplog):
+    images._tell_range.cache_clear()
+    floats = levels.astype(np.float32) / 255
+    shape = levels.shape[-3:]
+    images.prepare(2 * floats - 1, image_shape=shape)
+    images.prepare(np.zeros_like(floats), image_shape=shape)
+    assert not caplog.records
+    for _ in range(2):
+        found = images.prepare(floats, image_shape=shape)
+    np.testing.assert_array_equal(found.reshape(floats.shape), floats)  # as they always were
+    (record,) = caplog.records
+    assert "if 0 is black, give 2 * images - 1" in record.getMessage()
+
+
 def test_grey_images_need_no_channel(levels):
     grey = levels[..., 0]
     for form, count in ((grey, 2), (grey[0], 1), (grey[..., None], 2)):

@@ -5,6 +5,7 @@ import difflib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -15,8 +16,6 @@ from ml_collections import config_flags
 from svae_jax import files, terminal
 from svae_jax.errors import UserError
 from svae_jax.run import interrupt
-
-_NO_DEVICE = "Unable to initialize backend"  # JAX, of a platform that the user names
 
 Main = Callable[[Sequence[str]], None]
 LARGEST_SEED = 2**32 - 1  # that JAX's keys take whole
@@ -61,6 +60,7 @@ def run(main: Main, fields: Fields = training_fields, define: Define = lambda: N
 
         runtime.keep_freed_memory()
         runtime.leave_out_compilers()
+        runtime.shorten_plugin_errors()
         runtime.set_numerics()
         keep_programs()
         main(argv)
@@ -196,8 +196,18 @@ def ending(error: BaseException) -> tuple[str, int] | None:
             return "interrupted; the same command continues", 128 + signal.SIGINT
         case interrupt.Stopped():
             return str(error), error.exit_code
-        case RuntimeError() if _NO_DEVICE in str(error):
+        case RuntimeError() | AssertionError() if reason := _lacks_device(error):
             name = os.environ.get("JAX_PLATFORMS", "")
-            reason = files.reason(error).partition(" (set JAX_PLATFORMS")[0]
             return f"error: JAX_PLATFORMS={name}: {reason}; set another, or leave it out", 2
     return None
+
+
+def _lacks_device(error: BaseException) -> str:
+    """Why JAX finds no device of the platforms that the user names; empty for other errors."""
+    if "Unable to initialize backend" in str(error):
+        return files.reason(error).partition(" (set JAX_PLATFORMS")[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    # JAX asserts that a device was found, where the plug-in of the platform has failed before.
+    if isinstance(error, AssertionError) and frames and frames[-1].name == "backends":
+        return "there is no such device, or JAX cannot use it"
+    return ""

@@ -62,6 +62,20 @@ def test_a_missing_platform_is_one_line(monkeypatch):
     assert code == 2
     assert line.startswith("error: JAX_PLATFORMS=cuda: Unable to initialize backend 'cuda'")
     assert command_line.ending(RuntimeError("a bug")) is None
+    assert command_line.ending(AssertionError("a bug")) is None
+
+
+def backends():
+    raise AssertionError  # as JAX does where a plug-in has failed
+
+
+def test_a_platform_whose_plug_in_fails_is_one_line(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(AssertionError) as error:
+        backends()
+    line, code = command_line.ending(error.value)
+    assert code == 2
+    assert line.startswith("error: JAX_PLATFORMS=cuda: there is no such device")
 
 
 def test_names_with_commas_are_paths(tmp_path, monkeypatch):

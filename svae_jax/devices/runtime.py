@@ -5,6 +5,7 @@ import ctypes
 import glob
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import pathlib
 import platform
@@ -71,6 +72,18 @@ def leave_out_compilers() -> None:
     is_chosen = getattr(jax.config, "jax_platforms")  # noqa: B009, unknown to mypy
     if not is_chosen and importlib.util.find_spec("libtpu") and not _has_device_files():
         jax.config.update("jax_platforms", "cpu")
+
+
+def shorten_plugin_errors() -> None:
+    """Makes JAX tell in one line, without a traceback, why it cannot use a kind of device."""
+    logging.getLogger("jax._src.xla_bridge").addFilter(_shortened)
+
+
+def _shortened(record: logging.LogRecord) -> bool:
+    if record.exc_info and (error := record.exc_info[1]):
+        record.msg, record.args = f"{record.getMessage()}: {error}", ()
+        record.exc_info = None
+    return True
 
 
 def _has_device_files() -> bool:

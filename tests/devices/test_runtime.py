@@ -1,5 +1,6 @@
 """How a process is set up."""
 
+import logging
 import pathlib
 import platform
 import subprocess
@@ -96,3 +97,14 @@ def test_the_packages_numbers_are_of_32_bits_whatever_the_user_sets():
         with jax.numpy_rank_promotion("raise"):
             assert add().dtype == jnp.float32
         assert jnp.zeros(2).dtype == jnp.float64
+
+
+def test_a_plug_in_that_fails_is_told_in_one_line(caplog):
+    runtime.shorten_plugin_errors()
+    try:
+        raise RuntimeError("Unable to load cuDNN")
+    except RuntimeError:
+        logging.getLogger("jax._src.xla_bridge").exception("Jax plugin %s", "error")
+    (record,) = caplog.records
+    assert record.getMessage() == "Jax plugin error: Unable to load cuDNN"
+    assert record.exc_info is None

@@ -6,7 +6,6 @@ vector of `sweep_candidates` with the highest ELBO (`experiments/results`).
 """
 
 import functools
-from typing import Any
 
 import ml_collections
 
@@ -19,14 +18,7 @@ _STACK = "3x3/64 3x3/32 5x5/32/s2 5x5/16/s2 5x5/image/s2"
 _DECODERS = {
     maps: stacks.matching_stack(_STACK, maps=maps, like=64) for maps in (64, 32, 16, 8, 4, 128)
 }
-# Model -> its posterior, and the fields that differ from those of the paper's models.
-_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "best": ("mvn,d=8,N=32", {**sweeps.BEST, "model.decoder": _DECODERS[32]}),
-    "best_vector": ("vector", sweeps.BEST_VECTOR),
-    "linear": ("mvn,d=8,N=4", {**sweeps.LINEAR, "model.decoder": _DECODERS[4]}),
-    "plain": ("mvn,d=8,N=4", {**sweeps.PLAIN, "model.decoder": _DECODERS[4]}),
-    "plain_vector": ("vector", {**sweeps.PLAIN, "optimizer.learning_rate": 2e-3}),
-}
+_MODELS = sweeps.named(_DECODERS, maps=4)
 
 
 def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:

@@ -8,7 +8,6 @@ best vectors, and the samples of `best_samples` are among the closest to real im
 
 import functools
 import itertools
-from typing import Any
 
 import ml_collections
 
@@ -22,15 +21,7 @@ _DECODERS = {
     maps: stacks.matching_stack(_STACK, maps=maps, like=128)
     for maps in (128, 64, 32, 16, 8, 4, 256)
 }
-# Model -> its posterior, and the fields that differ from those of the paper's models.
-_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "best": ("mvn,d=8,N=32", {**sweeps.BEST, "model.decoder": _DECODERS[32]}),
-    "best_vector": ("vector", sweeps.BEST_VECTOR),
-    "best_samples": ("mvn", sweeps.SHORT),
-    "linear": ("mvn,d=8,N=8", {**sweeps.LINEAR, "model.decoder": _DECODERS[8]}),
-    "plain": ("mvn,d=8,N=8", {**sweeps.PLAIN, "model.decoder": _DECODERS[8]}),
-    "plain_vector": ("vector", {**sweeps.PLAIN, "optimizer.learning_rate": 2e-3}),
-}
+_MODELS = sweeps.named(_DECODERS, maps=8) | {"best_samples": ("mvn", sweeps.SHORT)}
 
 
 def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:

@@ -6,7 +6,6 @@ is a vector with the same noise. `plain` and `plain_vector` are the spatial mode
 """
 
 import functools
-from typing import Any
 
 import ml_collections
 
@@ -20,14 +19,7 @@ _DECODERS = {
     maps: stacks.matching_stack(_STACK, maps=maps, like=128)
     for maps in (128, 64, 32, 16, 8, 4, 256)
 }
-# Model -> its posterior, and the fields that differ from those of the paper's models.
-_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "best": ("mvn,d=8,N=32", {**sweeps.BEST, "model.decoder": _DECODERS[32]}),
-    "best_vector": ("vector", sweeps.BEST_VECTOR),
-    "linear": ("mvn,d=8,N=4", {**sweeps.LINEAR, "model.decoder": _DECODERS[4]}),
-    "plain": ("mvn,d=8,N=4", {**sweeps.PLAIN, "model.decoder": _DECODERS[4]}),
-    "plain_vector": ("vector", {**sweeps.PLAIN, "optimizer.learning_rate": 2e-3}),
-}
+_MODELS = sweeps.named(_DECODERS, maps=4)
 
 
 def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:

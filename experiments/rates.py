@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.compare import summary
-from experiments.options import Parser, run_command
+from experiments.options import Parser, nonempty_path, run_command
 from svae_jax import command_line
 from svae_jax.analysis import figures, trained
 from svae_jax.data import cache
 from svae_jax.devices import runtime
-from svae_jax.errors import UserError
 from svae_jax.evaluation import bounds, closed_forms, reconstruction
 from svae_jax.files import os_errors_for_user
 from svae_jax.model import linear
@@ -46,7 +45,9 @@ def main(argv: Sequence[str]) -> None:
     """
     parser = Parser("rates", __doc__)
     parser.add_argument("--config", required=True, help="configuration: configs/cifar10.py")
-    parser.add_argument("--workdir", type=Path, required=True, help="directory of all runs")
+    parser.add_argument(
+        "--workdir", type=nonempty_path, required=True, help="directory of all runs"
+    )
     parser.add_argument("--models", nargs="+", default=MODELS, help="after the config's colon")
     parser.add_argument("--betas", nargs="+", type=float, default=BETAS, help="weights of the KL")
     options, common = parser.parse_known_args(argv)
@@ -97,15 +98,11 @@ def _measure(job: jobs.Job, directory: Path) -> Point:
 
 
 def _pca(job: jobs.Job) -> list[Point]:
-    """PCA of whole images; above `linear.MAX_DIMS` values there is none."""
+    """PCA of whole images; none above `linear.MAX_DIMS` values, or without an optimal σ."""
     height, width, channels = shape = job.recipe.image_shape
-    if height * width * channels > linear.MAX_DIMS:
+    noise, moments, points = job.recipe.likelihood, None, []
+    if height * width * channels > linear.MAX_DIMS or not noise.has_optimal:
         return []
-    noise = job.recipe.likelihood
-    if not noise.has_optimal:
-        raise UserError("PCA needs a likelihood with an optimal scale")
-    points = []
-    moments = None
     for components in (n for n in COMPONENTS if n < height * width * channels):
         path = LinearPath(shape, 1, 1, components, (height, width))
         moments = moments or closed_forms.moments(path, noise, job.train_images)

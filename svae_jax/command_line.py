@@ -18,10 +18,25 @@ from svae_jax.errors import UserError
 from svae_jax.run import interrupt
 
 Main = Callable[[Sequence[str]], None]
-LARGEST_SEED = 2**32 - 1  # that JAX's keys take whole
+
+# The flags that are defined here are those of the command that asks for them, in its --help too.
+flags.disclaim_key_flags()
+
+_LARGEST_SEED = 2**32 - 1  # that JAX's keys take whole
 
 Fields = Callable[[], Collection[str]]  # the dotted names that `--config.NAME=VALUE` can set
 Define = Callable[[], object]
+
+
+def define_seed(meaning: str) -> flags.FlagHolder[int]:
+    """Defines --seed of a command that draws."""
+    return flags.DEFINE_integer("seed", 0, meaning, lower_bound=0, upper_bound=_LARGEST_SEED)
+
+
+def define_data_dir() -> flags.FlagHolder[str]:
+    """Defines --data_dir of a command that reads the data set of a run."""
+    meaning = "where the data set of the run is now, if it has moved: as dataset.data_dir"
+    return flags.DEFINE_string("data_dir", "", meaning)
 
 
 def training_fields() -> Collection[str]:

@@ -18,9 +18,7 @@ _OUT = flags.DEFINE_string("out", None, "file to write, .npz or .npy", required=
 _SPLIT = flags.DEFINE_string(
     "split", "", "images, such as train[:1000]; the run's dataset.split by default"
 )
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", "", "where the data set of the run is now, if it has moved: as dataset.data_dir"
-)
+_DATA_DIR = command_line.define_data_dir()
 
 
 def main(argv: Sequence[str]) -> None:

@@ -32,16 +32,8 @@ _NUM_SAMPLES = flags.DEFINE_integer(
 _FEATURES = flags.DEFINE_string(
     "features", "", "inception or efficientnet_lite0 (extra fid): distances in their features too"
 )
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", "", "where the data set of the run is now, if it has moved: as dataset.data_dir"
-)
-_SEED = flags.DEFINE_integer(
-    "seed",
-    0,
-    "of samples and distances",
-    lower_bound=0,
-    upper_bound=command_line.LARGEST_SEED,
-)
+_DATA_DIR = command_line.define_data_dir()
+_SEED = command_line.define_seed("of samples and distances")
 
 
 def main(argv: Sequence[str]) -> None:

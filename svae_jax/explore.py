@@ -19,16 +19,8 @@ _WORKDIR = flags.DEFINE_multi_string(
     "workdir", None, "directory of a run; give the flag again for more", required=True
 )
 _OUT = flags.DEFINE_string("out", None, "HTML file to write", required=True)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", "", "where the data set of the run is now, if it has moved: as dataset.data_dir"
-)
-_SEED = flags.DEFINE_integer(
-    "seed",
-    0,
-    "of the samples",
-    lower_bound=0,
-    upper_bound=command_line.LARGEST_SEED,
-)
+_DATA_DIR = command_line.define_data_dir()
+_SEED = command_line.define_seed("of the samples")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -29,9 +29,7 @@ from svae_jax import config as configs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of a run", required=True)
 _SAMPLER = flags.DEFINE_string("sampler", None, "gaussian, mixture or flow", required=True)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", "", "where the data set of the run is now, if it has moved: as dataset.data_dir"
-)
+_DATA_DIR = command_line.define_data_dir()
 
 
 def main(argv: Sequence[str]) -> None:

@@ -21,13 +21,7 @@ _OUT = flags.DEFINE_string("out", None, "file (npz) or folder (png) to write", r
 _FORMAT = flags.DEFINE_string("format", "npz", "npz or png")
 _SAMPLER = flags.DEFINE_string("sampler", "prior", "prior, or a fitted sampler")
 _NUM = flags.DEFINE_integer("num", 64, "number of images")
-_SEED = flags.DEFINE_integer(
-    "seed",
-    0,
-    "of the images: number i depends on the seed and i alone",
-    lower_bound=0,
-    upper_bound=command_line.LARGEST_SEED,
-)
+_SEED = command_line.define_seed("of the images: number i depends on the seed and i alone")
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "standard deviation of the prior")
 _NOISE = flags.DEFINE_bool(
     "noise", None, "add the posteriors' noise to latents of the mixture or the flow"

@@ -1,4 +1,4 @@
-"""What configurations share: the fields of their best models, and their sweeps.
+"""What configurations share: the models that they name, and their sweeps.
 
 A sweep is a generator of {field: value}. The field `posterior` is the text after the
 configuration's colon.
@@ -12,17 +12,30 @@ from svae_jax import latents
 
 Sweep = Iterator[dict[str, Any]]
 
-# Fields of the configurations' models, each with all of the one before.
 SHORT: dict[str, Any] = {"optimizer.learning_rate": 1e-3, "optimizer.schedule": "cosine"}
-PLAIN = {**SHORT, "model.norm": "none"}
-LINEAR = {**PLAIN, "model.linear": "pca"}
-BEST = {
-    **LINEAR,
-    "latent.prior": "autoregressive",
-    "objective.likelihood": "gaussian_blocks",
-}
-# A vector has one location, so no prior of dependence between locations.
-BEST_VECTOR = {**BEST, "latent.prior": "standard", "optimizer.learning_rate": 2e-3}
+LINEAR = {**SHORT, "model.norm": "none", "model.linear": "pca"}
+
+
+def named(decoders: Mapping[int, str], maps: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The models that a configuration names, each with its posterior and the fields that differ.
+
+    Args:
+        decoders: as of `choices`; it has those of 32 maps and of `maps`.
+        maps: of 8×8 in `plain` and `linear`.
+    """
+    plain = {**SHORT, "model.norm": "none"}
+    noise = {**LINEAR, "objective.likelihood": "gaussian_blocks"}
+    rich = {"latent.prior": "autoregressive", "model.decoder": decoders[32]}
+    few, decoder = f"mvn,d=8,N={maps}", {"model.decoder": decoders[maps]}
+    fast = {"optimizer.learning_rate": 2e-3}
+    return {
+        "best": ("mvn,d=8,N=32", {**noise, **rich}),
+        # A vector has one location: a prior of dependence between locations is none.
+        "best_vector": ("vector", {**noise, **fast}),
+        "linear": (few, {**LINEAR, **decoder}),
+        "plain": (few, {**plain, **decoder}),
+        "plain_vector": ("vector", {**plain, **fast}),
+    }
 
 
 def models() -> Sweep:

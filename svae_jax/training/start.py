@@ -48,9 +48,9 @@ def initial(job: Job, state: TrainState) -> TrainState:
         if job.recipe.likelihood.learns_scale and not is_exact_at_pca(job.recipe.model):
             params["log_sigma"] = jnp.log(fit_scale(job, params, batch_stats))
         prior: Any = job.recipe.model.prior
-        # A user's own prior may have no such closed form, which takes a covariance of all latents.
-        few = job.recipe.model.num_latents <= MOST_LATENTS
-        if hasattr(prior, "of_moments") and few:
+        if prior.shapes and (reason := _lacks_start(job.recipe.model.num_latents, prior)):
+            logging.warning("latent.prior=%s starts at N(0, I): %s", prior.name, reason)
+        elif prior.shapes:
             params["prior"] = fit_prior(job, prior, params, batch_stats)
     if jax.process_count() > 1:
         params = multihost_utils.broadcast_one_to_all(params)
@@ -59,6 +59,15 @@ def initial(job: Job, state: TrainState) -> TrainState:
     if ema is not None:
         ema = {**ema, "params": _replicated(job, jax.device_get(params))}
     return state._replace(params=params, ema=ema)
+
+
+def _lacks_start(num_latents: int, prior: Any) -> str:
+    """Why a learned prior cannot start at the moments of the aggregate posterior, if it cannot."""
+    if not hasattr(prior, "of_moments"):
+        return "it has no method of_moments"
+    if num_latents > MOST_LATENTS:
+        return f"moments of {num_latents:,} latents are more than the {MOST_LATENTS:,} that fit"
+    return ""
 
 
 def fit_scale(job: Job, params: PyTree, batch_stats: PyTree) -> Float[Array, "*d"]:

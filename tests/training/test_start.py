@@ -116,7 +116,7 @@ def test_the_average_starts_at_pca_too(config, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state.params, state.ema["params"])
 
 
-@pytest.mark.parametrize("prior", ["tensor_normal", "matrix_normal"])
+@pytest.mark.parametrize("prior", ["tensor_normal", "matrix_normal", "autoregressive"])
 def test_a_learned_prior_starts_at_the_moments_of_the_posteriors(config, tmp_path, prior):
     """It costs less than the standard prior, and more than nothing."""
     config.latent.prior = prior
@@ -130,6 +130,17 @@ def test_a_learned_prior_starts_at_the_moments_of_the_posteriors(config, tmp_pat
     assert 0 < learned < standard - 1
     mean = model.posterior.mean(params).mean(axis=0)
     np.testing.assert_allclose(state.params["prior"]["mean"], mean, atol=1e-3)
+
+
+def test_a_learned_prior_of_too_many_latents_starts_at_the_standard_one(
+    config, tmp_path, monkeypatch, caplog
+):
+    config.latent.prior = "autoregressive"
+    monkeypatch.setattr(start, "MOST_LATENTS", 15)
+    _, state = _state(config, tmp_path)
+    assert all(np.all(np.asarray(leaf) == 0) for leaf in state.params["prior"].values())
+    line = "latent.prior=autoregressive starts at N(0, I): moments of 16 latents are more than"
+    assert any(line in message for message in caplog.messages)
 
 
 def test_a_learned_sigma_starts_at_pcas(config, tmp_path):

@@ -28,6 +28,14 @@ def start_run(start, tiny_config, tmp_path):
     return lambda: start(*command_line.arguments(tiny_config, tmp_path / "run"))
 
 
+@pytest.fixture(autouse=True)
+def _terminal_is_heard():
+    """Tests that were started by `nohup` would hand its deafness to their runs."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_a_signal_saves_and_the_same_command_goes_on(start_run, tmp_path):
     saved = 0
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)):

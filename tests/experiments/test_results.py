@@ -124,16 +124,25 @@ def test_the_table_of_the_first_page_is_that_of_its_runs():
     names = {"plain": "best", "plain_vector": "best_vector"}  # what the comparison calls them
     head, rows = table("README.md", "model", "latent and what is new")
     assert [row[0] for row in rows] == [
-        "vector", "plain_vector", "mvn", "plain", "linear", "linear`, prior `tensor_normal", "best",
+        "vector", "plain_vector", "mvn", "plain", "plain_vector` with `model.linear=pca", "linear",
+        "linear`, prior `tensor_normal", "best_vector", "best",
     ]  # fmt: skip
     for model, _, *cells in rows:
         model = model.replace("`", "")
         seeds = started[model] if model in started else compared[names.get(model, model)]
         assert cells == spread(seeds, head[2:])
+
+    def lead(maps, vector):
+        means = [summary.over_seeds([*x.values()])["ELBO, nats"]["mean"] for x in (maps, vector)]
+        return f"{means[0] - means[1]:,.0f}"
+
     content = json.loads((RESULTS / "cifar10_start" / "runs.json").read_text())
     page = (RESULTS.parents[1] / "README.md").read_text()
     for floor in content["floors"].values():
         assert f" {floor['elbo']:,.0f}" in page.replace("\n", " ")
+    with_path = started["linear"], started["plain_vector with model.linear=pca"]
+    leads = lead(compared["best"], compared["best_vector"]), lead(*with_path)
+    assert "{} nats without it (`plain`), {} with it".format(*leads) in page
 
 
 def test_the_table_of_the_released_codes_objective_is_that_of_the_comparisons():

@@ -193,7 +193,6 @@ def _interrupt_after(monkeypatch, last):
     monkeypatch.setattr(feed, "make", dying)
 
 
-@pytest.mark.usefixtures("optimised")
 def test_interrupted_anywhere_a_run_ends_in_the_same_bits(tiny_config, tmp_path, monkeypatch):
     tiny_config.optimizer.ema_decay = 0.9
     loop.train(tiny_config, tmp_path / "whole")

@@ -90,6 +90,9 @@ def base() -> ml_collections.ConfigDict:
                 "norm": "batch",  # batch, group, none
                 "activation": "elu",
                 "dtype": "float32",  # of the computation; parameters and losses stay float32
+                # auto: gradients written for speed on a CPU; lax: XLA's own, which forward-mode
+                # differentiation (jax.jvp, jacfwd, hessian) of encoder and decoder needs.
+                "convolutions": "auto",
             },
             "objective": {
                 "likelihood": "gaussian",  # see `svae_jax.likelihoods`
@@ -309,7 +312,7 @@ def model(
             prior=prior,
             encoder=config.model.encoder,
             decoder=config.model.decoder,
-            style=Style(config.model.norm, config.model.activation, config.model.dtype),
+            style=Style(**{name: config.model[name] for name in Style.__dataclass_fields__}),
             head=config.model.head,
             parity_maps=config.model.parity_maps,
             has_linear_path=has_path,

@@ -133,7 +133,3 @@ import sys
 from svae_jax import latents
 assert not {"flax", "optax", "tensorflow"} & set(sys.modules)
 """)
-
-
-def test_the_loop_can_be_read_in_one_sitting():
-    assert len((PACKAGE / "training" / "loop.py").read_text().splitlines()) < 250

@@ -7,9 +7,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# XLA's flags for runs whose compilation takes longer than their few steps.
-COMPILED_QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-
 
 def arguments(config, workdir, **changed):
     """What turns the default configuration into this one, with some fields changed."""

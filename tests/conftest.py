@@ -12,16 +12,33 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# On arrays this small, XLA takes longer to optimise than to compute; also in the processes that
+# tests start, since the bits of a program depend on how it was compiled.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """One compilation cache for this process and those it starts."""
-    directory = str(tmp_path_factory.getbasetemp().parent / "svae_jax_compilation_cache")
+    """One compilation cache for this process and those it starts.
+
+    Workers of pytest-xdist have one each: JAX does not write its files at once, and what reads
+    half a file prints a warning.
+    """
+    name = f"svae_jax_compilation_cache_{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
+    directory = str(tmp_path_factory.getbasetemp().parent / name)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = directory
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture
+def optimised():
+    """Compilation as in use, with XLA's optimisations."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

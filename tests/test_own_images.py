@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,14 +15,6 @@ from svae_jax.evaluation import grids
 from svae_jax.run import checkpoint
 from svae_jax.training import loop
 from tests.training.test_arrays import Interrupted, assert_same_run, interrupt_after
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    """On networks this small, XLA takes longer to optimise than to compute."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def waves(rng, count, height, width, channels):

@@ -23,14 +23,6 @@ from tests import command_line
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(autouse=True)
-def _quick_compilation():
-    """On arrays this small, XLA takes longer to optimise than to compute."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def tiny(name, **changed):
     """The configuration of a fit that takes seconds."""
     config = sampler_config.base()

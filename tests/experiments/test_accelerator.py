@@ -22,7 +22,7 @@ from svae_jax import config as configs
 from svae_jax import latents
 from svae_jax.errors import UserError
 from svae_jax.run import interrupt
-from tests.command_line import COMPILED_QUICKLY, ROOT
+from tests.command_line import ROOT
 
 
 def blocks(count, size=32, seed=0):
@@ -328,7 +328,7 @@ def rehearse(image_file, tmp_path, budget, parts=""):
             *("--allow_cpu", f"--out={tmp_path / 'out'}", f"--images={image_file}"),
             f"--parts={parts}",
         ],
-        env=os.environ | {"PYTHONPATH": path, "XLA_FLAGS": COMPILED_QUICKLY},
+        env=os.environ | {"PYTHONPATH": path},
         cwd=ROOT,
         capture_output=True,
         text=True,

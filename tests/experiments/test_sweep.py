@@ -33,7 +33,7 @@ from svae_jax import config as configs
 from svae_jax.errors import UserError
 from svae_jax.model import stacks
 from svae_jax.model.layers import Style
-from tests.command_line import COMPILED_QUICKLY, ROOT
+from tests.command_line import ROOT
 
 NUM_STEPS = 120
 
@@ -110,10 +110,6 @@ class Terminal(io.StringIO):
         return True
 
 
-def _environment():
-    return os.environ | {"XLA_FLAGS": COMPILED_QUICKLY}
-
-
 ONE_CORE = process.limits(1, 0)
 
 
@@ -129,7 +125,7 @@ def alone(config, tmp_path_factory):
         subprocess.Popen(
             [sys.executable, *words[1:]],
             cwd=ROOT,
-            env=_environment() | ONE_CORE,
+            env=os.environ | ONE_CORE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -149,7 +145,6 @@ def sweep():
             subprocess.Popen(
                 [sys.executable, "-m", "experiments.sweep", *arguments],
                 cwd=ROOT,
-                env=_environment(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -307,7 +302,7 @@ def without_extra(monkeypatch):
 
 
 def test_the_local_engine_needs_no_ray(config, alone, tmp_path, capsys, monkeypatch, without_extra):
-    for name, value in (ONE_CORE | {"XLA_FLAGS": COMPILED_QUICKLY}).items():
+    for name, value in ONE_CORE.items():
         monkeypatch.setenv(name, value)
     arguments = [f"--config={config}", "--sweep=seeds", f"--workdir={tmp_path}"]
     with pytest.raises(UserError, match=r"pip install -e '.\[sweep\]'.*--engine=local"):

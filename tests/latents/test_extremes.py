@@ -7,6 +7,8 @@ import pytest
 
 from tests.latents.oracles import POSTERIORS, one_of_each_name, random_params
 
+pytestmark = pytest.mark.usefixtures("optimised")  # the arithmetic as it is in use
+
 LOW, HIGH = -30.0, 20.0
 DRAWS = 64
 KEY = jax.random.key(0)

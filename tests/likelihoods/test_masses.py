@@ -15,6 +15,8 @@ from svae_jax.pixels import PixelRange
 from tests.likelihoods import oracles
 from tests.likelihoods.oracles import DISTRIBUTIONS
 
+pytestmark = pytest.mark.usefixtures("optimised")  # rounding as it is in use
+
 RANGES = [PixelRange(), oracles.BITS12, oracles.BITS16]
 ranges = pytest.mark.parametrize("pixels", RANGES, ids=["8 bits", "12 bits", "16 bits"])
 families = pytest.mark.parametrize("name", DISTRIBUTIONS)

@@ -19,10 +19,6 @@ from tests import command_line
 from tests.run.test_checkpoint import offered
 from tests.run.test_survival import fingerprint, rows
 
-ONE_DEVICE, TWO_DEVICES = (
-    f"{command_line.COMPILED_QUICKLY} --xla_force_host_platform_device_count={count}"
-    for count in (1, 2)
-)
 LIMIT = 600  # seconds for any process; an idle machine takes ten
 
 
@@ -41,7 +37,7 @@ def start_pair(start, tiny_config, tmp_path):
                 *arguments,
                 *(options if rank == 1 else ()),
                 before=before,
-                XLA_FLAGS=ONE_DEVICE,
+                XLA_FLAGS="--xla_force_host_platform_device_count=1",
             )
             for rank in range(2)
         ]
@@ -94,7 +90,9 @@ def test_two_processes_train_stop_and_resume_as_one(start, start_pair, tiny_conf
 
     def start_alone(directory, before=""):
         arguments = command_line.arguments(tiny_config, directory)
-        return [start(*arguments, before=before, XLA_FLAGS=TWO_DEVICES)]
+        return [
+            start(*arguments, before=before, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+        ]
 
     saved = 0
     for begin, signalled, number in (

@@ -485,8 +485,7 @@ writer._summary_writer = lambda directory: mock.MagicMock()
             start(
                 *command_line.arguments(tiny_config, run),
                 before=restored,
-                XLA_FLAGS=f"{command_line.COMPILED_QUICKLY} "
-                f"--xla_force_host_platform_device_count={count}",
+                XLA_FLAGS=f"--xla_force_host_platform_device_count={count}",
             )
         )
         assert code == 0, stderr

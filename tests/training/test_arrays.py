@@ -28,6 +28,7 @@ from svae_jax.devices import sharding
 from svae_jax.errors import UserError
 from svae_jax.evaluation import bounds, pictures
 from svae_jax.evaluation.quality import wasserstein
+from svae_jax.model import linear
 from svae_jax.pixels import PixelRange
 from svae_jax.run import checkpoint, workdir
 from svae_jax.run.checkpoint import Checkpointer
@@ -36,16 +37,6 @@ from svae_jax.training import job as jobs
 from tests import command_line, tiny
 from tests.real_data import real_data_dir
 from tests.run.test_survival import fingerprint, rows
-
-QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # for processes, as below for this one
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    """On networks this small, XLA takes longer to optimise than to compute."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def small(size, **changed):
@@ -89,8 +80,8 @@ def _trained(tmp_path_factory, config, train, test):
 
 @pytest.fixture(scope="module")
 def floats(tmp_path_factory):
-    """float32 32×32×5 in units from about -3 to 11, with all that has parameters of its own."""
-    values = 14 * blobs(np.random.default_rng(0), 64, 32, 5) - 3
+    """float32 16×16×5 in units from about -3 to 11, with all that has parameters of its own."""
+    values = 14 * blobs(np.random.default_rng(0), 64, 16, 5) - 3
     train, test = np.split(values.astype(np.float32), [40])
     changed = {
         "latent.name": "mvn",
@@ -98,7 +89,7 @@ def floats(tmp_path_factory):
         "objective.likelihood": "gaussian_channels",
         "optimizer.ema_decay": 0.5,
     }
-    return _trained(tmp_path_factory, small(32, **changed), train, test)
+    return _trained(tmp_path_factory, small(16, **changed), train, test)
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +294,7 @@ def test_killed_a_run_of_12_bits_ends_in_the_same_bits(twelve_bits, tmp_path):
         np.save(path, array)
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, twelve_bits.config.to_json(), str(broken), *map(str, paths)],
-        cwd=command_line.ROOT, env=os.environ | QUICKLY, stderr=subprocess.PIPE, text=True,
+        cwd=command_line.ROOT, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     for expected in range(1, 5):
         line = process.stderr.readline()
@@ -499,9 +490,10 @@ def studied(tmp_path_factory):
             copy = shutil.copytree(case.directory, tmp_path_factory.mktemp("studied") / "run")
             fitted = fitting.fit(copy, "gaussian", sampler_config.base(), images=case.images)
             settings = assessment.Settings(importance_samples=2, num_samples=20)
-            with pytest.MonkeyPatch.context() as patch:  # distances that take no long time
+            with pytest.MonkeyPatch.context() as patch:  # nothing that takes long
                 patch.setattr(wasserstein, "NUM_DIRECTIONS", 16)
                 patch.setattr(wasserstein, "PATCHES_PER_IMAGE", 8)
+                patch.setattr(linear, "MAX_DIMS", 256)
                 found = assessment.evaluate(copy, settings, images=case.images)
             known[case.directory] = copy, fitted, found
         return known[case.directory]
@@ -579,7 +571,7 @@ OTHERS = {
 @pytest.mark.usefixtures("nothing_compiled")
 @pytest.mark.parametrize(("change", "message"), OTHERS.values(), ids=OTHERS.keys())
 def test_a_run_refuses_other_arrays(case, change, message):
-    kind = {"float32": "float32[32, 32, 5]", "uint16": "uint16[64, 64, 1]"}
+    kind = {"float32": "float32[16, 16, 5]", "uint16": "uint16[64, 64, 1]"}
     message = message.replace("{kind}", re.escape(kind[case.images[0].dtype.name]))
     before = (case.directory / "data.json").read_bytes()
     images = change(*case.images)
@@ -945,7 +937,7 @@ def test_a_learned_prior_is_the_same_on_any_number_of_devices():
         "dataset.channels": 3,
         "batch_size": 16,
     }
-    flags = f"{command_line.COMPILED_QUICKLY} --xla_force_host_platform_device_count=8"
+    flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", DEVICES, small(8, **changed).to_json()],
         cwd=command_line.ROOT, env=os.environ | {"XLA_FLAGS": flags},
@@ -985,7 +977,7 @@ def test_a_learned_prior_is_the_same_on_two_processes(
             *command_line.arguments(config, tmp_path / "pair"),
             f"--distributed=localhost:{port},2,{rank}",
             before=ALONE,
-            XLA_FLAGS=f"{command_line.COMPILED_QUICKLY} --xla_force_host_platform_device_count=1",
+            XLA_FLAGS="--xla_force_host_platform_device_count=1",
         )
         for rank in range(2)
     ]

@@ -22,7 +22,6 @@ from svae_jax.run import checkpoint, workdir
 from svae_jax.training import feed, loop, step
 from svae_jax.training.metrics import TrainMetrics
 from tests import tiny
-from tests.command_line import COMPILED_QUICKLY
 
 ROOT = Path(__file__).parents[2]
 
@@ -194,6 +193,7 @@ def _interrupt_after(monkeypatch, last):
     monkeypatch.setattr(feed, "make", dying)
 
 
+@pytest.mark.usefixtures("optimised")
 def test_interrupted_anywhere_a_run_ends_in_the_same_bits(tiny_config, tmp_path, monkeypatch):
     tiny_config.optimizer.ema_decay = 0.9
     loop.train(tiny_config, tmp_path / "whole")
@@ -233,6 +233,7 @@ def test_a_run_stopped_before_its_result_only_writes_it(finished, tiny_config):
     assert (_rows(directory), _final(directory)) == (rows, state)
 
 
+@pytest.mark.usefixtures("optimised")
 def test_streamed_and_resident_images_give_the_same_bits(tiny_config, tmp_path):
     loop.train(tiny_config, tmp_path / "resident")
     tiny_config.dataset.resident_share = 0.0
@@ -318,10 +319,9 @@ def test_any_number_of_devices_gives_the_same_losses(tiny_config):
     """Of resident images, and of streamed ones on four devices."""
     tiny_config.optimizer.learning_rate = 1e-4
     tiny_config.batch_size = 16
-    devices = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", _DEVICES, json.dumps(tiny_config.to_dict())], cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": f"{COMPILED_QUICKLY} {devices}"},
+        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
         capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     found = [json.loads(line) for line in done.stdout.splitlines()]

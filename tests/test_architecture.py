@@ -53,7 +53,8 @@ HOMES = {
     "PIL": {"data", "run/image_files"},
     "filelock": {"files"},
     "sklearn": {"samplers/mixture"},
-    "matplotlib": {"analysis/figures"},
+    "jinja2": {"analysis/report"},
+    "matplotlib": {"analysis/figures", "analysis/report"},
 }
 
 

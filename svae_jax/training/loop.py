@@ -174,7 +174,7 @@ def _loop(
                 writer.write_scalars(at, evaluation)
             if due(config.sample_every):
                 images = (job.train_images, job.eval_images)
-                shown = pictures.draw(job.recipe, variables, *images, config.sample_every)
+                shown = pictures.draw(job.recipe, variables, *images, config.sample_every, job.mesh)
                 writer.write_images(at, shown)
             if due(config.checkpoint.every) or stopped_by is not None:
                 writer.flush()  # metrics reach the disk before the checkpoint does

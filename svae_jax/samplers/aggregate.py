@@ -84,10 +84,9 @@ def encode(
         mirrored: whether each batch is encoded again, flipped left to right.
         batch_size: images at a time; the last batch may be smaller.
     """
-    for batch in _batches(images, batch_size, mesh, chosen):
-        for pixels in [batch.rows, batch.rows[:, :, ::-1]] if mirrored else [batch.rows]:
-            found = sharding.on_host(_encode(model, variables, pixels, batch.inside))
-            yield Encoded(found[0][: batch.size], found[1])
+    for pixels, batch in _pixels(images, batch_size, mesh, chosen, mirrored):
+        found = sharding.on_host(_encode(model, variables, pixels, batch.inside))
+        yield Encoded(found[0][: batch.size], found[1])
 
 
 @functools.partial(compiler.jit, static_argnums=0)
@@ -141,6 +140,20 @@ def _batches(
     return batch_lib.split(images, size, mesh, chosen)
 
 
+def _pixels(
+    images: Num[np.ndarray, "num h w c"],
+    batch_size: int,
+    mesh: Mesh | None,
+    chosen: Chosen | None,
+    mirrored: bool,
+) -> Iterator[tuple[Num[Array, "b h w c"], batch_lib.Batch]]:
+    """The pixels of each batch, and flipped left to right where that is asked for."""
+    for batch in _batches(images, batch_size, mesh, chosen):
+        yield batch.rows, batch
+        if mirrored:
+            yield batch.rows[:, :, ::-1], batch
+
+
 def moments(batches: Iterable[Encoded]) -> Moments:
     """Adds up the moments of all batches; holds one batch at a time.
 
@@ -165,6 +178,82 @@ def moments(batches: Iterable[Encoded]) -> Moments:
     if count == 0:
         raise ValueError("batches must hold at least one image, got none")
     return Moments(mean, scatter / count, noise / count)
+
+
+class Neighbourhoods(NamedTuple):
+    """What an autoregression over locations needs of the aggregate posterior's moments.
+
+    Attributes:
+        mean: E[z], ``[h, w, n]``.
+        sums: see `of_neighbourhoods` of the prior `autoregressive`; ``[k, n, k, n]``.
+    """
+
+    mean: Float64[np.ndarray, "h w n"]
+    sums: Float64[np.ndarray, "k n k n"]
+
+
+def neighbourhoods(
+    model: SpatialVAE,
+    variables: PyTree,
+    images: Num[np.ndarray, "num h w c"],
+    prior: Any,
+    *,
+    chosen: Chosen | None = None,
+    mirrored: bool = False,
+) -> Neighbourhoods:
+    """The moments of neighbouring locations; memory and time grow with h·w, not with its square.
+
+    Args:
+        model: the networks and the posterior.
+        variables: the evaluated variables.
+        images: at least one.
+        prior: an autoregression over locations, which knows the neighbours.
+        chosen: as for `encode`.
+        mirrored: as for `encode`.
+    """
+    count, total, squares, noise = 0, np.zeros(()), np.zeros(()), np.zeros(())
+    shift: np.ndarray | None = None
+    for pixels, batch in _pixels(images, _BATCH, None, chosen, mirrored):
+        found = _encode_neighbourhoods(model, prior, variables, pixels, batch.inside)
+        means, added = sharding.on_host(found)
+        means = means[: batch.size].astype(np.float64)
+        # Near the mean, sums of products lose no digits.
+        shift = means.mean(axis=0) if shift is None else shift
+        count, total, noise = count + len(means), total + (means - shift).sum(0), noise + added
+        squares = squares + _gram_of(prior.neighbourhoods(means - shift))
+    assert shift is not None  # there is one image at least
+    offset = total / count
+    sums = squares / count - _gram_of(prior.neighbourhoods(offset))
+    n = sums.shape[1]
+    sums[:, np.arange(n), :, np.arange(n)] += np.moveaxis(noise / count, -1, 0)
+    return Neighbourhoods(shift + offset, sums)
+
+
+def _gram_of(rows: Float64[np.ndarray, "*b k n"]) -> Float64[np.ndarray, "k n k n"]:
+    """The sum over all rows of the products of their entries."""
+    k, n = rows.shape[-2:]
+    flat = rows.reshape(-1, k * n)
+    return (flat.T @ flat).reshape(k, n, k, n)
+
+
+@functools.partial(compiler.jit, static_argnums=(0, 1))
+def _encode_neighbourhoods(
+    model: SpatialVAE,
+    prior: Any,
+    variables: PyTree,
+    pixels: Num[Array, "b h w c"],
+    mask: Bool[Array | np.ndarray, " b"],
+) -> tuple[Float[Array, "b _h _w n"], Float[Array, "k k n"]]:
+    """The means, and the masked sums of the posteriors' covariances of neighbours."""
+    params: Any = model.apply(variables, model.pixels.to_float(pixels), method="encode")
+    weights = jnp.asarray(mask, jnp.float32)
+
+    def noise(b: int, c: int) -> Float[Array, " n"]:
+        return weights @ model.posterior.weighted_trace(params, prior.pair_weights(b, c))
+
+    members = range(prior.num_members)
+    sums = jnp.stack([jnp.stack([noise(b, c) for c in members]) for b in members])
+    return model.posterior.mean(params), sums
 
 
 class Modes(NamedTuple):

@@ -64,6 +64,8 @@ def _lacks_start(num_latents: int, prior: Any) -> str:
     """Why a learned prior cannot start at the moments of the aggregate posterior, if it cannot."""
     if not hasattr(prior, "of_moments"):
         return "it has no method of_moments"
+    if hasattr(prior, "of_neighbourhoods"):
+        return ""
     if num_latents > MOST_LATENTS:
         return f"moments of {num_latents:,} latents are more than the {MOST_LATENTS:,} that fit"
     return ""
@@ -105,9 +107,11 @@ def fit_prior(job: Job, prior: Any, params: PyTree, batch_stats: PyTree) -> PyTr
     variables = {"params": params, "batch_stats": batch_stats}
     # Evenly spaced; each mirrored too where training flips them.
     chosen = np.linspace(0, len(images) - 1, min(_MOST_ENCODED, len(images))).astype(int)
-    moments = aggregate.moments(
-        aggregate.encode(model, variables, images, chosen=chosen, mirrored=job.recipe.flip)
-    )
+    which: dict[str, Any] = {"chosen": chosen, "mirrored": job.recipe.flip}
+    if hasattr(prior, "of_neighbourhoods"):
+        found = aggregate.neighbourhoods(model, variables, images, prior, **which)
+        return prior.of_neighbourhoods(found.mean, found.sums)
+    moments = aggregate.moments(aggregate.encode(model, variables, images, **which))
     shape = (model.posterior.height, model.posterior.width, model.posterior.maps)
     return prior.of_moments(moments.mean.reshape(shape), moments.covariance)
 

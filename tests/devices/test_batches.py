@@ -47,14 +47,16 @@ from svae_jax.samplers import aggregate
 
 config = configs.base()
 config.dataset.update(height=8, width=8, channels=3)
-config.latent.update(name="mvn_full", height=2, width=2, maps=2)
-config.model.update(encoder="3x3/4/s2 3x3/4/s2", decoder="3x3/4/s2 3x3/4 3x3/image", norm="none")
+config.latent.update(name="mvn_full", height=3, width=3, maps=2)
+config.model.update(encoder="3x3/4/s2 3x3/4/s2", decoder="3x3/4 3x3/4 3x3/image", norm="none")
 model = configs.recipe(config, 1).model
 variables = init(model, jax.random.key(0), (8, 8, 3))
 # Emitted parameters that differ from image to image.
-variables = jax.tree.map(lambda leaf: leaf + 0.3 * np.cos(np.arange(leaf.size)).reshape(leaf.shape), variables)
+variables = jax.tree.map(
+    lambda leaf: leaf + 0.3 * np.cos(np.arange(leaf.size)).reshape(leaf.shape), variables
+)
 images = np.random.default_rng(0).integers(0, 256, (21, 8, 8, 3), np.uint8)
-shape, key = (2, 2, 2), jax.random.key(1)
+shape, key = (3, 3, 2), jax.random.key(1)
 kinds = {
     "gaussian": samplers.Gaussian(shape),
     "kronecker": samplers.Kronecker(shape),

@@ -16,6 +16,9 @@ _NUM_RECONSTRUCTIONS = 32
 # so that the fit takes under 1% of the time of training; and at most so many.
 _FITTED_SHARE = 1 / 50
 _MOST_FITTED = 2000
+# Above so many latents a Gaussian with their full covariance would cost more than the steps between
+# two pictures: gigabytes, and a minute for its factor.
+_MOST_LATENTS = 4096
 
 Pixels = Num[np.ndarray, "n h w c"]
 
@@ -40,7 +43,7 @@ def draw(
 
     Returns:
         `samples` from the prior, always of the same z; `samples_gaussian` from the aggregate
-        posterior's Gaussian (above 8,192 latents, the one of rows ⊗ columns ⊗ maps), fitted to
+        posterior's Gaussian (above 4,096 latents, the one of rows ⊗ columns ⊗ maps), fitted to
         evenly spaced training images, always of the same noise;
         and `reconstructions`. Where the posteriors' covariance is not finite, there is no
         `samples_gaussian`.
@@ -86,7 +89,7 @@ def _draw_from_gaussian(
     """Latents from the Gaussian of the aggregate posterior of chosen images, if it is finite."""
     model, key = recipe.model, stream(recipe.seed, "prior")
     shape = (model.posterior.height, model.posterior.width, model.posterior.maps)
-    is_small = model.num_latents <= samplers.MOST_LATENTS
+    is_small = model.num_latents <= _MOST_LATENTS
     sampler = samplers.Gaussian(shape) if is_small else samplers.Kronecker(shape)
     try:
         posteriors = aggregate.posteriors(model, variables, images, key, mesh, chosen=chosen)

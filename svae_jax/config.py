@@ -299,6 +299,11 @@ def model(
         prior_name, _ = fields.pop("prior"), fields.pop("cell")
         has_path = config.model.linear != "none"
         posterior = latents.make(**fields, nu_start="cosine" if has_path else "random")
+        for side, pixels in zip(("height", "width"), p_x.image_shape, strict=False):
+            if fields[side] > pixels:
+                raise ValueError(
+                    f"{side} must be from 1 to {pixels}, the pixels of an image, got {fields[side]}"
+                )
         if config.model.linear not in linear.INITS:
             section = "model"
             known = ", ".join(linear.INITS)

@@ -185,7 +185,7 @@ class Posterior:
         return lax.scan(add, zeros, (weights, params))[0]
 
     def weighted_trace(
-        self, params: Params, weights: Float[Array, "hw hw"]
+        self, params: Params, weights: Float[Array | np.ndarray, "hw hw"]
     ) -> Float[Array, "*batch n"]:
         """tr(weights · Σ_k) for the covariance Σ_k of every map k: ``[*batch, n]``.
 
@@ -195,6 +195,7 @@ class Posterior:
         """
         if isinstance(self.covariance_model, WeightedTrace):
             return self.covariance_model.weighted_trace(params, weights)
+        weights = jnp.asarray(weights)
         transposed = self._transposed_root(params, weights.dtype)
 
         @jax.checkpoint  # otherwise a gradient would store hw arrays [*batch, h, w, n]

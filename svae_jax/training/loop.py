@@ -219,7 +219,9 @@ class _Loop:
     def _draw(self, variables: PyTree) -> None:
         """Writes samples and reconstructions."""
         images = (self._job.train_images, self._job.eval_images)
-        shown = pictures.draw(self._job.recipe, variables, *images, self._config.sample_every)
+        shown = pictures.draw(
+            self._job.recipe, variables, *images, self._config.sample_every, self._job.mesh
+        )
         self._writer.write_images(self._at, shown)
 
     def _save(self) -> None:

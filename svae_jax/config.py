@@ -146,9 +146,11 @@ def latent_from_arg(
     if name not in latents.names():
         known = ", ".join([*latents.names(), *others])
         raise UserError(f"no posterior {name!r}: it must be one of {known}")
-    is_vector = name == "vector"
+    is_vector = latents.is_vector(name)
     side = "k" if "k" in defaults else "d"
-    keys = ("C", "N") if is_vector else (side, "N", "rank") if "lowrank" in name else (side, "N")
+    keys = (
+        ("C", "N") if is_vector else (side, "N", "rank") if latents.has_rank(name) else (side, "N")
+    )
     options = {"rank": 1, **defaults}
     for pair in pairs:
         key, _, value = pair.partition("=")

@@ -187,7 +187,7 @@ def make(
         ValueError: a stack that does not fit the image or the latent; the message begins with
             `encoder`, `decoder`, `head`, `parity_maps` or `linear`.
     """
-    is_vector = posterior.name == "vector"
+    is_vector = latents.is_vector(posterior.name)
     if is_vector != (parity_maps >= 1):
         needed = "at least 1 for" if is_vector else "0 for all but"
         raise ValueError(f"parity_maps must be {needed} the vector posterior, got {parity_maps}")

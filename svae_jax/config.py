@@ -90,6 +90,9 @@ def base() -> ml_collections.ConfigDict:
                 "norm": "batch",  # batch, group, none
                 "activation": "elu",
                 "dtype": "float32",  # of the computation; parameters and losses stay float32
+                # auto: gradients written for speed on a CPU; lax: XLA's own, which forward-mode
+                # differentiation (jax.jvp, jacfwd, hessian) of encoder and decoder needs.
+                "convolutions": "auto",
             },
             "objective": {
                 "likelihood": "gaussian",  # see `svae_jax.likelihoods`
@@ -143,9 +146,11 @@ def latent_from_arg(
     if name not in latents.names():
         known = ", ".join([*latents.names(), *others])
         raise UserError(f"no posterior {name!r}: it must be one of {known}")
-    is_vector = name == "vector"
+    is_vector = latents.is_vector(name)
     side = "k" if "k" in defaults else "d"
-    keys = ("C", "N") if is_vector else (side, "N", "rank") if "lowrank" in name else (side, "N")
+    keys = (
+        ("C", "N") if is_vector else (side, "N", "rank") if latents.has_rank(name) else (side, "N")
+    )
     options = {"rank": 1, **defaults}
     for pair in pairs:
         key, _, value = pair.partition("=")
@@ -296,6 +301,11 @@ def model(
         prior_name, _ = fields.pop("prior"), fields.pop("cell")
         has_path = config.model.linear != "none"
         posterior = latents.make(**fields, nu_start="cosine" if has_path else "random")
+        for side, pixels in zip(("height", "width"), p_x.image_shape, strict=False):
+            if fields[side] > pixels:
+                raise ValueError(
+                    f"{side} must be from 1 to {pixels}, the pixels of an image, got {fields[side]}"
+                )
         if config.model.linear not in linear.INITS:
             section = "model"
             known = ", ".join(linear.INITS)
@@ -309,7 +319,7 @@ def model(
             prior=prior,
             encoder=config.model.encoder,
             decoder=config.model.decoder,
-            style=Style(config.model.norm, config.model.activation, config.model.dtype),
+            style=Style(**{name: config.model[name] for name in Style.__dataclass_fields__}),
             head=config.model.head,
             parity_maps=config.model.parity_maps,
             has_linear_path=has_path,

@@ -4,9 +4,9 @@
     python -m svae_jax.explore --workdir=runs/lowrank --workdir=runs/vector --out=report.html
 
 It holds the configurations, the training curves, samples of every fitted sampler, reconstructions,
-edits of single latent cells, interpolation, how far each cell reaches, the KL of each location, and
-the table of `python -m svae_jax.evaluate`, if that has run. Pictures are inside the file: it loads
-nothing and runs no script. The runs may still be training: they are only read.
+edits of latent cells, interpolation, directions, how far each cell reaches, the KL of each
+location, and the table of `python -m svae_jax.evaluate`, if that has run. Pictures are inside the
+file: it loads nothing and runs no script. The runs may still be training: they are only read.
 """
 
 from collections.abc import Sequence

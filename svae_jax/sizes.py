@@ -2,6 +2,7 @@
 
 import ml_collections
 
+from svae_jax import latents
 from svae_jax.model import stacks
 
 AUTO = "auto"  # of a stack or a head that follows from the sizes
@@ -29,7 +30,7 @@ def resolved(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         return copy
     if latent.cell > 0:
         latent.height, latent.width = (-(-pixels // latent.cell) for pixels in size)
-    is_vector = latent.name == "vector"
+    is_vector = latents.is_vector(latent.name)
     cells = (latent.height, latent.width)
     if min(*cells, latent.maps) < 1:
         return copy

@@ -41,7 +41,7 @@ def named(decoders: Mapping[int, str], maps: int) -> dict[str, tuple[str, dict[s
 def models() -> Sweep:
     """All posteriors, ranks 1 to 3 of those that have one, three seeds."""
     for name, seed in itertools.product(latents.names(), range(3)):
-        for rank in (1, 2, 3) if "lowrank" in name else (None,):
+        for rank in (1, 2, 3) if latents.has_rank(name) else (None,):
             yield {"posterior": f"{name},rank={rank}" if rank else name, "seed": seed}
 
 

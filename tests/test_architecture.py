@@ -27,8 +27,8 @@ ROWS = [
 ]
 # What computes touches no files, and runs where nothing but JAX and Flax is installed.
 COMPUTE = {
-    "latents", "likelihoods", "pixels", "model", "recipe", "devices/compiler", "devices/sharding",
-    "evaluation/steps",
+    "latents", "likelihoods", "pixels", "model", "recipe",
+    "devices/batches", "devices/compiler", "devices/sharding", "evaluation/steps",
     "evaluation/grids", "evaluation/per_image", "evaluation/pictures", "evaluation/estimates",
     "evaluation/quality/frechet",
     "evaluation/quality/kernel", "evaluation/quality/neighbours", "evaluation/quality/wasserstein",
@@ -53,7 +53,8 @@ HOMES = {
     "PIL": {"data", "run/image_files"},
     "filelock": {"files"},
     "sklearn": {"samplers/mixture"},
-    "matplotlib": {"analysis/figures"},
+    "jinja2": {"analysis/report"},
+    "matplotlib": {"analysis/figures", "analysis/report"},
 }
 
 

@@ -14,6 +14,7 @@ from svae_jax import command_line, latents, sampler_config
 from svae_jax import config as configs
 from svae_jax.errors import UserError
 from svae_jax.model import stacks, vae
+from svae_jax.model.layers import Style
 
 README = (pathlib.Path(__file__).parents[1] / "configs" / "README.md").read_text()
 FILES = {"celeba": celeba, "cifar10": cifar10, "shapes": shapes}
@@ -172,6 +173,7 @@ def test_unknown_names_and_keys_are_refused_with_those_that_exist(arg, message):
         ("dataset.name", "", "dataset.name must be"),
         ("model.encoder", "5x5/32/s2 5x5", "model.encoder: '5x5' is no layer"),
         ("model.norm", "layer", "model.norm must be one of batch, group, none, got 'layer'"),
+        ("model.convolutions", "xla", "model.convolutions must be one of auto, lax, got 'xla'"),
         ("model.dtype", "float16", "model.dtype must be one of float32, bfloat16"),
         ("model.parity_maps", 8, "model.parity_maps must be 0 for all but the vector"),
         ("importance_samples", -1, "importance_samples must be"),
@@ -223,6 +225,13 @@ def test_values_of_another_type_are_refused():
         config.batch_size = True
     with pytest.raises(UserError, match="batch_size must be of type int, got True"):
         configs.check(config)
+
+
+def test_every_field_of_a_style_reaches_both_networks():
+    config = cifar10.get_config("mvn")
+    config.model.update(norm="group", activation="silu", dtype="bfloat16", convolutions="lax")
+    model = configs.model(config)
+    assert model.encoder.style == model.decoder.style == Style("group", "silu", "bfloat16", "lax")
 
 
 def test_the_number_of_steps():

@@ -1,6 +1,7 @@
 """Runs on images of one's own: any size, dtype and number of channels, from training to report."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -14,7 +15,20 @@ from svae_jax.analysis.report import page
 from svae_jax.evaluation import grids
 from svae_jax.run import checkpoint
 from svae_jax.training import loop
-from tests.training.test_arrays import Interrupted, assert_same_run, interrupt_after
+from tests import command_line
+from tests.training.test_arrays import Interrupted, assert_same_run
+
+# The process dies while it saves step 3.
+KILLED = """
+import os, signal
+from svae_jax.run.checkpoint import Checkpointer
+save = Checkpointer.save
+def save_and_die(self, step, *args, **kwargs):
+    save(self, step, *args, **kwargs)
+    if step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+Checkpointer.save = save_and_die
+"""
 
 
 def waves(rng, count, height, width, channels):
@@ -63,7 +77,7 @@ def case(request, tmp_path_factory):
     make, changed, shape, latent = CASES[request.param]
     place = tmp_path_factory.mktemp(request.param)
     (place / "data").mkdir()
-    config = images.get_config("mvn,N=2")
+    config = images.get_config("best,N=2")
     cache = str(tmp_path_factory.getbasetemp() / "cache")
     config.dataset.update(
         data_dir=str(make(place / "data", np.random.default_rng(0))), cache_dir=cache
@@ -78,7 +92,7 @@ def case(request, tmp_path_factory):
     return config, place / "whole", shape, latent
 
 
-def test_a_run_of_any_size_goes_from_training_to_the_report(case, tmp_path, monkeypatch):
+def test_a_run_of_any_size_goes_from_training_to_the_report(case, start, tmp_path):
     config, whole, shape, latent = case
     saved = json.loads((whole / "config.json").read_text())
     found = tuple(saved["dataset"][field] for field in ("height", "width", "channels"))
@@ -86,10 +100,9 @@ def test_a_run_of_any_size_goes_from_training_to_the_report(case, tmp_path, monk
     assert tuple(saved["latent"][field] for field in ("height", "width", "maps")) == latent
     assert saved["model"]["head"] == ("dense" if max(shape[:2]) < 64 else "convolutional")
 
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 3)
-        with pytest.raises(Interrupted):
-            loop.train(config, tmp_path / "run")
+    killed = start(*command_line.arguments(config, tmp_path / "run"), before=KILLED)
+    code, _, stderr = command_line.finish(killed)
+    assert code == -signal.SIGKILL, stderr
     loop.train(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", whole)
 

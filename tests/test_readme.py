@@ -14,7 +14,7 @@ from PIL import Image
 import svae_jax
 from experiments.compare import summary
 from svae_jax import config as configs
-from svae_jax import latents, likelihoods, sampler_config
+from svae_jax import latents, likelihoods, sampler_config, samplers
 from svae_jax.analysis import assessment, fitting, tables
 from svae_jax.analysis.report import page
 from svae_jax.data import sources
@@ -210,6 +210,20 @@ def test_a_metric_of_ones_own_is_reported(tiny_config, tmp_path, monkeypatch):
     assert figures["absolute error"] == value
     text = page.write([tmp_path / "run"], tmp_path / "report.html").read_text()
     assert "absolute error" in text
+
+
+def test_a_sampler_of_ones_own_is_fitted_drawn_and_evaluated(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setitem(samplers.TABLE, "separate", _run("class Separate")["Separate"])
+    tiny_config.num_steps = 2
+    loop.train(tiny_config, tmp_path / "run")
+    settings = sampler_config.base()
+    settings.separate.spread = 0.0
+    fitting.fit(tmp_path / "run", "separate", settings)
+    run = svae_jax.load(tmp_path / "run")
+    mean = run.encode(run.images("train")).mean.mean(axis=0)
+    np.testing.assert_allclose(run.sampler("separate")(jax.random.key(0), 1)[0], mean, atol=1e-5)
+    wanted = assessment.Settings(importance_samples=1, num_samples=20)
+    assert "separate" in assessment.evaluate(tmp_path / "run", wanted)["samples"]
 
 
 def test_a_data_set_of_ones_own_trains(tiny_config, tmp_path, monkeypatch):

@@ -109,6 +109,13 @@ def test_a_head_that_leaves_too_little_is_refused():
         configs.check(config)
 
 
+def test_more_cells_than_pixels_are_refused_with_the_sizes_that_fit():
+    config = of(40, 96, **{"latent.cell": 0, "latent.height": 50, "latent.width": 12})
+    message = r"latent.height must be from 1 to 40, the pixels of an image, got 50"
+    with pytest.raises(UserError, match=message):
+        configs.check(config)
+
+
 HEADED = [name for name in latents.names() if name != "vector"]
 
 

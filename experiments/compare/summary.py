@@ -8,6 +8,7 @@ from typing import Any
 
 from scipy import stats
 
+from svae_jax import latents
 from svae_jax.evaluation.per_image import METRICS
 
 Figures = Mapping[str, float]
@@ -55,7 +56,7 @@ def device(described: Mapping[str, Any]) -> str:
 
 def latent(described: Mapping[str, Any]) -> str:
     """The latent of a configuration in words: posterior, rank, height × width × maps."""
-    rank = f", rank {described['rank']}" if "lowrank" in described["name"] else ""
+    rank = f", rank {described['rank']}" if latents.has_rank(described["name"]) else ""
     return "{name}{}, {height}x{width}x{maps}".format(rank, **described)
 
 

@@ -197,7 +197,7 @@ def likelihood(
     """
     config, variables = model.config, model.variables
     recipe = configs.recipe(config, configs.num_steps(config, len(training)), model.model)
-    mesh = sharding.make_mesh(sharding.devices_for(recipe.batch_size))
+    mesh = sharding.make_mesh()
     scale = model.scale
     if scale is None:
         scale = bounds.calibrate(recipe, variables, training, mesh)

@@ -8,12 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
-from jaxtyping import Float, Num, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Num, PRNGKeyArray, UInt8
 
 from svae_jax import data, sizes, terminal
 from svae_jax.analysis import fitted, trained
 from svae_jax.analysis.fitted import Fitted
 from svae_jax.analysis.trained import Trained
+from svae_jax.devices import batches
+from svae_jax.devices.batches import Batch
 from svae_jax.errors import UserError
 from svae_jax.evaluation import grids, steps
 from svae_jax.files import os_errors_for_user, user_path
@@ -21,7 +23,7 @@ from svae_jax.run import image_files
 
 Pixels = Num[np.ndarray, "_n h w c"]
 
-_BATCH = 250  # images decoded at a time
+_BATCH = 250  # images decoded at a time, or fewer large ones
 _SHOWN = 64  # samples in the grid
 
 
@@ -57,10 +59,10 @@ def sample(
     model = trained.load(directory)
     _check_format(model, image_format)
     loaded = fitted.load_sampler(directory, sampler, model, **options)
-    batches = draw(model, loaded, jax.random.key(seed), num)
-    first = next(batches)
+    drawn = draw(model, loaded, jax.random.key(seed), num)
+    first = next(drawn)
     with tqdm.tqdm(total=num, unit=" images", disable=None, file=terminal.stderr()) as bar:
-        pixels = (model.pixels.from_float(batch) for batch in itertools.chain([first], batches))
+        pixels = (model.pixels.from_float(batch) for batch in itertools.chain([first], drawn))
         shape = (num, *first.shape[1:])
         image_files.write(target, image_format, shape, _counted(pixels, bar), model.pixels.dtype)
     return _save_grid(grid, grids.grid(first[:_SHOWN]), target)
@@ -78,11 +80,13 @@ def _check_format(model: Trained, image_format: str) -> None:
 def draw(
     model: Trained, sampler: Fitted, key: PRNGKeyArray, count: int
 ) -> Iterator[Float[np.ndarray, "_n h w c"]]:
-    """Yields images ``[_, h, w, c]`` in [-1, 1]; image i depends on the key and i alone."""
-    for begin in range(0, count, _BATCH):
-        # Whole batches, so that the last one is not compiled anew.
-        images = steps.decode(model.model, model.variables, sampler(key, _BATCH, begin))
-        yield np.asarray(images)[: count - begin]
+    """Batches of images ``[_, h, w, c]`` in [-1, 1]; image i depends on the key and i alone."""
+
+    def generate(batch: Batch) -> Float[Array, "b h w c"]:
+        return steps.decode(model.model, model.variables, sampler.of_indices(key, batch.rows))
+
+    size = batches.size_for(sizes.image_shape(model.config), _BATCH)
+    return batches.over(generate, np.arange(count, dtype=np.int32), size)
 
 
 def reconstruct(
@@ -109,14 +113,13 @@ def reconstruct(
     shape = sizes.image_shape(model.config)
     originals = data.read_pictures(pictures, image_shape=shape, field="--reconstruct")
 
-    def batches() -> Iterator[Pixels]:
-        for begin in range(0, len(originals), _BATCH):
-            key = jax.random.fold_in(jax.random.key(seed), begin)
-            batch = originals[begin : begin + _BATCH]
-            images = steps.reconstruct(model.model, model.variables, key, batch)
-            yield model.pixels.from_float(images)
+    def from_one_sample(batch: Batch) -> Float[Array, "b h w c"]:
+        key = jax.random.fold_in(jax.random.key(seed), batch.begin)
+        return steps.reconstruct(model.model, model.variables, key, batch.rows)
 
-    reconstructed = np.concatenate(list(batches()))
+    size = batches.size_for(shape, min(_BATCH, len(originals)))
+    images = batches.over(from_one_sample, originals, size)
+    reconstructed = np.concatenate([model.pixels.from_float(part) for part in images])
     image_files.write(target, image_format, reconstructed.shape, iter([reconstructed]))
     return _save_grid(grid, grids.pairs(originals[:_SHOWN], reconstructed[:_SHOWN]), target)
 

@@ -1,5 +1,6 @@
 """Writes the posteriors of a whole split, one batch in memory at a time."""
 
+import functools
 import io
 import shutil
 import tempfile
@@ -10,20 +11,19 @@ from typing import IO, Any
 
 import numpy as np
 import tqdm
-from jaxtyping import Float, Num
+from jaxtyping import Array, Float, Num, PyTree
 
-from svae_jax import files, sizes, terminal
+from svae_jax import files, terminal
 from svae_jax.analysis import fitted, trained
-from svae_jax.analysis.exploring import batches
-from svae_jax.analysis.exploring import images as image_lib
 from svae_jax.analysis.trained import Trained
 from svae_jax.data import cache
-from svae_jax.devices import runtime
+from svae_jax.devices import batches, compiler, runtime
 from svae_jax.errors import UserError
+from svae_jax.model import SpatialVAE
 
 Pair = tuple[Float[np.ndarray, "_b h w n"], Float[np.ndarray, "_b h w n"]]
 
-_BATCH = 256  # images in memory at a time
+_BATCH = 256  # images in memory at a time, or fewer large ones
 _SUFFIXES = (".npz", ".npy")
 
 
@@ -79,16 +79,25 @@ def _check(target: Path, out: str | Path) -> None:
 
 def _encoded(model: Trained, pixels: Num[np.ndarray, "n height width c"]) -> Iterator[Pair]:
     """Yields means and standard deviations of consecutive images."""
-    shape = sizes.image_shape(model.config)
+    size = batches.size_for(pixels.shape[1:], min(_BATCH, len(pixels)))
+    pairs = batches.over(
+        lambda batch: _posteriors(model.model, model.variables, batch.rows), pixels, size
+    )
     bar = tqdm.tqdm(total=len(pixels), unit=" images", disable=None, file=terminal.stderr())
     with bar:
-        for begin in range(0, len(pixels), _BATCH):
-            rows = np.asarray(pixels[begin : begin + _BATCH])
-            floats = image_lib.prepare(rows, image_shape=shape, pixels=model.pixels)
-            found = batches.encode(model.model, model.variables, floats)
-            yield found.mean, found.stddev
+        for pair in pairs:
+            yield pair
             cache.release(pixels)  # otherwise a mapped file would fill the memory
-            bar.update(len(rows))
+            bar.update(len(pair[0]))
+
+
+@functools.partial(compiler.jit, static_argnums=0)
+def _posteriors(
+    model: SpatialVAE, variables: PyTree, pixels: Num[Array, "b height width c"]
+) -> tuple[Float[Array, "b h w n"], Float[Array, "b h w n"]]:
+    """The means and the standard deviations of a batch."""
+    params: Any = model.apply(variables, model.pixels.to_float(pixels), method="encode")
+    return model.posterior.mean(params), model.posterior.stddev(params)
 
 
 def _write_means(file: IO[bytes], shape: tuple[int, ...], pairs: Iterator[Pair]) -> None:

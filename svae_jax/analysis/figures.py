@@ -1,4 +1,4 @@
-"""Figures of what `exploring` computes: each call returns a Matplotlib figure (extra `notebook`).
+"""Figures of what `exploring` computes: each call returns a Matplotlib figure.
 
 Images are uint8 or floats in [-1, 1], `[height, width, channels]`, or many of them; `run.display`
 makes such pictures of images in other units. Figures are as
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 WIDTH = 5.5  # inches: the text of a page
 # Okabe and Ito's colours, dark ones first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MOST_MARKED = 12  # points of a curve that are marked one by one
 _STYLE: Any = {
     "figure.dpi": 150,
     "savefig.dpi": 300,
@@ -163,7 +164,7 @@ def kl_maps(pictures: Any, found: KLMap) -> "Figure":
 def curves(
     metrics: Mapping[str, Sequence[Mapping[str, Any]]], name: str, label: str = ""
 ) -> "Figure":
-    """One metric of several runs over the updates.
+    """One metric of several runs over the training steps.
 
     Args:
         metrics: run -> the rows of its `metrics.jsonl`.
@@ -175,8 +176,9 @@ def curves(
         for i, (run, found) in enumerate(metrics.items()):
             points = [(row["step"], row[name]) for row in found if row.get(name) is not None]
             steps, values = np.array(points, float).reshape(-1, 2).T
-            axis.plot(steps, values, label=run, color=COLOURS[i % len(COLOURS)])
-        axis.set(xlabel="updates", ylabel=label or name)
+            marker = "." if len(steps) <= _MOST_MARKED else None
+            axis.plot(steps, values, label=run, color=COLOURS[i % len(COLOURS)], marker=marker)
+        axis.set(xlabel="training steps", ylabel=label or name)
         if len(metrics) > 1:
             axis.legend()
     return figure
@@ -208,13 +210,9 @@ def lines(
 @contextlib.contextmanager
 def _figure(width: float, height: float) -> "Iterator[Figure]":
     """A figure of this size in inches; what is drawn within the block has the style."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError(
-            "figures need Matplotlib: pip install 'svae_jax[notebook]', or pip install matplotlib"
-        ) from None
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context(_STYLE):
         yield Figure(figsize=(width, height), layout="constrained")
 

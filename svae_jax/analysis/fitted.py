@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from svae_jax import sampler_config, samplers
 from svae_jax.analysis.trained import Trained
@@ -30,6 +30,12 @@ class Fitted(NamedTuple):
     ) -> Float[Array, "{count} h w n"]:
         """Draws latents; see `samplers.draw`."""
         return samplers.draw(self.sampler, self.params, key, count, first)
+
+    def of_indices(
+        self, key: PRNGKeyArray, indices: Int[Array, " count"]
+    ) -> Float[Array, "count h w n"]:
+        """Draws the latents of these indices; see `samplers.draw_batch`."""
+        return samplers.draw_batch(self.sampler, self.params, key, indices)
 
 
 def place(directory: str | Path, name: str) -> Path:

@@ -1,12 +1,14 @@
 """Data parallelism: where arrays live on a mesh with one axis, "data"."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
 from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -14,13 +16,6 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     # With Explicit axes, JAX's default, every operation would need a sharding of its own.
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-
-
-def devices_for(batch_size: int) -> Sequence[jax.Device]:
-    """As many devices as divide a batch evenly."""
-    devices = jax.devices()
-    count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
-    return devices[:count]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -55,6 +50,18 @@ def put_rows(array: np.ndarray, rows: np.ndarray, mesh: Mesh) -> Array:
     return jax.make_array_from_callback(
         shape, split_batch(mesh), lambda index: array[rows[(index or (slice(None),))[0]]]
     )
+
+
+def on_host(tree: PyTree) -> Any:
+    """The arrays of a tree in this process's memory, also those that lie on other processes too."""
+    meshes = {leaf.sharding.mesh for leaf in jax.tree.leaves(tree) if _is_remote(leaf)}
+    for mesh in meshes:
+        tree = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    return jax.device_get(tree)
+
+
+def _is_remote(leaf: Any) -> bool:
+    return isinstance(leaf, Array) and not leaf.is_fully_addressable
 
 
 def describe(mesh: Mesh) -> dict[str, str | int]:

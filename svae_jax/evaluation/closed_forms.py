@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Num
 
 from svae_jax import latents, terminal
 from svae_jax import model as models
+from svae_jax.devices import batches
 from svae_jax.evaluation import bounds
 from svae_jax.evaluation.estimates import Estimate
 from svae_jax.likelihoods import Likelihood
@@ -26,8 +27,7 @@ from svae_jax.recipe import Recipe
 
 Pixels = Num[np.ndarray, "_n h w c"]
 
-_BATCH = 1000  # the most images at a time
-_MOST_VALUES = 2**24  # of the images at a time
+_BATCH = 1000  # images at a time, or fewer large ones
 
 
 class Floor(NamedTuple):
@@ -191,9 +191,9 @@ def as_run(
 def _batches(
     likelihood: Likelihood, images: Pixels, flip: bool
 ) -> Iterator[Float[Array, "_b h w c"]]:
-    size = max(1, min(_BATCH, _MOST_VALUES // math.prod(likelihood.image_shape)))
-    for begin in range(0, len(images), size):
-        batch = likelihood.pixels.to_float(np.asarray(images[begin : begin + size]))
-        yield batch
+    size = batches.size_for(likelihood.image_shape, min(_BATCH, len(images)))
+    for batch in batches.split(images, size):
+        floats = likelihood.pixels.to_float(batch.rows)[: batch.size]
+        yield floats
         if flip:
-            yield batch[:, :, ::-1]
+            yield floats[:, :, ::-1]

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from clu import metrics
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Num, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray
 
-from svae_jax.devices import sharding
+from svae_jax.devices import batches, sharding
 from svae_jax.evaluation.estimates import Estimate
 
 
@@ -108,13 +108,10 @@ def over_images(
         mesh: the devices.
     """
     totals: metrics.Collection | None = None
-    for i in range(-(-len(images) // batch_size)):
-        # The last batch is filled up with its own images again, which the mask leaves out.
-        rows = np.arange(i * batch_size, (i + 1) * batch_size)
-        mask = sharding.put(rows < len(images), sharding.split_batch(mesh))
-        batch = sharding.put_rows(images, np.minimum(rows, len(images) - 1), mesh)
-        values = dict(evaluate_batch(jax.random.fold_in(key, i), batch))
-        totals = _add(mesh, totals or moments(*sorted(values)).empty(), mask, values)
+    for batch in batches.split(images, batch_size, mesh):
+        batch_key = jax.random.fold_in(key, batch.begin // batch_size)
+        values = dict(evaluate_batch(batch_key, batch.rows))
+        totals = _add(mesh, totals or moments(*sorted(values)).empty(), batch.inside, values)
     assert totals is not None  # a split holds at least one image
     return {name: _on_host(getattr(totals, name)) for name in totals.compute()}
 
@@ -123,7 +120,7 @@ def over_images(
 def _add(
     mesh: Mesh,
     totals: metrics.Collection,
-    mask: Shaped[Array, " b"],
+    mask: Bool[Array | np.ndarray, " b"],
     values: dict[str, Float[Array, "b ..."]],
 ) -> metrics.Collection:
     total = totals.merge(type(totals).single_from_model_output(mask=mask, **values))

@@ -1,10 +1,11 @@
 """The pictures of a run: samples and reconstructions, laid out as grids."""
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num, PyTree, UInt8
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Num, PyTree, UInt8
 
 from svae_jax import samplers
+from svae_jax.devices import batches
 from svae_jax.evaluation import grids, steps
 from svae_jax.recipe import Recipe, stream
 from svae_jax.samplers import aggregate
@@ -15,6 +16,9 @@ _NUM_RECONSTRUCTIONS = 32
 # so that the fit takes under 1% of the time of training; and at most so many.
 _FITTED_SHARE = 1 / 50
 _MOST_FITTED = 2000
+# Above so many latents a Gaussian with their full covariance would cost more than the steps between
+# two pictures: gigabytes, and a minute for its factor.
+_MOST_LATENTS = 4096
 
 Pixels = Num[np.ndarray, "n h w c"]
 
@@ -25,6 +29,7 @@ def draw(
     train_images: Num[np.ndarray, "m h w c"],
     eval_images: Pixels,
     sample_every: int,
+    mesh: Mesh,
 ) -> dict[str, UInt8[np.ndarray, "_h _w _c"]]:
     """Grids of samples and reconstructions.
 
@@ -34,10 +39,11 @@ def draw(
         train_images: some of them are encoded, see `samples_gaussian`.
         eval_images: held-out images; the first are reconstructed.
         sample_every: updates between two pictures.
+        mesh: the devices.
 
     Returns:
         `samples` from the prior, always of the same z; `samples_gaussian` from the aggregate
-        posterior's Gaussian (above 8,192 latents, the one of rows ⊗ columns ⊗ maps), fitted to
+        posterior's Gaussian (above 4,096 latents, the one of rows ⊗ columns ⊗ maps), fitted to
         evenly spaced training images, always of the same noise;
         and `reconstructions`. Where the posteriors' covariance is not finite, there is no
         `samples_gaussian`.
@@ -45,31 +51,49 @@ def draw(
     originals = np.asarray(eval_images[:_NUM_RECONSTRUCTIONS])
     shown = recipe.model.pixels.to_float(originals)
     prior_key, key = (stream(recipe.seed, name) for name in ("prior", "eval"))
-    samples = steps.generate(recipe.model, variables, prior_key, _NUM_SAMPLES)
-    reconstructions = steps.reconstruct(recipe.model, variables, key, originals)
+    z = recipe.model.sample_prior(prior_key, _NUM_SAMPLES, variables)
+    samples = _decoded(recipe, variables, z, mesh)
+    reconstructions = batches.gather(
+        lambda batch: steps.reconstruct(recipe.model, variables, key, batch.rows),
+        *(originals, len(originals), mesh),
+    )
     pictures = {
         "samples": grids.grid(samples),
         "reconstructions": grids.pairs(shown, reconstructions),
     }
     wanted = int(_FITTED_SHARE * sample_every * recipe.batch_size)
     count = min(max(wanted, 2), _MOST_FITTED, len(train_images))
-    chosen = train_images[np.linspace(0, len(train_images) - 1, count).astype(int)]
-    z = _draw_from_gaussian(recipe, variables, chosen)
-    if z is not None:
-        pictures["samples_gaussian"] = grids.grid(steps.decode(recipe.model, variables, z))
+    chosen = np.linspace(0, len(train_images) - 1, count).astype(int)
+    drawn = _draw_from_gaussian(recipe, variables, train_images, chosen, mesh)
+    if drawn is not None:
+        pictures["samples_gaussian"] = grids.grid(_decoded(recipe, variables, drawn, mesh))
     return pictures
 
 
+def _decoded(
+    recipe: Recipe, variables: PyTree, z: Float[Array, "b _h _w n"], mesh: Mesh
+) -> Float[np.ndarray, "b h w c"]:
+    return batches.gather(
+        lambda batch: steps.decode(recipe.model, variables, batch.rows),
+        *(np.asarray(z), len(z), mesh),
+    )
+
+
 def _draw_from_gaussian(
-    recipe: Recipe, variables: PyTree, images: Num[np.ndarray, "m h w c"]
+    recipe: Recipe,
+    variables: PyTree,
+    images: Num[np.ndarray, "m h w c"],
+    chosen: Int[np.ndarray, " k"],
+    mesh: Mesh,
 ) -> Float[Array, "b _h _w n"] | None:
-    """Latents from the Gaussian of the aggregate posterior of these images, if it is finite."""
+    """Latents from the Gaussian of the aggregate posterior of chosen images, if it is finite."""
     model, key = recipe.model, stream(recipe.seed, "prior")
     shape = (model.posterior.height, model.posterior.width, model.posterior.maps)
-    is_small = model.num_latents <= samplers.MOST_LATENTS
+    is_small = model.num_latents <= _MOST_LATENTS
     sampler = samplers.Gaussian(shape) if is_small else samplers.Kronecker(shape)
     try:
-        params = samplers.fit(sampler, aggregate.posteriors(model, variables, images, key))
+        posteriors = aggregate.posteriors(model, variables, images, key, mesh, chosen=chosen)
+        params = samplers.fit(sampler, posteriors)
     except ValueError:  # a picture is no reason to end a run
         return None
-    return jnp.asarray(samplers.draw(sampler, params, key, _NUM_SAMPLES))
+    return samplers.draw(sampler, params, key, _NUM_SAMPLES, mesh=mesh)

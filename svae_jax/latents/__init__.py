@@ -32,13 +32,22 @@ column-stacking one it defines; the subscript `i*j` in its Eq. 4, 6 and 9 means 
 """
 
 from svae_jax.latents.base import Params, Prior
-from svae_jax.latents.posterior import Posterior, make, names, sample_prior
+from svae_jax.latents.posterior import (
+    Posterior,
+    has_rank,
+    is_vector,
+    make,
+    names,
+    sample_prior,
+)
 from svae_jax.latents.priors import make_prior, prior_names
 
 __all__ = [
     "Params",
     "Posterior",
     "Prior",
+    "has_rank",
+    "is_vector",
     "make",
     "make_prior",
     "names",

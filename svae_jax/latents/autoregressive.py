@@ -1,8 +1,8 @@
 """The prior that gives each location a Gaussian distribution around what its neighbours say."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ from svae_jax.latents.gaussian import (
 
 # The neighbours of a location that come before it in raster order, as (rows, columns) from it.
 NEIGHBOURS = ((0, -1), (-1, -1), (-1, 0), (-1, 1))
+_SHIFTS = ((0, 0), *NEIGHBOURS)
+_COUNT = len(_SHIFTS)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Autoregressive(LearnedGaussian):
         kernels = self._kernels(params)
         # The sum over locations a of each map's covariances between a + b and a + c.
         sums = {
-            (b, c): posterior.weighted_trace(q_params, jnp.asarray(_pairs(self, (b, c))))
+            (b, c): posterior.weighted_trace(q_params, self.pair_weights(b, c))
             for b in range(len(kernels))
             for c in range(b + 1)
         }
@@ -164,24 +166,58 @@ class Autoregressive(LearnedGaussian):
         """
         locations, n = self.height * self.width, self.maps
         blocks = covariance.reshape(locations, n, locations, n)
-        count = len(NEIGHBOURS) + 1
-        # The sums over locations a of the covariances between a + b and a + c; b = 0 is a itself.
-        sums = np.zeros((count, n, count, n))
-        for b, c in np.ndindex(count, count):
-            at = np.nonzero(_pairs(self, (b, c)))
+        sums = np.zeros((_COUNT, n, _COUNT, n))
+        for b, c in np.ndindex(_COUNT, _COUNT):
+            at = np.nonzero(self.pair_weights(b, c))
             sums[b, :, c] = blocks[at[0], :, at[1]].sum(axis=0)
+        return self.of_neighbourhoods(mean, sums)
+
+    def of_neighbourhoods(
+        self, mean: Float64[np.ndarray, "h w n"], sums: Float64[np.ndarray, "k n k n"]
+    ) -> Params:
+        """`of_moments` from all that it needs of the covariance, for latents of any size.
+
+        Args:
+            mean: E[z].
+            sums: the sums over locations a of the covariances of a + b and a + c, by b and c; 0 is
+                a itself, and 1 to 4 are its neighbours.
+        """
+        locations, n = self.height * self.width, self.maps
         own, cross = sums[0, :, 0], sums[1:, :, 0].reshape(-1, n)
         among = sums[1:, :, 1:].reshape(len(cross), len(cross))
         # Where maps have one row or column, some neighbours do not exist.
         weights = np.linalg.lstsq(among, cross, rcond=None)[0]
         residual = (own - cross.T @ weights) / locations
         whitening = np.linalg.inv(np.linalg.cholesky((residual + residual.T) / 2))
-        neighbours = (weights @ whitening.T).reshape(count - 1, n, n)
+        neighbours = (weights @ whitening.T).reshape(_COUNT - 1, n, n)
         return {
             "mean": jnp.asarray(mean, jnp.float32),
             "neighbours": jnp.asarray(neighbours, jnp.float32),
             "maps": triangle(whitening),
         }
+
+    def neighbourhoods(
+        self, deviation: Float64[np.ndarray, "*batch h w n"]
+    ) -> Float64[np.ndarray, "*batch h w k n"]:
+        """Each location's own deviation from the mean, and those of its neighbours."""
+        return np.stack([deviation, *_neighbours(deviation, np.pad)], axis=-2)
+
+    @property
+    def num_members(self) -> int:
+        """How many locations a neighbourhood has: a itself, and its neighbours."""
+        return _COUNT
+
+    def pair_weights(self, first: int, second: int) -> Float64[np.ndarray, "hw hw"]:
+        """1 at (a + b, a + c) for all locations a that have both, for `Posterior.weighted_trace`.
+
+        Args:
+            first: b, 0 for a itself, or 1 to 4 for a neighbour.
+            second: c.
+        """
+        (y, x), (v, u) = _SHIFTS[first], _SHIFTS[second]
+        rows = np.eye(self.height, k=y).T @ np.eye(self.height, k=v)
+        cols = np.eye(self.width, k=x).T @ np.eye(self.width, k=u)
+        return np.kron(rows, cols)
 
     def _own(self, params: Params) -> Float[Array, "n n"]:
         """V."""
@@ -214,23 +250,15 @@ class Autoregressive(LearnedGaussian):
         return total
 
 
-def _neighbours(maps: Float[Array, "*batch h w n"]) -> list[Float[Array, "*batch h w n"]]:
-    """Of each location, its neighbours; zeros beyond the border."""
+def _neighbours(maps: Any, pad: Callable = jnp.pad) -> list[Any]:
+    """Of each location of maps ``[*batch, h, w, n]``, its neighbours; zeros beyond the border."""
     height, width = maps.shape[-3:-1]
     padding = [(0, 0)] * (maps.ndim - 3) + [(1, 0), (1, 1), (0, 0)]
-    padded = jnp.pad(maps, padding)
+    padded = pad(maps, padding)
     return [padded[..., 1 + y : 1 + y + height, 1 + x : 1 + x + width, :] for y, x in NEIGHBOURS]
 
 
 def _shift(prior: Autoregressive, index: int) -> Float64[np.ndarray, "hw hw"]:
     """The matrix that takes locations to themselves (0), or to a neighbour (1, …)."""
-    y, x = ((0, 0), *NEIGHBOURS)[index]
-    rows = np.eye(prior.height, k=y)
-    cols = np.eye(prior.width, k=x)
-    return np.kron(rows, cols)
-
-
-def _pairs(prior: Autoregressive, pair: tuple[int, int]) -> Float64[np.ndarray, "hw hw"]:
-    """1 at (a + b, a + c) for every location a that has both; symmetric parts add up in a trace."""
-    first, second = (_shift(prior, index) for index in pair)
-    return first.T @ second
+    y, x = _SHIFTS[index]
+    return np.kron(np.eye(prior.height, k=y), np.eye(prior.width, k=x))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 Params = dict[str, Float[Array, "..."]]
@@ -99,7 +100,7 @@ class WeightedTrace(Protocol):
     """
 
     def weighted_trace(
-        self, params: Params, weights: Float[Array, "hw hw"]
+        self, params: Params, weights: Float[Array | np.ndarray, "hw hw"]
     ) -> Float[Array, "*batch n"]:
         """tr(weights · SSᵀ)."""
 
@@ -132,7 +133,7 @@ class LatentGaussian(Sizes, Protocol):
         """The marginal standard deviation of every entry, ``[*batch, h, w, n]``."""
 
     def weighted_trace(
-        self, params: Params, weights: Float[Array, "hw hw"]
+        self, params: Params, weights: Float[Array | np.ndarray, "hw hw"]
     ) -> Float[Array, "*batch n"]:
         """tr(weights · Σ_k) of every map k."""
 

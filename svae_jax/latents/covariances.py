@@ -66,7 +66,7 @@ class Independent:
         return jnp.exp(0.5 * params["log_variance"])
 
     def weighted_trace(
-        self, params: Params, weights: Float[Array, "hw hw"]
+        self, params: Params, weights: Float[Array | np.ndarray, "hw hw"]
     ) -> Float[Array, "*batch n"]:
         """Σ_ij P_ij,ij σ²_ij."""
         return _diagonal_trace(jnp.exp(params["log_variance"]), weights)
@@ -135,7 +135,7 @@ class KroneckerDiagonal:
         return jnp.exp(0.5 * _entry_log_variance(params))
 
     def weighted_trace(
-        self, params: Params, weights: Float[Array, "hw hw"]
+        self, params: Params, weights: Float[Array | np.ndarray, "hw hw"]
     ) -> Float[Array, "*batch n"]:
         """Σ_ij P_ij,ij ω_i ψ_j."""
         return _diagonal_trace(jnp.exp(_entry_log_variance(params)), weights)
@@ -210,7 +210,7 @@ class KroneckerFull(KroneckerDiagonal):
         return jnp.sqrt(omega)[..., :, None, :] * jnp.sqrt(psi)[..., None, :, :]
 
     def weighted_trace(
-        self, params: Params, weights: Float[Array, "hw hw"]
+        self, params: Params, weights: Float[Array | np.ndarray, "hw hw"]
     ) -> Float[Array, "*batch n"]:
         """Σ_ijkl P_ij,kl Ω_ik Ψ_jl, without the array Ω⊗Ψ."""
         omega, psi = self._sides(params)
@@ -277,11 +277,12 @@ def _total_diagonal(
 
 
 def _diagonal_trace(
-    variance: Float[Array, "*batch h w n"], weights: Float[Array, "hw hw"]
+    variance: Float[Array, "*batch h w n"], weights: Float[Array | np.ndarray, "hw hw"]
 ) -> Float[Array, "*batch n"]:
     """tr(weights · Σ) for a diagonal Σ: only the diagonal of the weights counts."""
-    diagonal = jnp.diagonal(weights).reshape(*variance.shape[-3:-1], 1)
-    return jnp.sum(diagonal * variance, axis=(-3, -2))
+    # Of constant weights, only the diagonal becomes part of the program.
+    diagonal = (np if isinstance(weights, np.ndarray) else jnp).diagonal(weights)
+    return jnp.sum(diagonal.reshape(*variance.shape[-3:-1], 1) * variance, axis=(-3, -2))
 
 
 def _unit_lower(lower: Float[Array, "*batch entries n"], size: int) -> Float[Array, "*batch d d n"]:

@@ -185,7 +185,7 @@ class Posterior:
         return lax.scan(add, zeros, (weights, params))[0]
 
     def weighted_trace(
-        self, params: Params, weights: Float[Array, "hw hw"]
+        self, params: Params, weights: Float[Array | np.ndarray, "hw hw"]
     ) -> Float[Array, "*batch n"]:
         """tr(weights · Σ_k) for the covariance Σ_k of every map k: ``[*batch, n]``.
 
@@ -195,6 +195,7 @@ class Posterior:
         """
         if isinstance(self.covariance_model, WeightedTrace):
             return self.covariance_model.weighted_trace(params, weights)
+        weights = jnp.asarray(weights)
         transposed = self._transposed_root(params, weights.dtype)
 
         @jax.checkpoint  # otherwise a gradient would store hw arrays [*batch, h, w, n]
@@ -329,9 +330,22 @@ _TABLE: dict[str, tuple[Callable[..., Mean], Callable[..., Covariance]]] = {
 }
 
 
+_VECTORS = ("vector",)  # rows whose maps have one location
+
+
 def names() -> tuple[str, ...]:
     """The names that `make` takes."""
     return tuple(_TABLE)
+
+
+def is_vector(name: str) -> bool:
+    """Whether the maps of this posterior have one location, so that its latent is a vector."""
+    return name in _VECTORS
+
+
+def has_rank(name: str) -> bool:
+    """Whether the mean of this posterior has a rank."""
+    return name in _TABLE and _TABLE[name][0] is LowRankMean
 
 
 def make(
@@ -365,9 +379,9 @@ def make(
     if name not in _TABLE:
         raise ValueError(f"name must be one of {', '.join(names())}, got name={name!r}")
     base.check_positive(height=height, width=width, maps=maps, rank=rank)
-    if name == "vector" and (height, width) != (1, 1):
+    if is_vector(name) and (height, width) != (1, 1):
         raise ValueError(
-            f"height and width must be 1 for vector, got height={height}, width={width}; its "
+            f"height and width must be 1 for {name}, got height={height}, width={width}; its "
             "length is maps"
         )
     for argument, scale in (("nu_scale", nu_scale), ("lower_scale", lower_scale)):
@@ -376,7 +390,7 @@ def make(
     if nu_start not in NU_STARTS:
         raise ValueError(f"nu_start must be one of {', '.join(NU_STARTS)}, got {nu_start!r}")
     make_mean, make_covariance = _TABLE[name]
-    is_low_rank = make_mean is LowRankMean
+    is_low_rank = has_rank(name)
     if is_low_rank and rank > min(height, width):
         raise ValueError(
             f"rank must be between 1 and min(height, width) = {min(height, width)}, got rank={rank}"

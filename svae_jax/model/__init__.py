@@ -11,6 +11,7 @@ from svae_jax.model.vae import (
     make,
     num_params,
     start_at_pca,
+    with_lax_convolutions,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "make",
     "num_params",
     "start_at_pca",
+    "with_lax_convolutions",
 ]

@@ -50,19 +50,25 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """Norm, activation and dtype of all layers of a network.
+    """Norm, activation, dtype and convolutions of all layers of a network.
 
     Raises:
-        ValueError: for an unknown norm, activation or dtype; the message lists the known ones.
+        ValueError: for an unknown name of one of them; the message lists the known ones.
     """
 
     norm: str = "batch"
     activation: str = "elu"
     dtype: str = "float32"
+    convolutions: str = "auto"
 
     def __post_init__(self):
-        """Check the three names."""
-        for field, allowed in (("norm", NORMS), ("activation", ACTIVATIONS), ("dtype", DTYPES)):
+        """Check the four names."""
+        for field, allowed in (
+            ("norm", NORMS),
+            ("activation", ACTIVATIONS),
+            ("dtype", DTYPES),
+            ("convolutions", convolutions.KINDS),
+        ):
             if (value := getattr(self, field)) not in allowed:
                 raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {value!r}")
 
@@ -78,7 +84,7 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b _h _w d"]:
         """Applies the block; with `train`, batch norm uses and tracks the batch's statistics."""
         norm, dtype = self.style.norm, self.style.dtype
-        x = Convolution(self.layer, dtype, self.transposed, use_bias=norm == "none")(x)
+        x = Convolution(self.layer, self.style, self.transposed, use_bias=norm == "none")(x)
         if norm == "batch":
             x = BatchNorm(dtype)(x, train)
         elif norm == "group":
@@ -116,24 +122,30 @@ class BatchNorm(nn.Module):
 
 
 class Convolution(nn.Module):
-    """A convolution or transposed convolution, parameters in float32, computed in `dtype`."""
+    """A convolution or transposed convolution; with float32 parameters, in the style's dtype."""
 
     layer: Layer
-    dtype: str
+    style: Style
     transposed: bool
     use_bias: bool
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _h _w d"]:
         """Apply."""
-        layer = self.layer
+        layer, dtype = self.layer, self.style.dtype
         shape = (layer.kernel, layer.kernel, x.shape[-1], layer.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         apply = convolutions.conv_transpose if self.transposed else convolutions.conv
-        x = apply(x.astype(self.dtype), kernel.astype(self.dtype), layer.strides, layer.paddings)
+        x = apply(
+            x.astype(dtype),
+            kernel.astype(dtype),
+            layer.strides,
+            layer.paddings,
+            self.style.convolutions,
+        )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (layer.features,))
-            x = x + bias.astype(self.dtype)
+            x = x + bias.astype(dtype)
         return x
 
 

@@ -1,5 +1,6 @@
 """Encoder and decoder."""
 
+import dataclasses
 import math
 
 import jax
@@ -19,7 +20,7 @@ class Encoder(nn.Module):
     Attributes:
         layers: the convolutions.
         posterior: how many numbers are emitted, and their initial bias.
-        style: norm, activation and dtype.
+        style: of all layers.
         head: "dense", one layer from all features to all numbers; or "convolutional", see `Head`.
     """
 
@@ -104,7 +105,7 @@ class Decoder(nn.Module):
     Attributes:
         layers: the transposed convolutions.
         likelihood: the map on what the last layer emits.
-        style: norm, activation and dtype.
+        style: of all layers.
     """
 
     layers: tuple[Layer, ...]
@@ -121,7 +122,8 @@ class Decoder(nn.Module):
         for layer in self.layers[:-1]:
             x = Block(layer, self.style, transposed=True)(x, train)
         # In float32: rounding to bfloat16 would count as error in the likelihood.
-        x = Convolution(self.layers[-1], "float32", transposed=True, use_bias=True)(x)
+        style = dataclasses.replace(self.style, dtype="float32")
+        x = Convolution(self.layers[-1], style, transposed=True, use_bias=True)(x)
         return self.likelihood.activate(_cropped(x, self.likelihood.image_shape[:2]))
 
 

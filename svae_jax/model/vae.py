@@ -1,5 +1,6 @@
 """The model: encoder, posterior, prior, decoder and likelihood as one Flax module."""
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -173,7 +174,7 @@ def make(
         prior: p(z).
         encoder: stack of convolutions.
         decoder: stack of transposed convolutions.
-        style: norm, activation and dtype.
+        style: of all layers.
         head: of the encoder, see `networks.Encoder`.
         parity_maps: for a `vector` posterior, the number of maps of the spatial latents whose
             decoder is to have as many parameters as this one; 0 for all others.
@@ -186,7 +187,7 @@ def make(
         ValueError: a stack that does not fit the image or the latent; the message begins with
             `encoder`, `decoder`, `head`, `parity_maps` or `linear`.
     """
-    is_vector = posterior.name == "vector"
+    is_vector = latents.is_vector(posterior.name)
     if is_vector != (parity_maps >= 1):
         needed = "at least 1 for" if is_vector else "0 for all but"
         raise ValueError(f"parity_maps must be {needed} the vector posterior, got {parity_maps}")
@@ -365,6 +366,21 @@ def num_params(params: PyTree) -> dict[str, int]:
     if "prior" in params:
         parts["prior"] = [params["prior"]]
     return {name: networks.num_params(part) for name, part in parts.items()}
+
+
+def with_lax_convolutions(model: SpatialVAE) -> SpatialVAE:
+    """The model with XLA's own convolutions, through which `jax.jvp` passes; same variables.
+
+    A network of the user's own stays as it is, unless it has the field `style` of the package's.
+    """
+    parts = {name: getattr(model, name) for name in ("encoder", "decoder")}
+    styled = {name: p for name, p in parts.items() if isinstance(getattr(p, "style", None), Style)}
+    return model.clone(
+        **{
+            name: part.clone(style=dataclasses.replace(part.style, convolutions="lax"))
+            for name, part in styled.items()
+        }
+    )
 
 
 def init(model: SpatialVAE, key: PRNGKeyArray, image_shape: tuple[int, int, int]) -> dict:

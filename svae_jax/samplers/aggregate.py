@@ -4,7 +4,7 @@ With z ~ q(z|x) of mean m(x) and covariance S(x), and x uniform over the trainin
 
     E[z] = mean of m(x),    Cov[z] = covariance of m(x) + mean of S(x).
 
-Images are encoded in batches on the device; sums are kept in float64 on the host.
+Images are encoded in batches on all devices; sums are kept in float64 on the host.
 """
 
 import functools
@@ -14,10 +14,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Float64, Num, PRNGKeyArray, PyTree
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Float32, Float64, Int, Num, PRNGKeyArray, PyTree
 
-from svae_jax.devices import compiler
+from svae_jax.devices import batches as batch_lib
+from svae_jax.devices import compiler, sharding
 from svae_jax.model import SpatialVAE
+
+_BATCH = 200  # images at a time, or fewer large ones
+
+Chosen = Int[np.ndarray, " m"]
 
 
 class Encoded(NamedTuple):
@@ -61,7 +67,11 @@ def encode(
     model: SpatialVAE,
     variables: PyTree,
     images: Num[np.ndarray, "num h w c"],
-    batch_size: int = 200,
+    mesh: Mesh | None = None,
+    *,
+    chosen: Chosen | None = None,
+    mirrored: bool = False,
+    batch_size: int = _BATCH,
 ) -> Iterator[Encoded]:
     """Encodes every image once, in batches.
 
@@ -69,18 +79,21 @@ def encode(
         model: the networks and the posterior.
         variables: the evaluated variables.
         images: at least one.
+        mesh: the devices; by default all of this process.
+        chosen: indices of the images that are encoded; all by default.
+        mirrored: whether each batch is encoded again, flipped left to right.
         batch_size: images at a time; the last batch may be smaller.
     """
-    for batch, inside in _batches(images, batch_size):
-        means, covariance = _encode(model, variables, batch, inside)
-        yield Encoded(np.asarray(means)[inside], np.asarray(covariance))
+    for pixels, batch in _pixels(images, batch_size, mesh, chosen, mirrored):
+        found = sharding.on_host(_encode(model, variables, pixels, batch.inside))
+        yield Encoded(found[0][: batch.size], found[1])
 
 
 @functools.partial(compiler.jit, static_argnums=0)
 def _encode(
     model: SpatialVAE,
     variables: PyTree,
-    pixels: Num[Array | np.ndarray, "b h w c"],
+    pixels: Num[Array, "b h w c"],
     mask: Bool[Array | np.ndarray, " b"],
 ) -> tuple[Float[Array, "b d"], Float[Array, "n hw hw"]]:
     """The means, flattened, and the masked sum of the covariances."""
@@ -95,12 +108,14 @@ def samples(
     variables: PyTree,
     key: PRNGKeyArray,
     images: Num[np.ndarray, "num h w c"],
-    batch_size: int = 200,
+    mesh: Mesh | None = None,
+    *,
+    chosen: Chosen | None = None,
 ) -> Iterator[Float32[np.ndarray, "b h w n"]]:
     """One sample z ~ q(z|x) of every image, in batches as `encode`; of a key for each batch."""
-    for i, (batch, inside) in enumerate(_batches(images, batch_size)):
-        z = _sample(model, variables, jax.random.fold_in(key, i), batch)
-        yield np.asarray(z)[inside]
+    for i, batch in enumerate(_batches(images, _BATCH, mesh, chosen)):
+        z = _sample(model, variables, jax.random.fold_in(key, i), batch.rows)
+        yield sharding.on_host(z)[: batch.size]
 
 
 @functools.partial(compiler.jit, static_argnums=0)
@@ -108,23 +123,35 @@ def _sample(
     model: SpatialVAE,
     variables: PyTree,
     key: PRNGKeyArray,
-    pixels: Num[Array | np.ndarray, "b h w c"],
+    pixels: Num[Array, "b h w c"],
 ) -> Float[Array, "b _h _w n"]:
     params: Any = model.apply(variables, model.pixels.to_float(pixels), method="encode")
     return model.posterior.sample(key, params)
 
 
 def _batches(
-    images: Num[np.ndarray, "num h w c"], batch_size: int
-) -> Iterator[tuple[Num[np.ndarray, "b h w c"], Bool[np.ndarray, " b"]]]:
-    """Batches of one size, and which images count.
+    images: Num[np.ndarray, "num h w c"],
+    batch_size: int,
+    mesh: Mesh | None,
+    chosen: Chosen | None,
+) -> Iterator[batch_lib.Batch]:
+    count = len(images) if chosen is None else len(chosen)
+    size = batch_lib.size_for(images.shape[1:], min(batch_size, count))
+    return batch_lib.split(images, size, mesh, chosen)
 
-    A mask instead of a smaller last batch, which would be compiled anew.
-    """
-    size = min(batch_size, len(images))
-    for start in range(0, len(images), size):
-        rows = np.arange(start, start + size)
-        yield np.asarray(images[np.minimum(rows, len(images) - 1)]), rows < len(images)
+
+def _pixels(
+    images: Num[np.ndarray, "num h w c"],
+    batch_size: int,
+    mesh: Mesh | None,
+    chosen: Chosen | None,
+    mirrored: bool,
+) -> Iterator[tuple[Num[Array, "b h w c"], batch_lib.Batch]]:
+    """The pixels of each batch, and flipped left to right where that is asked for."""
+    for batch in _batches(images, batch_size, mesh, chosen):
+        yield batch.rows, batch
+        if mirrored:
+            yield batch.rows[:, :, ::-1], batch
 
 
 def moments(batches: Iterable[Encoded]) -> Moments:
@@ -151,6 +178,82 @@ def moments(batches: Iterable[Encoded]) -> Moments:
     if count == 0:
         raise ValueError("batches must hold at least one image, got none")
     return Moments(mean, scatter / count, noise / count)
+
+
+class Neighbourhoods(NamedTuple):
+    """What an autoregression over locations needs of the aggregate posterior's moments.
+
+    Attributes:
+        mean: E[z], ``[h, w, n]``.
+        sums: see `of_neighbourhoods` of the prior `autoregressive`; ``[k, n, k, n]``.
+    """
+
+    mean: Float64[np.ndarray, "h w n"]
+    sums: Float64[np.ndarray, "k n k n"]
+
+
+def neighbourhoods(
+    model: SpatialVAE,
+    variables: PyTree,
+    images: Num[np.ndarray, "num h w c"],
+    prior: Any,
+    *,
+    chosen: Chosen | None = None,
+    mirrored: bool = False,
+) -> Neighbourhoods:
+    """The moments of neighbouring locations; memory and time grow with h·w, not with its square.
+
+    Args:
+        model: the networks and the posterior.
+        variables: the evaluated variables.
+        images: at least one.
+        prior: an autoregression over locations, which knows the neighbours.
+        chosen: as for `encode`.
+        mirrored: as for `encode`.
+    """
+    count, total, squares, noise = 0, np.zeros(()), np.zeros(()), np.zeros(())
+    shift: np.ndarray | None = None
+    for pixels, batch in _pixels(images, _BATCH, None, chosen, mirrored):
+        found = _encode_neighbourhoods(model, prior, variables, pixels, batch.inside)
+        means, added = sharding.on_host(found)
+        means = means[: batch.size].astype(np.float64)
+        # Near the mean, sums of products lose no digits.
+        shift = means.mean(axis=0) if shift is None else shift
+        count, total, noise = count + len(means), total + (means - shift).sum(0), noise + added
+        squares = squares + _gram_of(prior.neighbourhoods(means - shift))
+    assert shift is not None  # there is one image at least
+    offset = total / count
+    sums = squares / count - _gram_of(prior.neighbourhoods(offset))
+    n = sums.shape[1]
+    sums[:, np.arange(n), :, np.arange(n)] += np.moveaxis(noise / count, -1, 0)
+    return Neighbourhoods(shift + offset, sums)
+
+
+def _gram_of(rows: Float64[np.ndarray, "*b k n"]) -> Float64[np.ndarray, "k n k n"]:
+    """The sum over all rows of the products of their entries."""
+    k, n = rows.shape[-2:]
+    flat = rows.reshape(-1, k * n)
+    return (flat.T @ flat).reshape(k, n, k, n)
+
+
+@functools.partial(compiler.jit, static_argnums=(0, 1))
+def _encode_neighbourhoods(
+    model: SpatialVAE,
+    prior: Any,
+    variables: PyTree,
+    pixels: Num[Array, "b h w c"],
+    mask: Bool[Array | np.ndarray, " b"],
+) -> tuple[Float[Array, "b _h _w n"], Float[Array, "k k n"]]:
+    """The means, and the masked sums of the posteriors' covariances of neighbours."""
+    params: Any = model.apply(variables, model.pixels.to_float(pixels), method="encode")
+    weights = jnp.asarray(mask, jnp.float32)
+
+    def noise(b: int, c: int) -> Float[Array, " n"]:
+        return weights @ model.posterior.weighted_trace(params, prior.pair_weights(b, c))
+
+    members = range(prior.num_members)
+    sums = jnp.stack([jnp.stack([noise(b, c) for c in members]) for b in members])
+    return model.posterior.mean(params), sums
 
 
 class Modes(NamedTuple):
@@ -230,10 +333,16 @@ class Posteriors:
 
 
 def posteriors(
-    model: SpatialVAE, variables: PyTree, images: Num[np.ndarray, "num h w c"], key: PRNGKeyArray
+    model: SpatialVAE,
+    variables: PyTree,
+    images: Num[np.ndarray, "num h w c"],
+    key: PRNGKeyArray,
+    mesh: Mesh | None = None,
+    *,
+    chosen: Chosen | None = None,
 ) -> Posteriors:
-    """The posteriors of these images; `key` is that of their samples."""
+    """The posteriors of these images, or of those chosen; `key` is that of their samples."""
     return Posteriors(
-        lambda: encode(model, variables, images),
-        lambda: samples(model, variables, key, images),
+        lambda: encode(model, variables, images, mesh, chosen=chosen),
+        lambda: samples(model, variables, key, images, mesh, chosen=chosen),
     )

@@ -7,8 +7,10 @@ from typing import ClassVar, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Key, PRNGKeyArray, PyTree
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float64, Int, Key, PRNGKeyArray, PyTree
 
+from svae_jax.devices import batches
 from svae_jax.samplers.aggregate import Posteriors
 
 Keys = Key[Array, " count"]
@@ -84,22 +86,28 @@ def fit(sampler: Sampler, posteriors: Posteriors) -> PyTree:
     return sampler.params(state)
 
 
-def image_keys(key: PRNGKeyArray, count: int, first: Array | int = 0) -> Keys:
-    """The keys ``[count]`` of the images `first`, `first` + 1, …: a function of their index."""
-    return jax.vmap(functools.partial(jax.random.fold_in, key))(first + jnp.arange(count))
+def image_keys(key: PRNGKeyArray, indices: Int[Array | np.ndarray, " count"]) -> Keys:
+    """The keys ``[count]`` of the images of these indices: a function of the index alone."""
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.asarray(indices))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _draw_batch(
-    sampler: Sampler, params: PyTree, key: PRNGKeyArray, first: Array
+def draw_batch(
+    sampler: Sampler, params: PyTree, key: PRNGKeyArray, indices: Int[Array, " count"]
 ) -> Float[Array, "count h w n"]:
-    return sampler.sample(params, image_keys(key, _BATCH, first))
+    """Draws the latents of these indices, compiled for their number."""
+    return sampler.sample(params, image_keys(key, indices))
 
 
 def draw(
-    sampler: Sampler, params: PyTree, key: PRNGKeyArray, count: int, first: int = 0
+    sampler: Sampler,
+    params: PyTree,
+    key: PRNGKeyArray,
+    count: int,
+    first: int = 0,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "{count} h w n"]:
-    """Draws latents in compiled batches of one size.
+    """Draws latents on all devices, in compiled batches of one size.
 
     The latent of image i depends on the key and i alone: more of them are the same and more, and
     ``draw(…, 10, first=20)`` gives numbers 20 to 29.
@@ -110,6 +118,7 @@ def draw(
         key: the root of all latents.
         count: how many, at least 1.
         first: the index of the first.
+        mesh: the devices; by default all of this process.
 
     Raises:
         ValueError: count is below 1, or first below 0.
@@ -121,10 +130,12 @@ def draw(
     params = jax.tree.map(jnp.asarray, params)
     # Whole batches at fixed places, so that neighbours do not change an image's rounding either.
     begin = first // _BATCH * _BATCH
-    batches = [
-        _draw_batch(sampler, params, key, jnp.int32(i)) for i in range(begin, first + count, _BATCH)
-    ]
-    return jnp.concatenate(batches)[first - begin : first - begin + count]
+    z = batches.gather(
+        lambda batch: draw_batch(sampler, params, key, batch.rows),
+        np.arange(begin, first + count, dtype=np.int32),
+        *(_BATCH, mesh),
+    )
+    return jnp.asarray(z[first - begin :])
 
 
 def require(field: str, value: object, holds: bool, allowed: str) -> None:

@@ -68,7 +68,7 @@ class Conditional(NamedTuple):
         """Draws the unknown cells of one latent `count` times; number i depends on i alone."""
         rows = np.repeat(self._rows(self.expected(z))[None], count, axis=0)
         shape = (int(self.unknown.sum()), rows.shape[-1])
-        noise = np.asarray(base.normal(base.image_keys(key, count), shape), np.float64)
+        noise = np.asarray(base.normal(base.image_keys(key, np.arange(count)), shape), np.float64)
         rows[:, self.unknown] += self.lower @ noise @ self.second.T
         return self._latents(rows)
 

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, PyTree
 
-from svae_jax.devices import compiler
+from svae_jax.devices import compiler, sharding
 from svae_jax.samplers import base, velocity
 from svae_jax.samplers.aggregate import Moments, Posteriors
 from svae_jax.samplers.base import Keys
@@ -158,13 +159,16 @@ class Flow:
         )
 
     def step(self, state: Fit, posteriors: Posteriors, count: int) -> Fit:
-        """Makes `count` updates, in one compiled loop; another count compiles nothing anew.
+        """Makes `count` updates on all devices of this process, in one compiled loop.
 
-        The arrays of `state.state` are donated.
+        Another count compiles nothing anew. The arrays of `state.state` are donated.
         """
-        fixed = state.fixed
-        data = jnp.asarray(standardise(fixed, posteriors.means))
-        return Fit(_train(self, state.state, fixed, data, jnp.int32(count)), fixed)
+        mesh = sharding.make_mesh(jax.local_devices())
+        data = standardise(state.fixed, posteriors.means)
+        state, data = jax.device_put((state, data), sharding.replicated(mesh))
+        return state._replace(
+            state=_train(self, mesh, state.state, state.fixed, data, jnp.int32(count))
+        )
 
     def logged(self, state: Fit, count: int) -> tuple[dict[str, float], Fit]:
         """The mean loss of the last `count` updates, and a state that sums it anew."""
@@ -192,15 +196,26 @@ class Flow:
         return z
 
     def loss(
-        self, params: PyTree, key: PRNGKeyArray, fixed: Fixed, data: Float[Array, "num d"]
+        self,
+        params: PyTree,
+        key: PRNGKeyArray,
+        fixed: Fixed,
+        data: Float[Array, "num d"],
+        mesh: Mesh | None = None,
     ) -> Float[Array, ""]:
-        """The mean squared error of the velocity on a batch of pairs and times."""
+        """The mean squared error of the velocity on a batch of pairs and times.
+
+        The batch is split over the devices of the mesh, if there is one.
+        """
         row_key, noise_key, time_key = jax.random.split(key, 3)
         rows = jax.random.randint(row_key, (self.batch_size,), 0, len(data))
         target = self._tokens(data[rows])
         white = jax.random.normal(noise_key, (self.batch_size, data.shape[1]))
         source = self._tokens(_product(white, fixed.factor))
         t = jax.random.uniform(time_key, (self.batch_size,))
+        if mesh is not None:
+            pairs = (target, source, t)
+            target, source, t = lax.with_sharding_constraint(pairs, sharding.split_batch(mesh))
         time = t[:, None, None]
         predicted: Any = self.network.apply(params, (1 - time) * source + time * target, t)
         return jnp.mean((predicted - (target - source)) ** 2)
@@ -221,14 +236,19 @@ class Flow:
         return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
 
 
-@functools.partial(compiler.jit, static_argnums=0, donate_argnums=1)
+@functools.partial(compiler.jit, static_argnums=(0, 1), donate_argnums=2)
 def _train(
-    flow: Flow, state: FlowState, fixed: Fixed, data: Float[Array, "num d"], num_steps: Array
+    flow: Flow,
+    mesh: Mesh,
+    state: FlowState,
+    fixed: Fixed,
+    data: Float[Array, "num d"],
+    num_steps: Array,
 ) -> FlowState:
     def update(_: Array, state: FlowState) -> FlowState:
         # Keys 1, 2, … are those of the updates; 0 is that of the initialisation.
         key = jax.random.fold_in(flow._key, state.step + 1)
-        loss, gradients = jax.value_and_grad(flow.loss)(state.params, key, fixed, data)
+        loss, gradients = jax.value_and_grad(flow.loss)(state.params, key, fixed, data, mesh)
         updates, opt_state = flow._optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # The decay grows from 0.1, so that the average forgets the random initialisation.

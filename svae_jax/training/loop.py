@@ -98,7 +98,7 @@ def run(job: jobs.Job, is_first: bool = True) -> dict[str, Any]:
         ):
             if begin == 0:
                 writer.write_config(configs.flatten(config.to_dict()))
-            return _loop(job, loop_state, checkpoints, writer, progress, request)
+            return _Loop(job, loop_state, checkpoints, writer, progress, request).run()
 
 
 def _restore_or_init(job: jobs.Job, checkpoints: Checkpointer) -> LoopState:
@@ -122,88 +122,138 @@ def _restore_or_init(job: jobs.Job, checkpoints: Checkpointer) -> LoopState:
     return begin._replace(state=start.initial(job, begin.state))
 
 
-def _loop(
-    job: jobs.Job,
-    loop_state: LoopState,
-    checkpoints: Checkpointer,
-    writer: Writer,
-    progress: Progress,
-    request: interrupt.Request,
-) -> dict[str, Any]:
-    """Trains to the last step; logs, evaluates, samples and saves along the way."""
-    config = job.config
-    train_steps = feed.make(job.recipe, job.train_images, job.mesh, config.dataset.resident_share)
-    no_totals = jax.jit(TrainMetrics.empty, out_shardings=sharding.replicated(job.mesh))
-    state, totals = loop_state
-    at = begin = int(state.step)
-    evaluation: dict[str, float] | None = None
-    rates: list[float] = []
-    for stop in _stops(job, begin, checkpoints.latest_step() is not None):
-        stopped_by = None
+class _Loop:
+    """The loop of one job: its state, and what is done where it stops."""
+
+    def __init__(
+        self,
+        job: jobs.Job,
+        loop_state: LoopState,
+        checkpoints: Checkpointer,
+        writer: Writer,
+        progress: Progress,
+        request: interrupt.Request,
+    ):
+        self._job, self._config = job, job.config
+        self._state, self._totals = loop_state
+        self._at = int(self._state.step)  # training steps so far
+        self._checkpoints, self._writer, self._progress = checkpoints, writer, progress
+        self._request = request
+        self._evaluation: dict[str, float] | None = None  # the last one
+        self._rates: list[float] = []  # images per second
+        self._train_steps = feed.make(
+            job.recipe, job.train_images, job.mesh, self._config.dataset.resident_share
+        )
+        self._no_totals = jax.jit(TrainMetrics.empty, out_shardings=sharding.replicated(job.mesh))
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the last step; logs, evaluates, samples and saves along the way."""
+        begin, config = self._at, self._config
+        for stop in _stops(self._job, begin, self._checkpoints.latest_step() is not None):
+            signal = self._train(stop)
+            self._check_health()
+            if self._at == begin + 1:
+                jax.block_until_ready(self._state)  # compilation is over: the clock starts here
+                self._progress.start(self._at)
+            if self._is_due(config.log_every) and self._at > 0:
+                self._log()
+            with self._progress.paused():
+                variables = step.evaluated_variables(self._state)
+                if self._is_due(config.eval_every):
+                    self._evaluate(variables)
+                if self._is_due(config.sample_every):
+                    self._draw(variables)
+                if self._is_due(config.checkpoint.every) or signal is not None:
+                    self._save()
+            if signal is not None and self._at < self._job.num_steps:
+                self._checkpoints.wait()
+                raise interrupt.Stopped(signal, f"saved at step {self._at}")
+        return self._result()
+
+    def _is_due(self, every: int) -> bool:
+        return self._at % every == 0 or self._at == self._job.num_steps
+
+    def _train(self, stop: int) -> int | None:
+        """Trains up to `stop`; returns the signal that ended it before, if any."""
+        signal = None
         # At least one call even after a signal: no step may be logged or saved twice.
-        while at < stop and stopped_by is None:
-            before = totals
-            state, totals, made = train_steps(state, totals, at, stop - at)
+        while self._at < stop and signal is None:
+            before = self._totals
+            self._state, self._totals, made = self._train_steps(
+                self._state, self._totals, self._at, stop - self._at
+            )
             jax.block_until_ready(before)  # at most one call is in flight
-            at += made
-            progress.advance(at)
-            stopped_by = request.agreed()
-        _check_health(state, checkpoints)
-        if at == begin + 1:
-            jax.block_until_ready(state)  # compilation is over: the clock starts here
-            progress.start(at)
+            self._at += made
+            self._progress.advance(self._at)
+            signal = self._request.agreed()
+        return signal
 
-        def due(every: int, at: int = at) -> bool:
-            return at % every == 0 or at == job.num_steps
+    def _check_health(self) -> None:
+        """Stops the run after more than `max_bad_steps` non-finite steps in a row."""
+        if failure := step.failure(self._state):
+            self._checkpoints.wait()
+            latest = self._checkpoints.latest_step()
+            raise UserError(f"{failure}. Last good checkpoint: {latest and f'step {latest}'}")
 
-        if due(config.log_every) and at > 0:
-            scalars = {f"train/{name}": float(x) for name, x in totals.compute().items()}
-            if not job.recipe.likelihood.has_scale:
-                del scalars["train/sigma"]
-            totals = no_totals()
-            rate = progress.train(at, scalars)
-            if rate is not None:
-                rates.append(rate)
-                scalars["images_per_second"] = rate
-            writer.write_scalars(at, scalars)
-        with progress.paused():
-            variables = step.evaluated_variables(state)
-            if due(config.eval_every):
-                evaluation = _evaluate(job, variables)
-                progress.evaluation(at, evaluation)
-                writer.write_scalars(at, evaluation)
-            if due(config.sample_every):
-                images = (job.train_images, job.eval_images)
-                shown = pictures.draw(job.recipe, variables, *images, config.sample_every)
-                writer.write_images(at, shown)
-            if due(config.checkpoint.every) or stopped_by is not None:
-                writer.flush()  # metrics reach the disk before the checkpoint does
-                scores = evaluation if due(config.eval_every) else None
-                now = LoopState(state, totals)
-                checkpoints.save(at, now, config=config.to_dict(), metrics=scores)
-        if stopped_by is not None and at < job.num_steps:
-            checkpoints.wait()
-            raise interrupt.Stopped(stopped_by, f"saved at step {at}")
-    variables = step.evaluated_variables(state)
-    if evaluation is None:  # killed between the last checkpoint and the result
-        evaluation = _evaluate(job, variables)
-    if num_samples := config.importance_samples:  # last: it may take long
-        scale = bounds.scale_of(job.recipe.likelihood, evaluation, "eval/")
-        assert scale is not None  # the evaluation holds it
-        arguments = (job.recipe, variables, job.eval_images, scale, job.mesh)
-        bound = _named(bounds.importance_weighted(*arguments, num_samples=num_samples))
-        progress.evaluation(at, bound)
-        writer.write_scalars(at, bound)
-        evaluation |= bound
-    return _result(job, state, evaluation, rates)
+    def _log(self) -> None:
+        """Writes the means over the steps since the last log."""
+        scalars = {f"train/{name}": float(x) for name, x in self._totals.compute().items()}
+        if not self._job.recipe.likelihood.has_scale:
+            del scalars["train/sigma"]
+        self._totals = self._no_totals()
+        rate = self._progress.train(self._at, scalars)
+        if rate is not None:
+            self._rates.append(rate)
+            scalars["images_per_second"] = rate
+        self._writer.write_scalars(self._at, scalars)
 
+    def _evaluate(self, variables: PyTree) -> None:
+        """Writes and keeps the held-out metrics."""
+        self._evaluation = _evaluate(self._job, variables)
+        self._report(self._evaluation)
 
-def _check_health(state: step.TrainState, checkpoints: Checkpointer) -> None:
-    """Stops the run after more than `max_bad_steps` non-finite steps in a row."""
-    if failure := step.failure(state):
-        checkpoints.wait()
-        latest = checkpoints.latest_step()
-        raise UserError(f"{failure}. Last good checkpoint: {latest and f'step {latest}'}")
+    def _report(self, evaluation: dict[str, float]) -> None:
+        self._progress.evaluation(self._at, evaluation)
+        self._writer.write_scalars(self._at, evaluation)
+
+    def _draw(self, variables: PyTree) -> None:
+        """Writes samples and reconstructions."""
+        images = (self._job.train_images, self._job.eval_images)
+        shown = pictures.draw(
+            self._job.recipe, variables, *images, self._config.sample_every, self._job.mesh
+        )
+        self._writer.write_images(self._at, shown)
+
+    def _save(self) -> None:
+        """Saves a checkpoint, with the evaluation if there is one of this very step."""
+        self._writer.flush()  # metrics reach the disk before the checkpoint does
+        self._checkpoints.save(
+            self._at,
+            LoopState(self._state, self._totals),
+            config=self._config.to_dict(),
+            metrics=self._evaluation if self._is_due(self._config.eval_every) else None,
+        )
+
+    def _result(self) -> dict[str, Any]:
+        """The content of `result.json`."""
+        variables = step.evaluated_variables(self._state)
+        evaluation = self._evaluation
+        if evaluation is None:  # killed between the last checkpoint and the result
+            evaluation = _evaluate(self._job, variables)
+        if num_samples := self._config.importance_samples:  # last: it may take long
+            scale = bounds.scale_of(self._job.recipe.likelihood, evaluation, "eval/")
+            assert scale is not None  # the evaluation holds it
+            arguments = (self._job.recipe, variables, self._job.eval_images, scale, self._job.mesh)
+            bound = _named(bounds.importance_weighted(*arguments, num_samples=num_samples))
+            self._report(bound)
+            evaluation = evaluation | bound
+        return {
+            "metrics": evaluation,
+            "images_per_second": float(np.median(self._rates)) if self._rates else None,
+            "parameters": models.num_params(self._state.params),
+            "device": sharding.describe(self._job.mesh),
+            "versions": runtime.versions(),
+        }
 
 
 def _stops(job: jobs.Job, begin: int, is_saved: bool) -> Iterator[int]:
@@ -228,15 +278,3 @@ def _evaluate(job: jobs.Job, variables: PyTree) -> dict[str, float]:
 
 def _named(values: dict[str, float]) -> dict[str, float]:
     return {f"eval/{name}": value for name, value in values.items()}
-
-
-def _result(
-    job: jobs.Job, state: step.TrainState, evaluation: dict[str, float], rates: list[float]
-) -> dict[str, Any]:
-    return {
-        "metrics": evaluation,
-        "images_per_second": float(np.median(rates)) if rates else None,
-        "parameters": models.num_params(state.params),
-        "device": sharding.describe(job.mesh),
-        "versions": runtime.versions(),
-    }

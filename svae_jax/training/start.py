@@ -1,8 +1,6 @@
 """The state before the first training step, where the model starts at probabilistic PCA."""
 
 import dataclasses
-import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Float, Num, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from svae_jax import likelihoods
-from svae_jax.devices import sharding
+from svae_jax.devices import batches, sharding
+from svae_jax.devices.batches import Batch
 from svae_jax.evaluation import bounds, closed_forms, steps
 from svae_jax.model import is_exact_at_pca, start_at_pca
 from svae_jax.recipe import stream
@@ -22,7 +21,7 @@ from svae_jax.training.job import Job
 from svae_jax.training.step import TrainState
 
 _MOST_ENCODED = 10_000  # training images to whose latents a learned prior is fitted
-_BATCH = 200  # images at a time
+_BATCH = 200  # images at a time, or fewer large ones
 
 
 def initial(job: Job, state: TrainState) -> TrainState:
@@ -65,6 +64,8 @@ def _lacks_start(num_latents: int, prior: Any) -> str:
     """Why a learned prior cannot start at the moments of the aggregate posterior, if it cannot."""
     if not hasattr(prior, "of_moments"):
         return "it has no method of_moments"
+    if hasattr(prior, "of_neighbourhoods"):
+        return ""
     if num_latents > MOST_LATENTS:
         return f"moments of {num_latents:,} latents are more than the {MOST_LATENTS:,} that fit"
     return ""
@@ -80,18 +81,15 @@ def fit_scale(job: Job, params: PyTree, batch_stats: PyTree) -> Float[Array, "*d
     model = job.recipe.model.clone(likelihood=likelihood)
     variables = {"params": params, "batch_stats": batch_stats}
     key = stream(job.recipe.seed, "sigma")
-    count = min(bounds.NUM_SIGMA_IMAGES, len(job.train_images))
-    size = min(_BATCH, count)
-    errors = [
-        steps.error_step(
-            model,
-            variables,
-            jax.random.fold_in(key, begin),
-            jnp.asarray(job.train_images[begin : begin + size]),
-        )
-        for begin in range(0, count - size + 1, size)
-    ]
-    return likelihood.optimal_scale(jnp.mean(jnp.concatenate(errors), axis=0)) / unit
+    images = job.train_images[: bounds.NUM_SIGMA_IMAGES]
+
+    def error(batch: Batch) -> Float[Array, "b *k"]:
+        batch_key = jax.random.fold_in(key, batch.begin)
+        return steps.error_step(model, variables, batch_key, batch.rows)
+
+    size = batches.size_for(job.recipe.image_shape, min(_BATCH, len(images)))
+    errors = batches.gather(error, images, size)
+    return likelihood.optimal_scale(jnp.mean(errors, axis=0)) / unit
 
 
 def _with_optimal(likelihood: likelihoods.Likelihood) -> tuple[likelihoods.Likelihood, float]:
@@ -105,27 +103,17 @@ def _with_optimal(likelihood: likelihoods.Likelihood) -> tuple[likelihoods.Likel
 
 def fit_prior(job: Job, prior: Any, params: PyTree, batch_stats: PyTree) -> PyTree:
     """The prior's parameters at the moments of the aggregate posterior of training images."""
-    model = job.recipe.model
+    model, images = job.recipe.model, job.train_images
     variables = {"params": params, "batch_stats": batch_stats}
-    moments = aggregate.moments(
-        itertools.chain.from_iterable(
-            aggregate.encode(model, variables, batch) for batch in _prior_images(job)
-        )
-    )
+    # Evenly spaced; each mirrored too where training flips them.
+    chosen = np.linspace(0, len(images) - 1, min(_MOST_ENCODED, len(images))).astype(int)
+    which: dict[str, Any] = {"chosen": chosen, "mirrored": job.recipe.flip}
+    if hasattr(prior, "of_neighbourhoods"):
+        found = aggregate.neighbourhoods(model, variables, images, prior, **which)
+        return prior.of_neighbourhoods(found.mean, found.sums)
+    moments = aggregate.moments(aggregate.encode(model, variables, images, **which))
     shape = (model.posterior.height, model.posterior.width, model.posterior.maps)
     return prior.of_moments(moments.mean.reshape(shape), moments.covariance)
-
-
-def _prior_images(job: Job) -> Iterator[Num[np.ndarray, "_b h w c"]]:
-    """Batches of evenly spaced training images; each mirrored too where training flips them."""
-    images = job.train_images
-    count = min(_MOST_ENCODED, len(images))
-    chosen = np.linspace(0, len(images) - 1, count).astype(int)
-    for begin in range(0, count, _BATCH):
-        batch = images[chosen[begin : begin + _BATCH]]
-        yield batch
-        if job.recipe.flip:
-            yield batch[:, :, ::-1]
 
 
 def _replicated(job: Job, tree: PyTree) -> Any:

@@ -50,7 +50,7 @@ def test_nothing_is_left_of_a_file_that_was_not_finished(trained_run, tmp_path, 
     def fail(*_):
         raise KeyError
 
-    monkeypatch.setattr(encoding.batches, "encode", fail)
+    monkeypatch.setattr(encoding, "_posteriors", fail)
     with pytest.raises(KeyError):
         encoding.write(trained_run, tmp_path / "a.npz")
     assert not list(tmp_path.iterdir())

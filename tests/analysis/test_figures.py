@@ -1,7 +1,6 @@
 """`figures`: each call gives one figure of what it was given, and changes no setting."""
 
 import io
-import sys
 
 import matplotlib
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 
 from svae_jax.analysis import figures
 from svae_jax.analysis.exploring import KLMap, locality
-from svae_jax.errors import UserError
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), np.uint8)
 FLOATS = PICTURES / 127.5 - 1
@@ -66,9 +64,3 @@ def test_a_frame_surrounds_the_patches_of_its_cells():
     assert {(0.0, -0.5), (-0.5, 0.0), (2.5, 1.0), (5.5, 4.0), (4.0, 2.5)} <= edges
     assert (2.5, 4.0) in edges
     assert (1.0, 1.5) not in edges
-
-
-def test_without_matplotlib_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match=r"pip install 'svae_jax\[notebook\]'"):
-        figures.images(PICTURES)

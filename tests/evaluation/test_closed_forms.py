@@ -33,7 +33,7 @@ def floors():
     config.model.update(encoder="none", decoder="none", linear="pca")
     config.batch_size = 100
     recipe = configs.recipe(config, 10)
-    mesh = sharding.make_mesh(sharding.devices_for(100))
+    mesh = sharding.make_mesh()
     return closed_forms.floors(recipe, smooth(0, COUNT), smooth(1, 300), mesh, 700)
 
 
@@ -131,6 +131,6 @@ def test_a_likelihood_without_an_optimal_scale_has_no_floors():
     config = tiny.config("", "")
     config.objective.update(likelihood="discretized_logistic", sigma="learned")
     recipe = configs.recipe(config, 10)
-    mesh = sharding.make_mesh(sharding.devices_for(12))
+    mesh = sharding.make_mesh()
     images = np.zeros((12, 8, 8, 3), np.uint8)
     assert closed_forms.floors(recipe, images, images, mesh, 500) == {}

@@ -38,6 +38,6 @@ def test_a_small_run_from_nothing_and_once_more(arguments, tmp_path, monkeypatch
         assert pca[0][name] < pca[1][name] < pca[2][name]
     picture = np.asarray(Image.open(tmp_path / "rates" / "rates.png"))
     assert picture.std() > 10
-    monkeypatch.setattr(loop, "_loop", lambda *args: pytest.fail("it trains again"))
+    monkeypatch.setattr(loop, "_Loop", lambda *args: pytest.fail("it trains again"))
     rates.main([*arguments, "1", "1000"])
     assert json.loads((tmp_path / "rates" / "rates.json").read_text()) == content

@@ -42,30 +42,32 @@ def _assert_same_with_gradients(ours, reference, x, w):
     return actual.shape[1:3]
 
 
+@pytest.mark.parametrize("kind", convolutions.KINDS)
 @pytest.mark.parametrize(("kernel", "stride", "padding", "size"), CASES)
-def test_conv_and_its_gradients_equal_lax(x64, kernel, stride, padding, size):
+def test_conv_and_its_gradients_equal_lax(x64, kernel, stride, padding, size, kind):
     x, w = _arrays(kernel, size)
 
     def reference(x, w):
         return lax.conv_general_dilated(x, w, (stride, stride), padding, dimension_numbers=LAYOUT)
 
     def ours(x, w):
-        return convolutions.conv(x, w, (stride, stride), (padding, padding))
+        return convolutions.conv(x, w, (stride, stride), (padding, padding), kind)
 
     made = _assert_same_with_gradients(ours, reference, x, w)
     sizes = (convolutions.output_size(n, kernel, stride, padding) for n in x.shape[1:3])
     assert made == tuple(sizes)
 
 
+@pytest.mark.parametrize("kind", convolutions.KINDS)
 @pytest.mark.parametrize(("kernel", "stride", "padding", "size"), CASES)
-def test_conv_transpose_and_its_gradients_equal_lax(x64, kernel, stride, padding, size):
+def test_conv_transpose_and_its_gradients_equal_lax(x64, kernel, stride, padding, size, kind):
     x, w = _arrays(kernel, size)
 
     def reference(x, w):
         return lax.conv_transpose(x, w, (stride, stride), padding, dimension_numbers=LAYOUT)
 
     def ours(x, w):
-        return convolutions.conv_transpose(x, w, (stride, stride), (padding, padding))
+        return convolutions.conv_transpose(x, w, (stride, stride), (padding, padding), kind)
 
     made = _assert_same_with_gradients(ours, reference, x, w)
     sizes = (convolutions.transposed_output_size(n, kernel, stride, padding) for n in x.shape[1:3])

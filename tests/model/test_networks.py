@@ -1,5 +1,7 @@
 """Stacks of layers: their text, their sizes, their numbers of parameters."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from configs import celeba, cifar10
 from svae_jax import config as configs
 from svae_jax import latents, likelihoods
+from svae_jax import model as models
 from svae_jax.model import layers as layer_lib
 from svae_jax.model import networks, stacks
 from svae_jax.model.layers import Layer, Style
@@ -181,7 +184,7 @@ def test_group_norms_groups(features):
     assert not any(features % n == 0 for n in range(groups + 1, 9))
 
 
-@pytest.mark.parametrize("field", ["norm", "activation", "dtype"])
+@pytest.mark.parametrize("field", ["norm", "activation", "dtype", "convolutions"])
 def test_style_refuses_unknown_names(field):
     with pytest.raises(ValueError, match=f"{field} must be one of .*got 'no'"):
         Style(**{field: "no"})
@@ -258,3 +261,38 @@ def test_elu_and_its_derivative_are_jax_s(x64):
     expected, expected_slope = jax.jvp(jax.nn.elu, (x,), (jnp.ones_like(x),))
     np.testing.assert_allclose(actual, expected, rtol=1e-15)
     np.testing.assert_allclose(slope, expected_slope, rtol=1e-9, atol=1e-15)
+
+
+def _tiny_model(convolutions):
+    return models.make(
+        latents.make("mvn", height=2, width=2, maps=2),
+        GAUSSIAN,
+        prior=latents.make_prior("standard", height=2, width=2, maps=2),
+        encoder="5x5/4/s2 5x5/4/s2",
+        decoder="3x3/4 3x3/4 5x5/4/s2 5x5/image/s2",
+        style=Style(convolutions=convolutions),
+    )
+
+
+def test_a_decoder_of_laxs_convolutions_is_the_same_and_passes_forward_mode(x64):
+    ours, lax = _tiny_model("auto"), _tiny_model("lax")
+    variables = models.init(ours, jax.random.key(0), (32, 32, 3))
+    z = jax.random.normal(jax.random.key(1), (1, 2, 2, 2), jnp.float64)
+
+    def pixel(model, z):
+        return model.apply(variables, z, method="decode")[0, 9, 11, 1]
+
+    of_lax = functools.partial(pixel, lax)
+    value, gradient = jax.value_and_grad(functools.partial(pixel, ours))(z)
+    np.testing.assert_allclose(of_lax(z), value, rtol=1e-6)
+    np.testing.assert_allclose(jax.jacfwd(of_lax)(z), gradient, rtol=1e-5, atol=1e-8)
+    tangent = jnp.ones_like(z)
+    step = 3e-3  # the network computes in float32
+    numerical = (jax.grad(of_lax)(z + step * tangent) - jax.grad(of_lax)(z - step * tangent)) / (
+        2 * step
+    )
+    curvature = jax.hessian(of_lax)(z).reshape(z.size, z.size) @ tangent.ravel()
+    np.testing.assert_allclose(curvature, numerical.ravel(), rtol=1e-2, atol=1e-5)
+    assert models.with_lax_convolutions(ours) == lax
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(functools.partial(pixel, ours), (z,), (tangent,))

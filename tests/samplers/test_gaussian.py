@@ -48,6 +48,21 @@ def test_moments_are_those_of_a_dense_computation(post):
 
 
 @one_of_each_name
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_moments_of_neighbours_are_those_of_a_dense_covariance(post, mirrored):
+    model, variables, pixels, _ = toy(post, 23)
+    size = {"height": post.height, "width": post.width, "maps": post.maps}
+    prior = latents.make_prior("autoregressive", **size)
+    which = {"chosen": np.arange(20), "mirrored": mirrored}
+    found = aggregate.neighbourhoods(model, variables, pixels, prior, **which)
+    dense = aggregate.moments(aggregate.encode(model, variables, pixels, **which))
+    expected = prior.of_moments(dense.mean.reshape(found.mean.shape), dense.covariance)
+    params = prior.of_neighbourhoods(found.mean, found.sums)
+    for name in expected:
+        np.testing.assert_allclose(params[name], expected[name], rtol=1e-3, atol=1e-4)
+
+
+@one_of_each_name
 def test_the_gaussian_has_the_mean_and_covariance_of_the_aggregate_posterior(post):
     """To Monte-Carlo error, off-diagonal entries included."""
     model, variables, pixels, params = toy(post, 40)

@@ -135,12 +135,15 @@ def test_a_learned_prior_starts_at_the_moments_of_the_posteriors(config, tmp_pat
 def test_a_learned_prior_of_too_many_latents_starts_at_the_standard_one(
     config, tmp_path, monkeypatch, caplog
 ):
-    config.latent.prior = "autoregressive"
+    config.latent.prior = "matrix_normal"
     monkeypatch.setattr(start, "MOST_LATENTS", 15)
     _, state = _state(config, tmp_path)
     assert all(np.all(np.asarray(leaf) == 0) for leaf in state.params["prior"].values())
-    line = "latent.prior=autoregressive starts at N(0, I): moments of 16 latents are more than"
+    line = "latent.prior=matrix_normal starts at N(0, I): moments of 16 latents are more than"
     assert any(line in message for message in caplog.messages)
+    config.latent.prior = "autoregressive"  # which needs the moments of neighbours alone
+    _, state = _state(config, tmp_path)
+    assert np.std(state.params["prior"]["mean"]) > 0
 
 
 def test_a_learned_sigma_starts_at_pcas(config, tmp_path):

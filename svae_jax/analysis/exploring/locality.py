@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from svae_jax.devices import compiler
-from svae_jax.model import SpatialVAE
+from svae_jax.model import SpatialVAE, with_lax_convolutions
 
 _CHUNK = 64  # columns of the Jacobian at a time
 
@@ -121,12 +121,10 @@ def _squared_columns(
     entries = start + jnp.arange(count)
     tangents = jax.nn.one_hot(entries, z.size, dtype=z.dtype).reshape(count, *z.shape)
 
+    model = with_lax_convolutions(model)
+
     def decode(z: Array) -> Any:
         return model.apply(variables, z, method="decode")
 
-    images, pull_back = jax.vjp(decode, jnp.broadcast_to(z, tangents.shape))
-    # u ↦ Jᵀu is linear, so its own gradient is v ↦ Jv. Forward mode would be shorter, but does not
-    # pass the convolutions' custom gradients; reverse mode alone needs a row of J for each pixel.
-    _, push_forward = jax.vjp(lambda u: pull_back(u)[0], jnp.zeros_like(images))
-    (changes,) = push_forward(tangents)
+    _, changes = jax.jvp(decode, (jnp.broadcast_to(z, tangents.shape),), (tangents,))
     return jnp.sum(jnp.square(changes), axis=-1)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Num, UInt8
 from svae_jax import files, latents, samplers, sizes, terminal
 from svae_jax import pixels as pixel_lib
 from svae_jax.analysis import fitted, trained
-from svae_jax.analysis.exploring import batches, filling, locality, paths
+from svae_jax.analysis.exploring import filling, locality, networks, paths
 from svae_jax.analysis.exploring import images as image_lib
 from svae_jax.analysis.exploring.filling import Filled
 from svae_jax.analysis.exploring.locality import Locality
@@ -121,7 +121,7 @@ class Run(Trained):
 
     def decode(self, z: Any) -> Images:
         """The images of latents `[h, w, n]` or `[b, h, w, n]`."""
-        values = batches.decode(self.model, self.variables, self._latents(z))
+        values = networks.decode(self.model, self.variables, self._latents(z))
         return self.pixels.from_float(values)
 
     def reconstruct(self, images: Any) -> Images:
@@ -273,8 +273,8 @@ class Run(Trained):
         cells = filling.cells_under(hidden, self.latent_shape[:2])
         conditional = condition(self._factors(sampler), cells)
         z = filling.estimate(
-            lambda x: batches.encode(self.model, self.variables, x[None]).mean[0],
-            lambda z: batches.decode(self.model, self.variables, z[None])[0],
+            lambda x: networks.encode(self.model, self.variables, x[None]).mean[0],
+            lambda z: networks.decode(self.model, self.variables, z[None])[0],
             *(images[0], hidden, conditional),
         )
         drawn = conditional.sample(jax.random.key(seed), z, num)
@@ -345,8 +345,8 @@ class Run(Trained):
         shape = sizes.image_shape(self.config)
         return image_lib.prepare(images, image_shape=shape, pixels=self.pixels)
 
-    def _posteriors(self, images: Any) -> batches.Posteriors:
-        return batches.encode(self.model, self.variables, self._prepared(images))
+    def _posteriors(self, images: Any) -> networks.Posteriors:
+        return networks.encode(self.model, self.variables, self._prepared(images))
 
     def _one(self, image: Any, name: str) -> Float[np.ndarray, "h w n"]:
         """The latent of one image."""

@@ -1,7 +1,8 @@
-"""What a report shows of one run: its facts, its curves, and its pictures by section."""
+"""What a report shows of one run: its facts, its metrics, and its pictures by section."""
 
+import io
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Num
@@ -9,23 +10,23 @@ from jaxtyping import Num
 from svae_jax import config as configs
 from svae_jax import model as models
 from svae_jax import sizes, terminal
-from svae_jax.analysis import assessment, exploring, fitted
+from svae_jax.analysis import assessment, figures, fitted
 from svae_jax.analysis.exploring import Run
-from svae_jax.analysis.report import pictures
-from svae_jax.analysis.report.pictures import Picture
+from svae_jax.analysis.exploring.locality import Locality
 from svae_jax.errors import UserError
 from svae_jax.evaluation.per_image import METRICS
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _COLUMNS = 8
 _SAMPLES = 32
-_RECONSTRUCTIONS = 16
-_EDITS = 2  # pairs of images
-_PATHS = 3  # pairs of images
+_PAIRS = 3  # of images, for edits and interpolation
 _DIRECTIONS = 3
 _MOST_OF_DIRECTIONS = 500  # images from which the directions are found
+_VALUES = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # standard deviations along a direction
 _LOCALITY = 8  # images at whose latents the Jacobian is taken
 _SHOWN_CELLS = 16  # the most cells along a side that are shown one by one
-
 
 Pixels = Num[np.ndarray, "b h w c"]
 
@@ -34,14 +35,17 @@ class Shown(NamedTuple):
     """A picture and what is said of it.
 
     Attributes:
-        picture: colours and opacity.
+        png: the picture's file.
         alt: what it shows, for those who do not see it.
         caption: below it, if not empty.
     """
 
-    picture: Picture
+    png: bytes
     alt: str
     caption: str = ""
+
+
+Row = Shown | str  # a picture, or why there is none
 
 
 class Content(NamedTuple):
@@ -62,7 +66,7 @@ class Content(NamedTuple):
     facts: dict[str, str]
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
-    pictures: dict[str, dict[str, Shown | str]]
+    pictures: dict[str, dict[str, Row]]
     evaluation: dict[str, Any] | None
 
 
@@ -79,9 +83,9 @@ def of_run(run: Run, label: str, seed: int) -> Content:
         raise UserError(f"{run.directory}: a report needs 2 held-out images, got {len(images)}")
     metrics = run.metrics()
     terminal.say(f"{label}: samples")
-    shown: dict[str, dict[str, Shown | str]] = {"samples": _samples(run, label, seed)}
-    shown["reconstructions"] = _reconstructions(run, label, images[:_RECONSTRUCTIONS])
-    terminal.say(f"{label}: edits, interpolation, directions")
+    shown: dict[str, dict[str, Row]] = {"samples": _samples(run, label, seed)}
+    terminal.say(f"{label}: reconstructions, edits, interpolation, directions")
+    shown["reconstructions"] = _reconstructions(run, label, images[:_COLUMNS])
     shown["edits"] = _edits(run, label, images)
     shown["interpolation"] = _interpolation(run, label, images)
     shown["directions"] = _directions(run, label, images[:_MOST_OF_DIRECTIONS])
@@ -106,20 +110,25 @@ def of_run(run: Run, label: str, seed: int) -> Content:
     )
 
 
-def _facts(
-    run: Run, metrics: Sequence[Mapping[str, Any]], found: exploring.locality.Locality
-) -> dict[str, str]:
+def png(figure: "Figure") -> bytes:
+    """A figure as a file."""
+    file = io.BytesIO()
+    figure.savefig(file, dpi=150)
+    return file.getvalue()
+
+
+def _facts(run: Run, metrics: Sequence[Mapping[str, Any]], found: Locality) -> dict[str, str]:
     posterior, (h, w, n) = run.model.posterior, run.latent_shape
-    sizes = models.num_params(run.variables["params"])
+    numbers = models.num_params(run.variables["params"])
     dataset = run.config.dataset
     facts = {
         "data": f"{dataset.name}, {dataset.height} x {dataset.width}",
         "held out": dataset.eval_split,
         "posterior": posterior.name,
         "latent": f"{h} x {w} x {n} = {h * w * n:,}",
-        "parameters of the encoder": f"{sizes['encoder']:,}",
-        "parameters of the decoder": f"{sizes['decoder']:,}",
-        "updates": f"{run.step:,}",
+        "parameters of the encoder": f"{numbers['encoder']:,}",
+        "parameters of the decoder": f"{numbers['decoder']:,}",
+        "training steps": f"{run.step:,}",
     }
     evaluated = [row for row in metrics if row.get("eval/elbo") is not None]
     evaluated = [row for row in evaluated if row["step"] <= run.step]
@@ -129,7 +138,7 @@ def _facts(
             if last.get(f"eval/{name}") is not None:
                 facts[metric.label] = f"{last[f'eval/{name}']:,.{metric.digits}f}"
         if last["step"] != run.step:
-            facts["evaluated after"] = f"{last['step']:,} updates"
+            facts["evaluated after"] = f"{last['step']:,} training steps"
     if h * w > 1:
         facts["energy in the cell's own patch"] = (
             f"{found.own_share:.0%} (if even: {found.uniform_own_share:.0%})"
@@ -138,105 +147,78 @@ def _facts(
     return facts
 
 
-def _samples(run: Run, label: str, seed: int) -> dict[str, Shown | str]:
-    rows: dict[str, Shown | str] = {}
+def _samples(run: Run, label: str, seed: int) -> dict[str, Row]:
+    rows: dict[str, Row] = {}
     for name in run.samplers:
         try:
-            drawn = run.sample(_SAMPLES, name, seed)
+            drawn = run.display(run.sample(_SAMPLES, name, seed))
         except UserError as error:  # of another checkpoint, or half fitted
             rows[name] = str(error)
             continue
-        picture = pictures.grid(pictures.tiles(run.display(drawn)), _COLUMNS)
-        rows[name] = Shown(picture, f"{_SAMPLES} samples of {label}, latents drawn from {name}")
+        alt = f"{_SAMPLES} samples of {label}, latents drawn from {name}"
+        rows[name] = Shown(png(figures.images(drawn, _COLUMNS)), alt)
     return rows
 
 
-def _reconstructions(run: Run, label: str, images: Pixels) -> dict[str, Shown | str]:
-    both = [
-        pictures.tiles(run.display(images)),
-        pictures.tiles(run.display(run.reconstruct(images))),
-    ]
-    lines = [part[i : i + _COLUMNS] for i in range(0, len(images), _COLUMNS) for part in both]
-    # A short last row would mix with the row of its reconstructions.
-    lines = lines if len(lines[-1]) == len(lines[0]) else lines[:-2] or lines
-    picture = pictures.grid(np.concatenate(lines), len(lines[0]), row_gaps=(2, 14))
-    return {"": Shown(picture, f"held-out images, each above its reconstruction by {label}")}
+def _reconstructions(run: Run, label: str, images: Pixels) -> dict[str, Row]:
+    figure = figures.reconstructions(run.display(images), run.display(run.reconstruct(images)))
+    alt = f"held-out images, each above its reconstruction by {label}"
+    return {"": Shown(png(figure), alt)}
 
 
-def _edits(run: Run, label: str, images: Pixels) -> dict[str, Shown | str]:
+def _edits(run: Run, label: str, images: Pixels) -> dict[str, Row]:
+    count = min(_PAIRS, len(images) // 2)
+    a, b = images[:count], images[count : 2 * count]
     h, w, _ = run.latent_shape
-    if max(h, w) > _SHOWN_CELLS:
-        return {"": f"{h} x {w} cells are too many to show one by one"}
-    rows: dict[str, Shown | str] = {}
-    for i in range(min(_EDITS, len(images) // 2)):
-        a, b = run.encode(images[2 * i : 2 * i + 2]).mean
-        # As `run.edit` does for one cell, for all in one batch.
-        single = np.eye(h * w, dtype=bool).reshape(h * w, h, w, 1)
-        ends = pictures.tiles(run.display(run.decode(np.stack([a, b]))))
-        tiles = pictures.tiles(run.display(run.decode(np.where(single, b, a))))
-        tiles = _framed(tiles, (h, w)) if run.config.dataset.channels in (1, 3) else tiles
-        picture = pictures.beside(pictures.grid(ends, 1 if h > 1 else 2), pictures.grid(tiles, w))
-        alt = (
-            f"reconstructions of two images by {label}, and the first with each cell of the second"
-        )
-        rows[f"pair {i + 1}"] = Shown(picture, alt)
+    right = np.zeros((h, w), bool)
+    right[:, w // 2 :] = True
+    masks = {"one cell": run.cell(h // 2, w // 2), "the right half": right}
+    rows: dict[str, Row] = {}
+    for name, where in masks.items() if h * w > 1 else [("the whole latent", right)]:
+        shown_a, shown_b = run.display(a), run.display(b)
+        changed = run.display(run.edit(a, b, where))
+        if run.config.dataset.channels in (1, 3):
+            figure = figures.edits(shown_a, shown_b, changed, where)
+        else:  # channels side by side, where a cell has a patch in each
+            figure = figures.rows({"A": shown_a, "B": shown_b, "A with cells of B": changed})
+        alt = f"images A, images B, and A with {name} of the latent of B, by {label}"
+        rows[name] = Shown(png(figure), alt)
     return rows
 
 
-def _interpolation(run: Run, label: str, images: Pixels) -> dict[str, Shown | str]:
-    pairs = range(min(_PATHS, len(images) // 2))
-    paths = [run.interpolate(images[2 * i], images[2 * i + 1], _COLUMNS) for i in pairs]
-    picture = pictures.grid(pictures.tiles(run.display(np.concatenate(paths))), _COLUMNS)
+def _interpolation(run: Run, label: str, images: Pixels) -> dict[str, Row]:
+    pairs = [images[2 * i : 2 * i + 2] for i in range(min(_PAIRS, len(images) // 2))]
+    paths = {
+        f"pair {i + 1}": run.display(run.interpolate(pair[0], pair[1], _COLUMNS))
+        for i, pair in enumerate(pairs)
+    }
     alt = f"{len(paths)} lines of images by {label}, each from one reconstruction to another"
-    return {"": Shown(picture, alt)}
+    return {"": Shown(png(figures.rows(paths)), alt)}
 
 
-def _directions(run: Run, label: str, images: Pixels) -> dict[str, Shown | str]:
-    directions = run.directions(images, _DIRECTIONS)
-    paths = [run.traverse(images[0], direction) for direction in directions]
-    picture = pictures.grid(pictures.tiles(run.display(np.concatenate(paths))), len(paths[0]))
+def _directions(run: Run, label: str, images: Pixels) -> dict[str, Row]:
+    found = run.directions(images, _DIRECTIONS)
+    paths = {
+        f"direction {i + 1}": run.display(run.traverse(images[0], direction, _VALUES))
+        for i, direction in enumerate(found)
+    }
     alt = (
         f"an image's latent by {label}, moved along {len(paths)} principal directions, a line each"
     )
-    return {"": Shown(picture, alt)}
+    return {"": Shown(png(figures.rows(paths, [f"{value:+g}" for value in _VALUES])), alt)}
 
 
-def _locality(found: exploring.locality.Locality, label: str) -> Shown | str:
-    h, w, *size = found.energy.shape
+def _locality(found: Locality, label: str) -> Row:
+    h, w = found.energy.shape[:2]
     if max(h, w) > _SHOWN_CELLS:
         return f"{h} x {w} cells are too many to show one by one"
-    tiles = _framed(pictures.heat(found.energy.reshape(h * w, *size)), (h, w))
-    caption = f"spread {found.spread:.1f} pixels"
-    if h * w > 1:
-        caption = f"{found.own_share:.0%} in the own patch, {caption}"
-    else:
-        caption = f"one cell makes the whole image; {caption}"
-    return Shown(pictures.grid(tiles, w), f"how far each cell of {label} reaches", caption)
+    caption = "one cell makes the whole image" if h * w == 1 else ""
+    return Shown(png(figures.reach(found)), f"how far each cell of {label} reaches", caption)
 
 
 def _kl(run: Run, label: str, images: Pixels) -> Shown:
     found = run.kl_map(images)
-    top = float(found.over_image.max())
-    shown = run.display(images)
-    # Where channels stand side by side, so do copies of the map.
-    copies = shown.shape[2] // found.over_image.shape[2]
-    heat = pictures.heat(np.tile(found.over_image, copies), top)
-    tiles = np.concatenate([pictures.tiles(shown), heat])
-    caption = f"from 0 (dark) to {top:,.0f} nats a location"
     rest = float(np.mean(found.dependence))
-    if rest > 0.05:
-        caption += f"; {rest:,.1f} nats an image more belong to no single location"
-    picture = pictures.grid(tiles, len(images), row_gaps=(2,))
-    return Shown(
-        picture, f"images above the KL of each location of their latents by {label}", caption
-    )
-
-
-def _framed(tiles: pictures.Tiles, shape: tuple[int, int]) -> pictures.Tiles:
-    """A tile for each cell, with the cell's patch framed; a single cell needs no frame."""
-    if shape == (1, 1):
-        return tiles
-    cells = np.ndindex(*shape)
-    return np.stack(
-        [pictures.framed(tile, cell, shape) for tile, cell in zip(tiles, cells, strict=True)]
-    )
+    caption = f"{rest:,.1f} nats an image more belong to no single location" if rest > 0.05 else ""
+    alt = f"images above the KL of each location of their latents by {label}"
+    return Shown(png(figures.kl_maps(run.display(images), found)), alt, caption)

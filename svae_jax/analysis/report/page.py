@@ -1,22 +1,19 @@
 """The page: HTML, styles and pictures in one file that loads nothing."""
 
 import base64
-import importlib.resources
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import jinja2
 
 from svae_jax import files
-from svae_jax.analysis import exploring, tables
+from svae_jax.analysis import exploring, figures, tables
 from svae_jax.analysis.exploring import Run
-from svae_jax.analysis.report import content, curves
+from svae_jax.analysis.report import content
 from svae_jax.analysis.report.content import Content, Shown
-from svae_jax.analysis.report.markup import Markup, tag, void
 from svae_jax.errors import UserError
-from svae_jax.run import image_files
-
-# Whatever the page holds, a browser loads nothing for it and runs nothing in it.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 _CHARTS = (
     ("eval/elbo", "Held-out ELBO, nats (higher is better)"),
@@ -28,11 +25,11 @@ _SECTIONS = (
     ("samples", "Samples", "Images of latents drawn from each sampler that is fitted to the run."),
     ("reconstructions", "Reconstructions", "Held-out images, each above its reconstruction from "
      "the posterior's mean."),
-    ("edits", "Edits", "Left: the reconstructions of two images, A and B. Right: A, with the one "
-     "latent cell at that place (framed) taken from B."),
+    ("edits", "Edits", "Two images, and the first with latent cells of the second. Frames show the "
+     "patches of these cells."),
     ("interpolation", "Interpolation", "From one image's latent to another's, in a straight line."),
     ("directions", "Directions", "One image's latent, moved along the directions in which the "
-     "latents of held-out images differ most: from -3 to 3 standard deviations, a line each."),
+     "latents of held-out images differ most, by so many standard deviations."),
     ("locality", "Locality", "How far each latent cell reaches: the energy of the decoder's "
      "Jacobian for that cell over the image, each on its own scale. The cell's own patch is "
      "framed."),
@@ -79,22 +76,33 @@ def write(
 
 def html(runs: Sequence[Content]) -> str:
     """The page of some runs."""
-    names = ", ".join(run.label for run in runs)
-    body = [
-        tag("header", tag("h1", names), tag("p", "Trained runs of svae_jax")),
-        tag("main", _overview(runs), _training(runs), *_pictures(runs), _evaluations(runs)),
-    ]
-    head = [
-        void("meta", charset="utf-8"),
-        void("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        void("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        void("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{names} · svae_jax"),
-        tag("style", Markup(_style())),
-    ]
-    kind = "one" if len(runs) == 1 else "many"
-    page = tag("html", tag("head", *head), tag("body", *body, class_=kind), lang="en")
-    return f"<!doctype html>\n{page}\n"
+    loader = jinja2.PackageLoader(__package__, "")
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters["png"] = _data_url
+    evaluations = [run.evaluation | {"workdir": run.label} for run in runs if run.evaluation]
+    return environment.get_template("page.html").render(
+        runs=runs,
+        names=", ".join(run.label for run in runs),
+        differing_data=len({run.data for run in runs}) > 1,
+        facts=_by_name([run.facts for run in runs]),
+        config=_by_name([run.config for run in runs]),
+        charts=list(_charts(runs)),
+        sections=[(title, text, _rows(runs, key)) for key, title, text in _SECTIONS],
+        evaluations=[
+            ("", _table(tables.runs(evaluations))),
+            ("Samples", _table(tables.sets(evaluations))),
+        ]
+        if evaluations
+        else [],
+        notes=tables.notes(evaluations) if evaluations else "",
+    )
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
@@ -103,138 +111,37 @@ def _labels(paths: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
-def _style() -> str:
-    return importlib.resources.files(__package__).joinpath("style.css").read_text()
+def _data_url(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _overview(runs: Sequence[Content]) -> Markup:
-    notes = []
-    if len({run.data for run in runs}) > 1:
-        shown = ", ".join(f"{run.label} ({run.data})" for run in runs)
-        notes = [tag("p", f"The runs are of different images: {shown}. Their nats and distances do "
-                     "not compare.", class_="note")]  # fmt: skip
-    facts = list(dict.fromkeys(name for run in runs for name in run.facts))
-    table = _table(
-        "facts",
-        ["", *(run.label for run in runs)],
-        [[name, *(run.facts.get(name, "-") for run in runs)] for name in facts],
-        of_runs=True,
-    )
-    fields = list(dict.fromkeys(name for run in runs for name in run.config))
-    values = {name: [_value(run.config.get(name)) for run in runs] for name in fields}
-    differing = [name for name in fields if len(set(values[name])) > 1]
-
-    def configuration(names: Sequence[str]) -> Markup:
-        rows = [[name, *values[name]] for name in names]
-        return _table("configuration", ["", *(run.label for run in runs)], rows, of_runs=True)
-
-    difference = []
-    if differing:
-        title = tag("h3", "Where the configurations differ")
-        difference = [tag("div", title, configuration(differing))]
-    everything = tag("details", tag("summary", "Configuration"), configuration(fields))
-    first = tag("div", table, *difference, class_="runs")
-    return tag("section", tag("h2", "Runs"), *notes, first, everything)
+def _by_name(columns: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """For each name that occurs, its value in each column."""
+    names = dict.fromkeys(name for column in columns for name in column)
+    return {name: [_value(column.get(name)) for column in columns] for name in names}
 
 
 def _value(value: object) -> str:
     return "-" if value in ("", None) else str(value)
 
 
-def _training(runs: Sequence[Content]) -> Markup:
-    metrics = [run.metrics for run in runs]
-    charts = [(curves.chart(metrics, name, title), title) for name, title in _CHARTS]
-    figures = [tag("figure", tag("figcaption", title), chart) for chart, title in charts if chart]
-    if not figures:
-        return Markup()
-    legend = tag("p", *_names(runs), class_="legend")
-    return tag("section", tag("h2", "Training"), legend, tag("div", *figures, class_="charts"))
+def _charts(runs: Sequence[Content]) -> Iterator[tuple[str, Shown]]:
+    """Titles and charts of the metrics that some run has."""
+    for name, title in _CHARTS:
+        found = {run.label: run.metrics for run in runs}
+        if any(row.get(name) is not None for rows in found.values() for row in rows):
+            chart = content.png(figures.curves(found, name, "nats"))
+            yield title, Shown(chart, f"{title}, of each run")
 
 
-def _pictures(runs: Sequence[Content]) -> Iterable[Markup]:
-    for key, title, text in _SECTIONS:
-        parts = [tag("h2", title), tag("p", text)]
-        for row in dict.fromkeys(row for run in runs for row in run.pictures[key]):
-            if row:
-                parts += [tag("h3", row)]
-            missing = "not fitted" if key == "samples" else "-"
-            shown = [run.pictures[key].get(row, missing) for run in runs]
-            widest = max(
-                (cell.picture.shape[1] for cell in shown if isinstance(cell, Shown)), default=1
-            )
-            names = [[tag("figcaption", name)] for name in _names(runs)] or [[]]
-            cells = [_figure(*pair, widest) for pair in zip(names, shown, strict=True)]
-            parts += [tag("div", *cells, class_="runs")]
-        yield tag("section", *parts)
+def _rows(runs: Sequence[Content], section: str) -> dict[str, list[content.Row]]:
+    """For each row of a section, the picture of each run."""
+    missing = "not fitted" if section == "samples" else "-"
+    names = dict.fromkeys(row for run in runs for row in run.pictures[section])
+    return {row: [run.pictures[section].get(row, missing) for run in runs] for row in names}
 
 
-def _figure(name: Sequence[Markup], shown: Shown | str, widest: int) -> Markup:
-    """A run's picture in a row, whose widest picture fills its place: all have one scale."""
-    if isinstance(shown, str):
-        return tag("figure", *name, tag("p", shown))
-    data = base64.b64encode(image_files.png(shown.picture)).decode()
-    height, width = shown.picture.shape[:2]
-    image = void(
-        "img",
-        src=f"data:image/png;base64,{data}",
-        alt=shown.alt,
-        width=str(width),
-        height=str(height),
-        style=f"width:{width / widest:.1%}",
-    )
-    # Below the picture: captions of different length above it would set a row askew.
-    caption = [tag("p", shown.caption)] if shown.caption else []
-    return tag("figure", *name, tag("div", image, class_="picture"), *caption)
-
-
-def _names(runs: Sequence[Content]) -> list[Markup]:
-    """The runs' names with their colours; none where there is one run."""
-
-    def name(index: int, label: str) -> Markup:
-        line = tag("path", d="M1 5L25 5")
-        kind = f"swatch curve run-{index}"
-        swatch = tag("svg", line, viewBox="0 0 26 10", aria_hidden="true", class_=kind)
-        return tag("span", swatch, label, class_="name")
-
-    return [name(i, run.label) for i, run in enumerate(runs)] if len(runs) > 1 else []
-
-
-def _evaluations(runs: Sequence[Content]) -> Markup:
-    results = [run.evaluation | {"workdir": run.label} for run in runs if run.evaluation]
-    if not results:
-        return Markup()
-    bodies = [
-        _records("evaluation", tables.runs(results)),
-        tag("h3", "Samples"),
-        _records("evaluation of samples", tables.sets(results)),
-    ]
-    notes = tag("p", tables.notes(results), class_="lines")
-    return tag("section", tag("h2", "Evaluation"), *bodies, notes)
-
-
-def _records(name: str, records: Sequence[Mapping[str, str]]) -> Markup:
+def _table(records: Sequence[tables.Record]) -> tuple[list[str], list[list[str]]]:
+    """Column names and lines."""
     columns = list(dict.fromkeys(column for record in records for column in record))
-    return _table(
-        name, columns, [[record.get(column, "") for column in columns] for record in records]
-    )
-
-
-def _table(
-    name: str, head: Sequence[str], rows: Sequence[Sequence[str]], of_runs: bool = False
-) -> Markup:
-    """A table that scrolls within itself where it is wide; the first cell of a row names it.
-
-    With `of_runs`, each column but the first is of one run.
-    """
-    heads = [tag("th", cell, scope="col") for cell in head]
-    if of_runs:
-        heads[1:] = [
-            tag("th", cell, scope="col", class_=f"run-{i}") for i, cell in enumerate(head[1:])
-        ]
-    lines = [
-        tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:]))
-        for row in rows
-    ]
-    table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *lines))
-    kind = "table of-runs" if of_runs else "table"
-    return tag("div", table, class_=kind, tabindex="0", role="region", aria_label=name)
+    return columns, [[record.get(column, "") for column in columns] for record in records]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from svae_jax import config as configs
-from svae_jax.analysis.exploring import batches, locality
+from svae_jax.analysis.exploring import locality, networks
 
 
 def _reached(size, layers, axis):
@@ -30,7 +30,7 @@ def _reached(size, layers, axis):
 
 def _decoded(run, z):
     """Images as floats; those of `run.decode` are rounded to levels."""
-    return batches.decode(
+    return networks.decode(
         run.model, run.variables, np.asarray(z, np.float32).reshape(-1, *z.shape[-3:])
     )
 

@@ -1,20 +1,18 @@
-"""The compiled functions of exploring, and how any number of rows goes through them."""
+"""Encoding and decoding of any number of rows, for exploring."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from svae_jax.devices import compiler
+from svae_jax.devices import batches, compiler
 from svae_jax.evaluation import steps
 from svae_jax.latents import Params
 from svae_jax.model import SpatialVAE
 
-SIZE = 32  # rows at a time
+_SIZE = 32  # rows at a time
 
 
 class Posteriors(NamedTuple):
@@ -39,27 +37,15 @@ def encode(
     model: SpatialVAE, variables: PyTree, images: Float[np.ndarray, "b h w c"]
 ) -> Posteriors:
     """Encodes any number of images in [-1, 1]."""
-    return Posteriors(**over(functools.partial(_encode, model, variables), images))
+    found = batches.gather(lambda batch: _encode(model, variables, batch.rows), images, _SIZE)
+    return Posteriors(**found)
 
 
 def decode(
     model: SpatialVAE, variables: PyTree, z: Float[np.ndarray, "b h w n"]
 ) -> Float[np.ndarray, "b _h _w c"]:
     """Decodes any number of latents to images in [-1, 1]."""
-    return over(functools.partial(steps.decode, model, variables), z)
-
-
-def over(function: Callable[[Any], PyTree], rows: Float[np.ndarray, "n ..."]) -> Any:
-    """Applies a function of `SIZE` rows to any number of them, on the host.
-
-    The last batch is filled up with copies of its last row, so that nothing is compiled anew.
-    """
-    parts = []
-    for begin in range(0, len(rows), SIZE):
-        index = np.minimum(np.arange(begin, begin + SIZE), len(rows) - 1)
-        result = jax.device_get(function(jnp.asarray(rows[index])))
-        parts.append(jax.tree.map(lambda leaf, begin=begin: leaf[: len(rows) - begin], result))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    return batches.gather(lambda batch: steps.decode(model, variables, batch.rows), z, _SIZE)
 
 
 @functools.partial(compiler.jit, static_argnums=0)

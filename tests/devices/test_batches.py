@@ -71,12 +71,9 @@ posteriors = aggregate.posteriors(model, variables, images, key)
 for name, sampler in kinds.items():
     params = samplers.fit(sampler, posteriors)
     found[name] = samplers.draw(sampler, params, key, 5)
-
-    def generate(batch):
-        z = samplers.draw_batch(sampler, params, key, batch.rows)
-        return steps.decode(model, variables, z)
-
-    found[name + " images"] = batches.gather(generate, np.arange(11, dtype=np.int32), 6)
+found["images"] = batches.gather(
+    lambda batch: steps.decode(model, variables, batch.rows), np.asarray(found["gaussian"]), 3
+)
 found["mean"] = posteriors.moments.mean
 found["covariance"] = posteriors.moments.covariance
 found["rows"] = posteriors.modes.rows

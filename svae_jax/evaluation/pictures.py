@@ -16,8 +16,7 @@ _NUM_RECONSTRUCTIONS = 32
 # so that the fit takes under 1% of the time of training; and at most so many.
 _FITTED_SHARE = 1 / 50
 _MOST_FITTED = 2000
-# Above so many latents a Gaussian with their full covariance would cost more than the steps between
-# two pictures: gigabytes, and a minute for its factor.
+# Above so many latents, their full covariance and its factor would take gigabytes for a picture.
 _MOST_LATENTS = 4096
 
 Pixels = Num[np.ndarray, "n h w c"]

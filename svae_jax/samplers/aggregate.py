@@ -246,10 +246,10 @@ def _encode_neighbourhoods(
 ) -> tuple[Float[Array, "b _h _w n"], Float[Array, "k k n"]]:
     """The means, and the masked sums of the posteriors' covariances of neighbours."""
     params: Any = model.apply(variables, model.pixels.to_float(pixels), method="encode")
-    weights = jnp.asarray(mask, jnp.float32)
 
     def noise(b: int, c: int) -> Float[Array, " n"]:
-        return weights @ model.posterior.weighted_trace(params, prior.pair_weights(b, c))
+        traces = model.posterior.weighted_trace(params, prior.pair_weights(b, c))
+        return jnp.sum(jnp.where(mask[:, None], traces, 0), axis=0)
 
     members = range(prior.num_members)
     sums = jnp.stack([jnp.stack([noise(b, c) for c in members]) for b in members])

@@ -1,45 +1,102 @@
-"""What the commands of the experiments share: options, and mistakes as one line."""
+"""What the commands of the experiments share: flags of their own, and mistakes as one line."""
 
-import argparse
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
 
 from svae_jax import command_line, terminal
 from svae_jax.errors import UserError
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser of `python -m experiments.NAME` whose errors are a UserError.
+class _PathParser(flags.ArgumentParser):
+    """A path on the command line; empty, it would stand for the current directory."""
 
-    Fields of the configuration, --config.FIELD=VALUE, are left to the command: use
-    `parse_known_args`.
-    """
+    syntactic_help = "a path"
 
-    def __init__(self, name: str, description: str | None):
-        """Takes the NAME, and what --help begins with."""
-        super().__init__(
-            prog=f"python -m experiments.{name}",
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+    def parse(self, argument: str) -> Path:
+        """Returns the path.
 
-    def error(self, message: str) -> NoReturn:
-        """Raises a UserError in place of the usage and an exit."""
-        raise UserError(message)
+        Raises:
+            ValueError: it is empty.
+        """
+        if not argument.strip():
+            raise ValueError("it is empty: give a path")
+        return Path(argument).expanduser()
 
 
-def nonempty_path(text: str) -> Path:
-    """A path on the command line; empty, it would stand for the current directory.
+def define_path(
+    name: str, meaning: str, values: flags.FlagValues, *, required: bool = True
+) -> None:
+    """Defines a flag whose value is a path."""
+    flags.DEFINE(_PathParser(), name, None, meaning, values, flags.ArgumentSerializer())
+    if required:
+        flags.mark_flag_as_required(name, values)
+
+
+def parse(
+    argv: Sequence[str],
+    doc: str | None,
+    define: Callable[[flags.FlagValues], object] = lambda values: None,
+    config: str | None = None,
+) -> flags.FlagValues:
+    """Parses the flags of a command.
+
+    Args:
+        argv: the arguments, without the program's name.
+        doc: what --help begins with.
+        define: defines the command's own flags.
+        config: None if the command has no configuration; else it has --config and the flags of its
+            fields, as `svae_jax.main`, and this is the default: a path, or empty.
 
     Raises:
-        argparse.ArgumentTypeError: it is empty.
+        UserError: a mistake in the arguments.
     """
-    if not text.strip():
-        raise argparse.ArgumentTypeError("it is empty: give a path")
-    return Path(text).expanduser()
+    values, argv = flags.FlagValues(), ["", *argv]
+    define(values)
+    if config is not None:
+        if config and not any(re.match("--?config(=|$)", argument) for argument in argv):
+            argv.insert(1, f"--config={config}")
+        meaning = f"configuration, such as configs/cifar10.py (default: {config or 'none'})"
+        config_flags.DEFINE_config_file("config", None, meaning, values, sys_argv=argv)
+    if "--help" in argv:
+        print(f"{doc}\n{values.get_help()}")
+        sys.exit()
+    command_line.parse(values, argv)
+    if config is not None and values.config is not None:
+        command_line.check_config_file(values)
+    return values
+
+
+def config_path(values: flags.FlagValues) -> str:
+    """The value of --config: a file, and what stands behind its colon.
+
+    Raises:
+        UserError: it was not given.
+    """
+    if values.config is None:
+        raise UserError("--config is needed: a configuration, such as configs/cifar10.py")
+    return config_flags.get_config_filename(values["config"])
+
+
+def overrides(values: flags.FlagValues) -> dict[str, Any]:
+    """The fields that --config.FIELD=VALUE sets."""
+    return config_flags.get_override_values(values["config"])
+
+
+def load(path: str, fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Loads a configuration, such as configs/celeba.py:lowrank, with some fields changed.
+
+    Raises:
+        UserError: as `command_line.load_config`.
+    """
+    arguments = [f"--config.{name}={value}" for name, value in fields.items()]
+    return command_line.load_config(path, arguments)[0]
 
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:

@@ -9,17 +9,13 @@ held-out images, from one sample of z each.
 The workdir receives rates.json and rates.png. The same command continues what was stopped.
 """
 
-import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from experiments.compare import summary
-from experiments.options import Parser, nonempty_path, run_command
-from svae_jax import command_line
+from absl import flags
+
+from experiments import options, study
 from svae_jax.analysis import figures, trained
-from svae_jax.data import cache
-from svae_jax.devices import runtime
 from svae_jax.evaluation import bounds, closed_forms, reconstruction
 from svae_jax.files import os_errors_for_user
 from svae_jax.model import linear
@@ -28,12 +24,17 @@ from svae_jax.run import workdir as workdirs
 from svae_jax.training import job as jobs
 from svae_jax.training import loop
 
-MODELS = ("vector", "mvn", "best")
-BETAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 COMPONENTS = (10, 25, 50, 100, 200, 400, 800, 1600)
 PCA = "PCA"
 
 Point = dict[str, Any]
+
+
+def _define(values: flags.FlagValues) -> None:
+    options.define_path("workdir", "directory of all runs", values)
+    models, betas = ["vector", "mvn", "best"], ["0.1", "0.3", "1", "3", "10", "30"]
+    flags.DEFINE_spaceseplist("models", models, "after the config's colon", flag_values=values)
+    flags.DEFINE_spaceseplist("betas", betas, "weights of the KL", flag_values=values)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -43,38 +44,21 @@ def main(argv: Sequence[str]) -> None:
         UserError: a mistake in the options, or in the configuration.
         interrupt.Stopped: after SIGTERM or Ctrl-C, once the run has saved.
     """
-    parser = Parser("rates", __doc__)
-    parser.add_argument("--config", required=True, help="configuration: configs/cifar10.py")
-    parser.add_argument(
-        "--workdir", type=nonempty_path, required=True, help="directory of all runs"
-    )
-    parser.add_argument("--models", nargs="+", default=MODELS, help="after the config's colon")
-    parser.add_argument("--betas", nargs="+", type=float, default=BETAS, help="weights of the KL")
-    options, common = parser.parse_known_args(argv)
-    runtime.keep_freed_memory()
-    runtime.keep_compiled_programs(cache.home() / "compiled")
-    file = options.config.partition(":")[0]
+    values, file = study.begin(argv, __doc__, _define)
     points: list[Point] = []
-    for model in options.models:
-        for beta in options.betas:
-            config, _ = command_line.load_config(f"{file}:{model}", common)
-            config.objective.beta = beta
-            directory = options.workdir / f"{model}_beta={beta:g}"
+    for model in values.models:
+        for beta in values.betas:
+            fields = {**options.overrides(values), "objective.beta": beta}
+            config = options.load(f"{file}:{model}", fields)
+            directory = values.workdir / f"{model}_beta={config.objective.beta:g}"
             result = loop.train(config, directory)
-            job = jobs.prepare(config, directory)
-            points.append({"model": model, "beta": beta, **_measure(job, directory)})
+            job, variables = jobs.prepare(config, directory), trained.load(directory).variables
+            measured = _figures(job, job.recipe, variables)
+            points.append({"model": model, "beta": config.objective.beta, **measured})
     points += _pca(job)
-    settings = {
-        "dataset": job.config.dataset.name,
-        "split": job.config.dataset.eval_split,
-        "num_steps": result["step"],
-        "batch_size": job.config.batch_size,
-        "device": summary.device(result["device"]),
-        "versions": result["versions"],
-        "command": shlex.join(["python", "-m", "experiments.rates", *argv]),
-    }
-    workdirs.write_json(options.workdir / "rates.json", {"settings": settings, "points": points})
-    path = options.workdir / "rates.png"
+    settings = study.settings("rates", argv, config, result)
+    workdirs.write_json(values.workdir / "rates.json", {"settings": settings, "points": points})
+    path = values.workdir / "rates.png"
     with os_errors_for_user(f"{path} cannot be written"):
         draw(points).savefig(path)
     print(f"written: {path}")
@@ -90,11 +74,6 @@ def draw(points: Sequence[Point]) -> Any:
         x=("kl", "rate: KL, nats an image"),
         ys=(("psnr", "PSNR, dB"), ("ssim", "SSIM")),
     )
-
-
-def _measure(job: jobs.Job, directory: Path) -> Point:
-    variables = trained.load(directory).variables
-    return _figures(job, job.recipe, variables)
 
 
 def _pca(job: jobs.Job) -> list[Point]:
@@ -123,4 +102,4 @@ def _figures(job: jobs.Job, recipe: Any, variables: Any) -> Point:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    options.run_command(main)

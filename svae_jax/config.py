@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_collections
 import optax
+from flax import traverse_util
 
 from svae_jax import data as data_sets
 from svae_jax import latents, likelihoods, sizes
@@ -264,15 +265,9 @@ def get_field(config: ml_collections.ConfigDict, field: str) -> Any:
     return config
 
 
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
     """{"a": {"b": 1}} as {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+    return traverse_util.flatten_dict(nested, sep=".")
 
 
 def model(

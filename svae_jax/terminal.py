@@ -88,6 +88,13 @@ def say(line: str) -> None:
     print(line, file=stderr(), flush=True)
 
 
+def duration(seconds: float) -> str:
+    """Formats as 0:42, 12:05 or 3:04:05."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+
+
 def protect() -> None:
     """Makes all writes of this process to standard output and error drop what they cannot write."""
     for number in (0, 1, 2):

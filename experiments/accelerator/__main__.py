@@ -22,7 +22,6 @@ Real images come as files that `experiments.accelerator.packing` writes. Measure
 several GPUs, set CUDA_VISIBLE_DEVICES=0.
 """
 
-import argparse
 import itertools
 import os
 import shlex
@@ -32,8 +31,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from absl import flags
+
+from experiments import options as command
 from experiments.accelerator import packing
 from experiments.accelerator.parts import PARTS
 from experiments.accelerator.sizes import BY_SHAPE, FULL, TINY, Context, Row
@@ -41,7 +43,6 @@ from experiments.accelerator.speed import goals
 from experiments.accelerator.worker import GRACE, Worker
 from experiments.benchmark import terminal
 from experiments.benchmark.stopwatch import say
-from experiments.options import Parser, nonempty_path, run_command
 from svae_jax.data import cache
 from svae_jax.errors import UserError
 from svae_jax.files import os_errors_for_user, replacing
@@ -73,39 +74,45 @@ def main(argv: Sequence[str]) -> int:
     return 128 + request.signal_number if request.signal_number else 0
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser("accelerator", __doc__)
-    option = parser.add_argument
-    option("--budget", type=int, required=True, help="seconds for all parts, at least 60")
-    option(
-        "--out",
-        type=nonempty_path,
-        required=True,
-        help="directory for the results; an empty or new one",
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_integer("budget", None, "seconds for all parts", 60, flag_values=values)
+    flags.mark_flag_as_required("budget", values)
+    command.define_path("out", "directory for the results; an empty or new one", values)
+    flags.DEFINE_list("images", [], "files of packed images, separated by commas", values)
+    told = f"of {', '.join(PARTS)}"
+    flags.DEFINE_list("parts", [], f"{told} (default: all)", values)
+    flags.register_validator(
+        "parts", lambda parts: PARTS.keys() >= set(filter(None, parts)), f"must be {told}", values
     )
-    option("--images", default="", help="files of packed images, separated by commas")
-    option("--parts", default="", help=f"of {','.join(PARTS)} (default: all)")
-    option("--allow_cpu", action="store_true", help="run although there is no accelerator")
-    option("--tiny", action="store_true", help="tiny networks and few steps: only a rehearsal")
-    options = parser.parse_args(argv)
-    if options.budget < 60:
-        raise UserError(f"--budget={options.budget}: at least 60 s are needed")
-    options.parts = tuple(filter(None, options.parts.split(","))) or tuple(PARTS)
-    if unknown := set(options.parts) - PARTS.keys():
-        raise UserError(f"--parts: {min(unknown)} must be one of {', '.join(PARTS)}")
-    options.images = tuple(map(Path, filter(None, options.images.split(","))))
-    if options.images and (shape := packing.image_shape(options.images)) not in BY_SHAPE:
+    flags.DEFINE_bool("allow_cpu", False, "run although there is no accelerator", values)
+    flags.DEFINE_bool("tiny", False, "tiny networks and few steps: only a rehearsal", values)
+
+
+class _Options(NamedTuple):
+    """The flags of the command."""
+
+    budget: int
+    out: Path
+    images: tuple[Path, ...]
+    parts: tuple[str, ...]
+    allow_cpu: bool
+    tiny: bool
+
+
+def _parse(argv: Sequence[str]) -> _Options:
+    values = command.parse(argv, __doc__, _define)
+    images = tuple(map(Path, filter(None, values.images)))
+    if images and (shape := packing.image_shape(images)) not in BY_SHAPE:
         known = " and ".join(map(str, BY_SHAPE))
         raise UserError(f"--images: they are of shape {shape}; possible are {known}")
-    return options
+    parts = tuple(filter(None, values.parts)) or tuple(PARTS)
+    return _Options(values.budget, values.out, images, parts, values.allow_cpu, values.tiny)
 
 
-def _run(
-    options: argparse.Namespace, worker: Worker, end: float, request: interrupt.Request
-) -> None:
+def _run(options: _Options, worker: Worker, end: float, request: interrupt.Request) -> None:
     """Runs each part within its share of the time that is left; writes after each row."""
-    command = f"python -m experiments.accelerator {shlex.join(sys.argv[1:])}"
-    report: dict[str, Any] = {"command": command, "budget": options.budget, "parts": {}}
+    words = f"python -m experiments.accelerator {shlex.join(sys.argv[1:])}"
+    report: dict[str, Any] = {"command": words, "budget": options.budget, "parts": {}}
     with tempfile.TemporaryDirectory() as scratch:
         for i, name in enumerate(options.parts):
             rows: list[Row] = []
@@ -137,9 +144,7 @@ def _run(
             print("\n".join(_section(name, entry)), flush=True)
 
 
-def _skipped(
-    name: str, options: argparse.Namespace, left: float, request: interrupt.Request
-) -> str | None:
+def _skipped(name: str, options: _Options, left: float, request: interrupt.Request) -> str | None:
     """Why a part is not begun; None if it is."""
     if request.signal_number:
         return f"stopped by {signal.Signals(request.signal_number).name}"
@@ -152,7 +157,7 @@ def _rows(report: Mapping[str, Any]) -> dict[str, list[Row]]:
     return {name: entry["rows"] for name, entry in report["parts"].items()}
 
 
-def _can_run(name: str, options: argparse.Namespace) -> bool:
+def _can_run(name: str, options: _Options) -> bool:
     return bool(options.images) or not PARTS[name].needs_images
 
 
@@ -176,4 +181,4 @@ def _section(name: str, entry: Mapping[str, Any]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    command.run_command(main)

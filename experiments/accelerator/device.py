@@ -133,7 +133,7 @@ def _events(path: Path) -> tuple[collections.Counter, collections.Counter, float
     # A TPU has lines for steps and modules besides; a GPU a line for each stream.
     operations = [line for line in lines if line.name == "XLA Ops"]
     operations = operations or [line for line in lines if line.name.startswith("Stream")] or lines
-    totals, counts = collections.Counter(), collections.Counter()
+    totals, counts = collections.Counter[str](), collections.Counter[str]()
     begin, end = np.inf, 0.0
     for line in operations:
         for event in line.events:

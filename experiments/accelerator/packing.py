@@ -18,11 +18,11 @@ from concurrent import futures
 from pathlib import Path
 
 import numpy as np
+from absl import flags
 from jaxtyping import UInt8
 from PIL import Image
 
-from experiments.options import Parser, nonempty_path, run_command
-from svae_jax import command_line
+from experiments import options
 from svae_jax.errors import UserError
 from svae_jax.files import os_errors_for_user
 
@@ -115,42 +115,40 @@ def _decode(content: bytes) -> Images:
 
 
 def _digest(images: Images) -> str:
-    return hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_integer("files", 2, "number of files", 1, flag_values=values)
+    options.define_path("out", "directory for the files", values)
 
 
 def main(argv: Sequence[str]) -> None:
     """Packs the images of a configuration, and prints what each file takes."""
-    parser = Parser("accelerator.packing", __doc__)
-    option = parser.add_argument
-    option("--config", default="configs/cifar10.py", help="configuration (default: %(default)s)")
-    option("--files", type=int, default=2, help="number of files (default: %(default)s)")
-    option("--out", type=nonempty_path, required=True, help="directory for the files")
-    options, rest = parser.parse_known_args(argv)
-    dataset = command_line.load_config(options.config, rest)[0].dataset
-    if options.files < 1:
-        raise UserError(f"--files={options.files} must be at least 1")
+    values = options.parse(argv, __doc__, _define, config="configs/cifar10.py")
+    dataset = values.config.dataset
     from svae_jax import data  # imports TFDS on use
 
     arrays = {
         name: data.load_of(dataset.to_dict(), None, split)
         for name, split in (("train", dataset.split), ("test", dataset.eval_split))
     }
-    with os_errors_for_user(f"--out={options.out} cannot be written"):
-        options.out.mkdir(parents=True, exist_ok=True)
-    for i in range(options.files):
-        path = options.out / f"images-{i + 1}.zip"
+    with os_errors_for_user(f"--out={values.out} cannot be written"):
+        values.out.mkdir(parents=True, exist_ok=True)
+    for i in range(values.files):
+        path = values.out / f"images-{i + 1}.zip"
         parts = {
-            name: images[slice(*(math.ceil(len(images) * k / options.files) for k in (i, i + 1)))]
+            name: images[slice(*(math.ceil(len(images) * k / values.files) for k in (i, i + 1)))]
             for name, images in arrays.items()
         }
         pack(path, parts)
         again = unpack([path])
         assert all(np.array_equal(again[name], part) for name, part in parts.items())
         counts = ", ".join(f"{len(part):,} {name}" for name, part in parts.items())
-        values = sum(part.size for part in parts.values())
+        count = sum(part.size for part in parts.values())
         size = path.stat().st_size
-        print(f"{path}: {counts}; {size / 2**20:.1f} MiB, {8 * size / values:.2f} bits a value")
+        print(f"{path}: {counts}; {size / 2**20:.1f} MiB, {8 * size / count:.2f} bits a value")
 
 
 if __name__ == "__main__":
-    run_command(main)
+    options.run_command(main)

@@ -1,7 +1,6 @@
 """Training on real images, with held-out bounds, and samplers of its latents."""
 
 import functools
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from svae_jax.analysis import assessment, drawing, fitted, fitting, trained
 from svae_jax.errors import UserError
 from svae_jax.evaluation import grids
 from svae_jax.run import image_files, interrupt
+from svae_jax.run import workdir as workdirs
 from svae_jax.training import loop
 
 _unpack = functools.lru_cache(maxsize=1)(packing.unpack)
@@ -50,7 +50,7 @@ def _train(context: Context, model: str, batch: int) -> Iterator[Row]:
     except interrupt.Stopped as error:
         stopped = error
     seconds = time.perf_counter() - begin
-    for values in _metrics(directory):
+    for values in workdirs.read_metrics(directory):
         epoch, remainder = divmod(values["step"], steps)
         if "eval/elbo" in values and epoch in epochs and remainder == 0:
             named = {"elbo": "ELBO, nats", "kl": "KL, nats", "bits_per_dim": "bits/dim"}
@@ -59,11 +59,6 @@ def _train(context: Context, model: str, batch: int) -> Iterator[Row]:
     yield {"trained": model, "to its end": "no" if stopped else "yes", "seconds": seconds}
     if stopped is not None:
         raise stopped
-
-
-def _metrics(directory: Path) -> list[Row]:
-    path = directory / "metrics.jsonl"
-    return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
 
 
 def samplers(context: Context, model: str) -> Iterator[Row]:

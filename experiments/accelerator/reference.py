@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from experiments import options
 from experiments.accelerator.sizes import FULL, TINY, Sizes, configuration
 from experiments.benchmark import workloads
 from experiments.compiled import compiling, targets
-from experiments.options import Parser, run_command
 from svae_jax import latents
 from svae_jax.data import cache
 from svae_jax.devices import runtime, sharding
@@ -79,7 +79,7 @@ def measure(sizes: Sizes, name: str, timed: int, dtype: str = "float32") -> Foun
     everywhere = sharding.replicated(mesh)
     empty = jax.jit(TrainMetrics.empty, out_shardings=everywhere)
     state = jax.jit(lambda: step.init_state(recipe), out_shardings=everywhere)()
-    at, numbers = 0, {}
+    at, numbers = 0, dict[str, float]()
     for when, stop in (("step 1", 1), (f"steps 2 to {_STEPS}", _STEPS), ("timed", _STEPS + timed)):
         totals, begin = empty(), time.perf_counter()
         while at < stop:
@@ -127,7 +127,7 @@ def _estimates(name: str) -> dict[str, dict[str, float]]:
 
 def main(argv: Sequence[str]) -> None:
     """Writes `reference.json`, and prints how far bfloat16 is from float32."""
-    Parser("accelerator.reference", __doc__).parse_args(argv)
+    options.parse(argv, __doc__)
     runtime.keep_compiled_programs(cache.home() / "compiled")
     stored: dict[str, Any] = {"tiny": {}, "full": {}}
     for scale, sizes in (("tiny", TINY), ("full", FULL)):
@@ -143,4 +143,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    options.run_command(main)

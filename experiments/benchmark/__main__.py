@@ -12,6 +12,8 @@ No data set is needed: images are noise in the configuration's shape. The parts,
     size        and against the size d of a map
     memory      peak memory and speed of training on an array as large as CelebA's, resident and
                 streamed; writes 2 GB to a temporary directory
+    paper       Table 1 of the paper: the time of an epoch (1,600 updates, as the authors count it)
+                and of 10,000 images, for its four models, beside its own figures
     main        a run of svae_jax.main on the embedded data set: seconds to the first step, and
                 throughput with logs, samples and checkpoints; takes 1,000 updates
 
@@ -26,26 +28,57 @@ CUDA_VISIBLE_DEVICES=0.
 import contextlib
 import importlib.util
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 import jax
 import ml_collections
+import numpy as np
+from absl import flags
 
+from experiments import options
 from experiments.benchmark import baselines, processes, terminal, workloads
 from experiments.benchmark.baselines import OURS
 from experiments.benchmark.stopwatch import Record, in_turn, ratio, say, throughput
 from svae_jax import config as configs
+from svae_jax.devices import runtime
 from svae_jax.errors import UserError
 
 _COMPARED = ("training", "generation")
 _SCALED = {"batch_size": "batch_size", "maps": "latent.maps", "size": "latent.height latent.width"}
-_PARTS = (*_COMPARED, *_SCALED, "memory", "main")
+_PARTS = (*_COMPARED, *_SCALED, "memory", "paper", "main")
+
+# Seconds of an epoch and of 10,000 images on a Tesla K40C (Wang, Yuan, Ji 2017, Table 1).
+_PAPER = {
+    "vector": (167.0, 1.389),
+    "naive": (178.9, 1.368),
+    "mvn": (177.4, 1.377),
+    "lowrank": (173.0, 1.369),
+}
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_float("seconds", 20.0, "time of each measurement", 1e-3, flag_values=values)
+    options.define_path("json", "file for the results", values, required=False)
+    flags.register_validator(
+        "json",
+        lambda path: path is None or path.absolute().parent.is_dir(),
+        "there is no such directory",
+        values,
+    )
+    for name, words in (("parts", _PARTS), ("against", tuple(baselines.NAMES))):
+        told = f"of {', '.join(words)}"
+        flags.DEFINE_list(name, list(words[:2]), told, values)
+        flags.register_validator(name, set(words).issuperset, f"must be {told}", values)
 
 
 def main(argv: Sequence[str]) -> None:
     """Measures the parts asked for, and prints a table of each."""
-    values = terminal.parse(argv, __doc__, parts=_PARTS, against=tuple(baselines.NAMES))
+    values = options.parse(argv, __doc__, _define, config="configs/celeba.py:lowrank")
+    # A GPU's memory is shared with PyTorch, and with processes that are measured.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    runtime.keep_freed_memory()  # as `svae_jax.main` does
     config, against = values.config, values.against
     configs.check(config, num_devices=jax.device_count())
     if "pytorch" in against and importlib.util.find_spec("torch") is None:
@@ -60,6 +93,10 @@ def main(argv: Sequence[str]) -> None:
             records = comparison(part, config, against, values.seconds)
         elif part in _SCALED:
             records = scaling(part, config, values.seconds)
+        elif part == "paper":
+            file, fields = options.config_path(values).partition(":")[0], options.overrides(values)
+            models = {name: options.load(f"{file}:{name}", fields) for name in _PAPER}
+            records = paper(models, values.seconds)
         else:
             measure = processes.memory if part == "memory" else processes.whole_run
             records = measure(config, values.seconds)
@@ -118,5 +155,26 @@ def scaling(part: str, config: ml_collections.ConfigDict, seconds: float) -> lis
     return list(records.values())
 
 
+def paper(models: Mapping[str, ml_collections.ConfigDict], seconds: float) -> list[Record]:
+    """Seconds of an epoch and of 10,000 images, and the ratios to `vector`; here, and there."""
+    records: dict[str, Record] = {name: {"model": name} for name in models}
+    units = {"training": 1600, "generation": 10_000 / workloads.GENERATED}
+    for column, what in enumerate(_COMPARED):
+        times = in_turn(
+            {name: baselines.contender(OURS, what, c.to_json()) for name, c in models.items()},
+            seconds,
+        )
+        told = ("epoch", "10,000 images")[column]
+        for name, taken in times.items():
+            theirs = _PAPER[name][column]
+            records[name] |= {
+                f"{told}, s": float(np.median(taken)) * units[what],
+                f"{told} / vector": ratio(taken, times["vector"]),
+                f"paper, {told}, s": theirs,
+                f"paper, {told} / vector": theirs / _PAPER["vector"][column],
+            }
+    return list(records.values())
+
+
 if __name__ == "__main__":
-    terminal.run(main)
+    options.run_command(main)

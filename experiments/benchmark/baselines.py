@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +34,8 @@ def contender(
     """The training or generation (`part`) of this project, `OURS`, or of a baseline in `NAMES`."""
     recipe = workloads.recipe(config := configs.from_dict(json.loads(config_json)))
     images = workloads.noise(config)
+    train: Callable[..., Contender]
+    generate: Callable[..., Contender]
     if name == OURS:
         train, generate = workloads.training, workloads.generation
     elif name == PLAIN:
@@ -110,8 +112,8 @@ def _numbers(recipe, variables, pixels, z) -> dict[str, Any]:
     )
     recipe = recipe._replace(optimizer=keeps_gradients)
     images = jax.jit(functools.partial(recipe.model.apply, method="decode"))(variables, z)
-    params, health = variables["params"], step.Health(np.int32(0), np.int32(-1), np.int32(0))
-    state = step.TrainState(np.int32(0), params, variables["batch_stats"], params, None, health)
+    params, health = variables["params"], step.Health(*map(jnp.int32, (0, -1, 0)))
+    state = step.TrainState(jnp.int32(0), params, variables["batch_stats"], params, None, health)
     state, losses = jax.jit(functools.partial(step.train_step, recipe))(state, pixels)
     numbers = {name: losses[name] for name in ("loss", "reconstruction", "kl")}
     return jax.device_get(numbers | {"images": images, "gradients": state.opt_state})
@@ -137,4 +139,4 @@ def largest_difference(name: str, ours: PyTree, theirs: PyTree) -> float:
 
 def _difference(ours: Any, theirs: Any) -> float:
     ours, theirs = (np.asarray(x, np.float64) for x in (ours, theirs))
-    return float(np.linalg.norm(ours - theirs) / max(np.linalg.norm(ours), 1e-30))
+    return float(np.linalg.norm(ours - theirs)) / max(float(np.linalg.norm(ours)), 1e-30)

@@ -32,6 +32,7 @@ class Network(nn.Module):
     def __init__(self, model: SpatialVAE, image_size: int, channels: int):
         """Builds the layers of `model`."""
         super().__init__()
+        assert model.likelihood is not None  # every configuration has one
         self.posterior, self.min_sigma = model.posterior, model.likelihood.min_sigma
         self.low_precision = model.decoder.style.dtype == "bfloat16"
         self.encoder, self.decoder, self.unused = nn.ModuleList(), nn.ModuleList(), []
@@ -135,7 +136,7 @@ def translated(
                 tracked = batch_stats[side][f"Block_{i}"]["BatchNorm_0"]
                 named[f"{name}.1.running_mean"] = tracked["mean"]
                 named[f"{name}.1.running_var"] = tracked["var"]
-                named[f"{name}.1.num_batches_tracked"] = 0
+                named[f"{name}.1.num_batches_tracked"] = np.asarray(0)
     last, dense = params["decoder"]["Convolution_0"], params["encoder"]["Dense_0"]
     named["last.weight"] = np.asarray(last["kernel"]).transpose(2, 3, 0, 1)
     named["last.bias"] = last["bias"]

@@ -12,27 +12,50 @@ seed, and comparison.png (reconstructions and samples of seed 0). The same comma
 comparison that was stopped or killed; what is done is not done again.
 """
 
-import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_collections
+from absl import flags
 
+from experiments import options, study
 from experiments.compare import figure, plan, summary, tables
 from experiments.compare.plan import Run, Setting
-from experiments.options import Parser, nonempty_path, run_command
-from experiments.sweep import engines, outcomes
+from experiments.sweep import engines
 from experiments.sweep import trials as trials_lib
-from experiments.sweep.trials import Trial
-from svae_jax import command_line
+from experiments.sweep.trial import DONE, POSTERIOR, Options, Trial
 from svae_jax.analysis import assessment
 from svae_jax.errors import UserError
 from svae_jax.files import os_errors_for_user
 from svae_jax.run import workdir as workdirs
+
+
+def _define(values: flags.FlagValues) -> None:
+    options.define_path("workdir", "directory of the comparison and its runs", values)
+    flags.DEFINE_bool("quick", False, f"minutes instead of hours: {plan.QUICK}", values)
+    flags.DEFINE_string("split", "", "held-out split of the tables (dataset.eval_split)", values)
+    flags.DEFINE_string("features", "", "inception or efficientnet_lite0, as of evaluate", values)
+    # A comma stands before a model's options.
+    flags.DEFINE_spaceseplist(
+        "models", None, "separated by blanks: 'vector lowrank,rank=2'", flag_values=values
+    )
+    flags.DEFINE_list("scalings", None, "of the objective, separated by commas", values)
+    flags.DEFINE_list(
+        "learning_rates", None, "tried; one is for all, '' is the config's", flag_values=values
+    )
+    flags.DEFINE_list("samplers", None, "fitted to each run, separated by commas", values)
+    for name, least, meaning in (
+        ("search_steps", 0, "updates of each run of that search; 0: of all runs"),
+        ("seeds", 1, "runs of each model"),
+        ("flow_steps", 0, "updates of the sampler flow; 0: its default"),
+        ("importance_samples", 1, "K of the importance-weighted bound"),
+        ("num_samples", 1, "images drawn from each sampler"),
+    ):
+        flags.DEFINE_integer(name, None, meaning, least, flag_values=values)
+    engines.define(values)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,23 +65,20 @@ def main(argv: Sequence[str]) -> None:
         UserError: a mistake in the options, or a run, fit or evaluation that failed.
         interrupt.Stopped: after SIGTERM or Ctrl-C, once the runs have saved.
     """
-    options, common = _parse(argv)
-    setting = _setting(options)
-    config, fixed = command_line.load_config(options.config, common)
-    if setting.num_steps and "num_steps" not in fixed:
-        common = [*common, f"--config.num_steps={setting.num_steps}"]
-    engine = engines.Options(options.engine, gpus=options.gpus, cpus=options.cpus)
+    values = options.parse(argv, __doc__, _define, config="")
+    setting, file = _setting(values), options.config_path(values).partition(":")[0]
+    common = options.overrides(values)
+    if setting.num_steps:
+        common = {"num_steps": setting.num_steps, **common}
+    engine = Options(values.engine, gpus=values.gpus, cpus=values.cpus)
     engines.check(engine)
-    file = options.config.partition(":")[0]
-    _check_models(file, dict.fromkeys(model for model, _ in setting.pairs), common)
+    rates = _given_rates(file, setting, common)
     search = plan.Search({}, "")
     if len(setting.learning_rates) > 1:
-        search = _search(file, config, setting, options.workdir / "search", common, engine)
+        search = _search(values, setting, common, engine)
         rates = plan.best_rates(search.elbos)
-    else:
-        rates = _given_rates(file, setting, common)
     runs = list(plan.final_runs(setting, rates))
-    directory = options.workdir / "runs"
+    directory = values.workdir / "runs"
     trials = _trials(file, runs, directory, common)
     records: list[dict[str, Any]] = []
     for seed in range(setting.seeds):
@@ -66,72 +86,61 @@ def main(argv: Sequence[str]) -> None:
         elbos = _train(of_seed, directory, engine)
         for run, trial in of_seed.items():
             if elbos[run] is None:
-                raise UserError(f"{trial.name} failed: {outcomes.read(trial).reason}")
-            records.append(_finish(run, trial, setting, options))
-        _write(options, setting, search, records, argv)
+                raise UserError(f"{trial.name} failed: {trial.outcome().reason}")
+            records.append(_finish(run, trial, setting, values))
+        _write(values, setting, search, records, argv)
     # Last: from here on this process holds the device.
-    _draw(options, setting, {run: trial for run, trial in trials.items() if run.seed == 0})
-
-
-def _check_models(file: str, models: Iterable[str], common: Sequence[str]) -> None:
-    """Raises UserError unless the configuration has all models."""
-    for model in models:
-        try:
-            command_line.load_config(f"{file}:{model}", common)
-        except UserError as error:
-            raise UserError(f"{error} (--models says what is compared)") from None
+    _draw(values, setting, {run: trial for run, trial in trials.items() if run.seed == 0})
 
 
 def _given_rates(
-    file: str, setting: Setting, common: Sequence[str]
+    file: str, setting: Setting, common: Mapping[str, Any]
 ) -> dict[tuple[str, str], float]:
-    """(model, scaling) -> the only learning rate of the setting, or the model's configured one."""
+    """(model, scaling) -> the only learning rate of the setting, or the model's configured one.
 
-    def configured(model: str) -> float:
-        return command_line.load_config(f"{file}:{model}", common)[0].optimizer.learning_rate
-
-    single = setting.learning_rates[0] if setting.learning_rates else None
-    return {pair: configured(pair[0]) if single is None else single for pair in setting.pairs}
+    Raises:
+        UserError: the configuration lacks a model.
+    """
+    found = {}
+    for model, scaling in setting.pairs:
+        try:
+            configured = options.load(f"{file}:{model}", common).optimizer.learning_rate
+        except UserError as error:
+            raise UserError(f"{error} (--models says what is compared)") from None
+        found[model, scaling] = (*setting.learning_rates, configured)[0]
+    return found
 
 
 def _trials(
-    file: str, runs: Sequence[Run], directory: Path, common: Sequence[str]
+    file: str, runs: Sequence[Run], directory: Path, common: Mapping[str, Any]
 ) -> dict[Run, Trial]:
-    overrides = [{trials_lib.POSTERIOR: run.model, **run.overrides} for run in runs]
+    overrides = [{POSTERIOR: run.model, **run.overrides} for run in runs]
     made = trials_lib.make(file, overrides, directory, common)
     trials_lib.claim(directory, "comparison", file, made)
     return dict(zip(runs, made, strict=True))
 
 
-def _train(
-    trials: dict[Run, Trial], directory: Path, engine: engines.Options
-) -> dict[Run, float | None]:
+def _train(trials: dict[Run, Trial], directory: Path, engine: Options) -> dict[Run, float | None]:
     """The held-out ELBO of each run; None where it failed."""
     found = engines.run(list(trials.values()), directory, engine)
-    done = [outcome.status == outcomes.DONE for outcome in found]
-    elbos = [o.metrics["eval/elbo"] if d else None for o, d in zip(found, done, strict=True)]
+    elbos = [o.metrics["eval/elbo"] if o.status == DONE else None for o in found]
     return dict(zip(trials, elbos, strict=True))
 
 
 def _search(
-    file: str,
-    config: ml_collections.ConfigDict,
-    setting: Setting,
-    directory: Path,
-    common: Sequence[str],
-    engine: engines.Options,
+    values: flags.FlagValues, setting: Setting, common: Mapping[str, Any], engine: Options
 ) -> plan.Search:
     """Trains with each learning rate on nine tenths of the training split."""
-    splits = plan.search_split(config.dataset.split)
-    fields = {**splits, **({"num_steps": setting.search_steps} if setting.search_steps else {})}
-    arguments = [*common, *(f"--config.{field}={value}" for field, value in fields.items())]
-    trials = _trials(file, plan.search_runs(setting), directory, arguments)
+    splits = plan.search_split(values.config.dataset.split)
+    fields = {**common, **splits}
+    if setting.search_steps:
+        fields["num_steps"] = setting.search_steps
+    file, directory = options.config_path(values).partition(":")[0], values.workdir / "search"
+    trials = _trials(file, plan.search_runs(setting), directory, fields)
     return plan.Search(_train(trials, directory, engine), splits["dataset.eval_split"])
 
 
-def _finish(
-    run: Run, trial: Trial, setting: Setting, options: argparse.Namespace
-) -> dict[str, Any]:
+def _finish(run: Run, trial: Trial, setting: Setting, values: flags.FlagValues) -> dict[str, Any]:
     """Fits the samplers to a run and evaluates it, as far as that is not done, in own processes."""
     directory = str(trial.workdir)
     for name in setting.samplers:
@@ -139,16 +148,17 @@ def _finish(
         steps = [f"--config.flow.num_steps={setting.flow_steps}"] if is_flow else []
         _command("fit_sampler", f"--workdir={directory}", f"--sampler={name}", *steps)
     wanted = {
-        "split": options.split,
+        "split": values.split,
         "importance_samples": setting.importance_samples,
         "num_samples": setting.num_samples,
-        "features": options.features,
+        "features": values.features,
     }
     result = workdirs.read_json(trial.workdir / "result.json") or {}
-    evaluation = assessment.read(trial.workdir, options.split)
+    evaluation = assessment.read(trial.workdir, values.split)
     if not _is_current(evaluation, wanted, result["step"], setting.samplers):
         _command("evaluate", f"--workdir={directory}", *(f"--{k}={v}" for k, v in wanted.items()))
-        evaluation = assessment.read(trial.workdir, options.split)
+        evaluation = assessment.read(trial.workdir, values.split)
+    assert evaluation is not None  # it was written, or the command has failed
     return {
         **run._asdict(),
         "latent": summary.latent(evaluation["config"]["latent"]),
@@ -190,7 +200,7 @@ def _command(name: str, *arguments: str) -> None:
 
 
 def _write(
-    options: argparse.Namespace,
+    values: flags.FlagValues,
     setting: Setting,
     search: plan.Search,
     records: list[dict[str, Any]],
@@ -207,7 +217,7 @@ def _write(
             "samplers": ["prior", *setting.samplers],
             "importance_samples": setting.importance_samples,
             "num_samples": setting.num_samples,
-            "features": options.features,
+            "features": values.features,
             "device": summary.device(first["device"]),
             "command": shlex.join(["python", "-m", "experiments.compare", *argv]),
         },
@@ -216,94 +226,45 @@ def _write(
             {k: v for k, v in record.items() if k not in (*shared, "device")} for record in records
         ],
     }
-    workdirs.write_json(options.workdir / "comparison.json", content)
-    path = options.workdir / "comparison.md"
-    with os_errors_for_user(f"{path} cannot be written"):
-        path.write_text(tables.render(content))
-    print(f"written: {path}")
+    study.write(values.workdir / "comparison", content, tables.render)
 
 
-def _draw(options: argparse.Namespace, setting: Setting, trials: dict[Run, Trial]) -> None:
+def _draw(values: flags.FlagValues, setting: Setting, trials: dict[Run, Trial]) -> None:
     """Writes `comparison.png` of the runs with the first of the objectives."""
     directories = {
         run.model: trial.workdir
         for run, trial in trials.items()
         if run.scaling == setting.scalings[0]
     }
-    rows = figure.strips(directories, ["prior", *setting.samplers], options.split)
-    path = options.workdir / "comparison.png"
+    rows = figure.strips(directories, ["prior", *setting.samplers], values.split)
+    path = values.workdir / "comparison.png"
     with os_errors_for_user(f"{path} cannot be written"):
         figure.save(path, rows)
     print(f"written: {path}")
 
 
-def _setting(options: argparse.Namespace) -> Setting:
-    """The quick or the full setting, with what the options change.
+def _setting(values: flags.FlagValues) -> Setting:
+    """The quick or the full setting, with what the flags change.
 
     Raises:
-        UserError: an option is not allowed.
+        UserError: a value is not allowed.
     """
-    given = {name: getattr(options, name, None) for name in Setting._fields}
-    changed = {name: value for name, value in given.items() if value is not None}
-    setting = (plan.QUICK if options.quick else plan.FULL)._replace(**changed)
-    if unknown := {*setting.scalings} - {*plan.FULL.scalings}:
-        raise UserError(f"--scalings={min(unknown)} must be among {', '.join(plan.FULL.scalings)}")
-    if unknown := {*setting.samplers} - {*plan.FULL.samplers}:
-        raise UserError(f"--samplers={min(unknown)} must be among {', '.join(plan.FULL.samplers)}")
-    for name, least in (
-        ("seeds", 1),
-        ("search_steps", 0),
-        ("flow_steps", 0),
-        ("importance_samples", 1),
-    ):
-        if (value := getattr(setting, name)) < least:
-            raise UserError(f"--{name}={value} must be at least {least}")
+    given = {name: values[name].value for name in Setting._fields if name in values}
+    changed = {name: x for name, x in given.items() if x is not None}
+    kinds = {"models": str, "scalings": str, "samplers": str, "learning_rates": float}
+    for name, kind in kinds.items():
+        if name in changed:
+            try:
+                changed[name] = tuple(kind(word) for word in changed[name] if word)
+            except ValueError as error:
+                raise UserError(f"--{name}: {error}") from None
+    setting = (plan.QUICK if values.quick else plan.FULL)._replace(**changed)
+    for name in ("scalings", "samplers"):
+        known = getattr(plan.FULL, name)
+        if unknown := {*getattr(setting, name)} - {*known}:
+            raise UserError(f"--{name}={min(unknown)} must be among {', '.join(known)}")
     return setting
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word for word in text.split(",") if word)
-
-
-def _models(text: str) -> tuple[str, ...]:
-    """Models are separated by blanks: a comma stands before a model's options."""
-    return tuple(text.split())
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(word) for word in _words(text))
-
-
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options, and those that begin with --config., which are for all runs."""
-    parser = Parser("compare", __doc__)
-    option = parser.add_argument
-    option("--config", required=True, help="configuration, such as configs/cifar10.py")
-    option(
-        "--workdir",
-        type=nonempty_path,
-        required=True,
-        help="directory of the comparison and its runs",
-    )
-    option("--quick", action="store_true", help=f"minutes instead of hours: {plan.QUICK}")
-    option("--split", default="", help="held-out split of the tables (dataset.eval_split)")
-    option(
-        "--features", default="", help="inception or efficientnet_lite0, as of svae_jax.evaluate"
-    )
-    option("--models", type=_models, help="separated by blanks: 'vector lowrank,rank=2'")
-    option("--scalings", type=_words, help="of the objective, separated by commas")
-    option("--learning_rates", type=_numbers, help="tried; one is for all, '' is the config's")
-    option("--search_steps", type=int, help="updates of each run of that search; 0: of all runs")
-    option("--seeds", type=int, help="runs of each model")
-    option("--samplers", type=_words, help="fitted to each run, separated by commas")
-    option("--flow_steps", type=int, help="updates of the sampler flow; 0: its default")
-    option("--importance_samples", type=int, help="K of the importance-weighted bound")
-    option("--num_samples", type=int, help="images drawn from each sampler")
-    option("--engine", choices=engines.NAMES, default="ray", help="see experiments.sweep")
-    option("--cpus", type=int, help="CPU cores of a run")
-    option("--gpus", type=float, help="GPUs of a run")
-    return parser.parse_known_args(argv)
-
-
 if __name__ == "__main__":
-    run_command(main)
+    options.run_command(main)

@@ -58,27 +58,18 @@ def strips(
 
 
 def save(path: Path, rows: Sequence[Strip]) -> None:
-    """Draws the strips below each other, a block for each model, and saves a picture."""
+    """Draws the strips below each other, each with its name, and saves a picture."""
     from matplotlib.figure import Figure
 
-    begins = [i for i, row in enumerate(rows) if i == 0 or row.model != rows[i - 1].model]
-    heights = [1.25 if i in begins[1:] else 1.0 for i in range(len(rows))]
-    tile = 0.5  # inches
-    left = 2.1
-    figure = Figure(figsize=(left + tile * COLUMNS, tile * sum(heights)), dpi=200)
-    top, width = sum(heights), tile * COLUMNS / (left + tile * COLUMNS)
-    at = 0.0
-    for i, (row, height) in enumerate(zip(rows, heights, strict=True)):
-        at += height
-        axes = figure.add_axes((1 - width, (top - at) / top, width, 0.96 / top))
-        picture = grids.grid(row.images, columns=COLUMNS, padding=1)
-        axes.imshow(picture, aspect="auto", cmap="gray", interpolation="none")
-        axes.set_axis_off()
-        axes.text(-0.01, 0.5, row.what, transform=axes.transAxes, ha="right", va="center", size=8)
-        if i in begins and row.model:
+    tile, left = 0.5, 2.1  # inches
+    figure = Figure((left + tile * COLUMNS, tile * len(rows)), dpi=200, layout="constrained")
+    panels = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for axes, row, before in zip(panels, rows, (None, *rows), strict=False):
+        axes.imshow(grids.grid(row.images, columns=COLUMNS, padding=1), cmap="gray")
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        axes.set_ylabel(row.what, rotation=0, ha="right", va="center", size=8)
+        if row.model and (before is None or before.model != row.model):
             name = row.model.replace(",rank=", ", rank ")
-            axes.text(
-                -left / (tile * COLUMNS), 0.5, name, transform=axes.transAxes, va="center", size=9,
-                weight="bold",
-            )  # fmt: skip
+            axes.set_title(name, loc="left", size=8, weight="bold", pad=2)
     figure.savefig(path, facecolor="white", bbox_inches="tight", pad_inches=0.05)

@@ -114,10 +114,9 @@ class Search(NamedTuple):
 
     def to_json(self) -> list[dict[str, Any]]:
         """A record of each run."""
-        names = ("model", "scaling", "learning_rate")
         return [
-            {**{name: getattr(run, name) for name in names}, "elbo": elbo}
-            for run, elbo in self.elbos.items()
+            {"model": r.model, "scaling": r.scaling, "learning_rate": r.learning_rate, "elbo": elbo}
+            for r, elbo in self.elbos.items()
         ]
 
 
@@ -153,15 +152,14 @@ def best_rates(elbos: Mapping[Run, float | None]) -> dict[tuple[str, str], float
     Raises:
         UserError: all runs of a model failed.
     """
-    best: dict[tuple[str, str], Run] = {}
-    for run, elbo in elbos.items():
-        at = (run.model, run.scaling)
-        if elbo is not None and (at not in best or elbo > elbos[best[at]]):
-            best[at] = run
-    for model, scaling in dict.fromkeys((run.model, run.scaling) for run in elbos):
-        if (model, scaling) not in best:
-            raise UserError(f"all runs of {model} ({scaling}) failed; see their last lines above")
-    return {at: run.learning_rate for at, run in best.items()}
+    done = {run: elbo for run, elbo in elbos.items() if elbo is not None}
+    ranked = sorted(done, key=lambda run: done[run])  # of each model, the last one wins
+    best = {(run.model, run.scaling): run.learning_rate for run in ranked}
+    for run in elbos:
+        if (run.model, run.scaling) not in best:
+            told = f"all runs of {run.model} ({run.scaling}) failed; see their last lines above"
+            raise UserError(told)
+    return best
 
 
 def final_runs(setting: Setting, rates: Mapping[tuple[str, str], float]) -> Iterable[Run]:

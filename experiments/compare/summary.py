@@ -12,6 +12,7 @@ from svae_jax import latents
 from svae_jax.evaluation.per_image import METRICS
 
 Figures = Mapping[str, float]
+Spread = dict[str, Any]  # the mean of a figure, how it varies, and of how many runs
 
 BASELINES = ("vector", "best_vector", "plain_vector")  # models that the others are compared with
 CONFIDENCE = 0.95
@@ -60,7 +61,7 @@ def latent(described: Mapping[str, Any]) -> str:
     return "{name}{}, {height}x{width}x{maps}".format(rank, **described)
 
 
-def over_seeds(runs: Sequence[Figures]) -> dict[str, dict[str, float | int | None]]:
+def over_seeds(runs: Sequence[Figures]) -> dict[str, Spread]:
     """Mean and standard deviation of every figure over runs that differ in their seed alone.
 
     Returns:
@@ -70,9 +71,7 @@ def over_seeds(runs: Sequence[Figures]) -> dict[str, dict[str, float | int | Non
     return {name: _spread([run[name] for run in runs if name in run]) for name in _names(runs)}
 
 
-def paired(
-    runs: Mapping[int, Figures], baseline: Mapping[int, Figures]
-) -> dict[str, dict[str, float | int | None]]:
+def paired(runs: Mapping[int, Figures], baseline: Mapping[int, Figures]) -> dict[str, Spread]:
     """Differences to the baseline, seed by seed, with their interval of 95%.
 
     A pair shares the order of the images and every stream of random numbers, so part of the seeds'

@@ -7,7 +7,6 @@ call does outside the loop. Nothing is executed: times are estimates.
 A target is a device and, behind a colon, how many: h200, h200:4, v5e, v5e:2x2.
 """
 
-import argparse
 import json
 import math
 import os
@@ -18,13 +17,13 @@ if __name__ == "__main__":
     # Before JAX is imported, which would look for the devices of the compilers and warn.
     os.environ["JAX_PLATFORMS"] = "cpu"
 
-import ml_collections
+from absl import flags
 
+from experiments import options
 from experiments.compiled import compiling, targets
 from experiments.compiled.compiling import Compiled
-from experiments.options import Parser, nonempty_path, run_command
-from svae_jax import command_line, sizes
 from svae_jax import config as configs
+from svae_jax import sizes
 from svae_jax.errors import UserError
 
 # Images of the data sets' default training split.
@@ -41,25 +40,24 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         UserError: for a mistake in the options, or a compiler that is not installed.
     """
-    options, config = _parse(argv)
-    for target in options.target:
+    values = options.parse(argv, __doc__, _define, config="configs/celeba.py:lowrank")
+    for target in values.target:
         targets.find(target)
     results = {}
-    for target in options.target:
-        results[target] = _examine(target, config, options)
-        if options.json is not None:
+    for target in values.target:
+        results[target] = _examine(target, values)
+        if values.json is not None:
             text = json.dumps({"targets": results}, indent=2) + "\n"
-            options.json.write_text(text)
+            values.json.write_text(text)
 
 
-def _examine(
-    target: str, config: ml_collections.ConfigDict, options: argparse.Namespace
-) -> dict[str, Any]:
+def _examine(target: str, values: flags.FlagValues) -> dict[str, Any]:
     """Compiles for one target, prints what is found, and returns it for the JSON."""
+    config, generation_batch = values.config, values.generation_batch
     device, layout = targets.find(target)
     count = targets.num_devices(layout)
     configs.check(config, num_devices=count)
-    num_images = options.images or _NUM_IMAGES.get(config.dataset.name)
+    num_images = values.images or _NUM_IMAGES.get(config.dataset.name)
     if num_images is None:
         raise UserError(f"--images: how many has dataset.name={config.dataset.name!r}?")
     data_bytes = num_images * math.prod(sizes.image_shape(config))
@@ -73,9 +71,9 @@ def _examine(
         targets.devices(target),
         num_images=num_images,
         resident=resident,
-        generation_batch=options.generation_batch,
+        generation_batch=generation_batch,
     ):
-        images = options.generation_batch if name == "generate" else config.batch_size
+        images = generation_batch if name == "generate" else config.batch_size
         found[name] = _summary(compiled, device, config.model.dtype, images, resident)
         _print(name, found[name], device)
     return {**found, "memory": found["train_step"]["memory"], "largest_outside_loop":
@@ -90,7 +88,7 @@ def _summary(
     outside = compiled.program.outside_loop(at_least=0)
     number = sum(cost.kernels.values())
     floor = max(cost.bytes_moved / device.bandwidth, cost.flops / device.flops[dtype])
-    if isinstance(device, targets.Tpu):
+    if device.is_tpu:
         seconds = (cost.estimated_cycles or 0) / (device.clock * 1e9)
     else:
         seconds = floor + number * _LAUNCH
@@ -150,26 +148,16 @@ def _amount(value: float) -> str:
     return f"{value:.0f} "
 
 
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
-    parser = Parser("compiled", __doc__)
-    option = parser.add_argument
-    option(
-        "--config",
-        default="configs/celeba.py:lowrank",
-        help="configuration (default: %(default)s); its fields are given as --config.FIELD=VALUE",
+def _define(values: flags.FlagValues) -> None:
+    told = f"device to compile for, of {', '.join(targets.DEVICES)}; may be given several times"
+    flags.DEFINE_multi_string("target", None, told, values)
+    flags.mark_flag_as_required("target", values)
+    flags.DEFINE_integer(
+        "images", None, "size of the training split (default: the data set's)", flag_values=values
     )
-    option(
-        "--target",
-        action="append",
-        required=True,
-        help=f"device to compile for, of {', '.join(targets.DEVICES)}; may be given several times",
-    )
-    option("--images", type=int, help="size of the training split (default: the data set's)")
-    option("--generation_batch", type=int, default=1000, help="images generated at a time")
-    option("--json", type=nonempty_path, help="file to write the results to, as JSON")
-    options, rest = parser.parse_known_args(argv)
-    return options, command_line.load_config(options.config, rest)[0]
+    flags.DEFINE_integer("generation_batch", 1000, "images generated at a time", flag_values=values)
+    options.define_path("json", "file to write the results to, as JSON", values, required=False)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    options.run_command(main)

@@ -1,5 +1,6 @@
 """Compiles what a run executes, for devices that are not there."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -82,7 +83,7 @@ def _eval_step(recipe: Recipe, variables: PyTree, mesh: Mesh) -> Compiled:
     everywhere = sharding.replicated(mesh)
     shape = (recipe.batch_size, *recipe.image_shape)
     return _compile(
-        jax.jit(steps.eval_step.__wrapped__, static_argnums=(0, 5)),
+        jax.jit(inspect.unwrap(steps.eval_step), static_argnums=(0, 5)),
         recipe.model,
         _placed(variables, everywhere),
         _key(everywhere),
@@ -94,7 +95,7 @@ def _eval_step(recipe: Recipe, variables: PyTree, mesh: Mesh) -> Compiled:
 
 def _generate(recipe: Recipe, variables: PyTree, mesh: Mesh, count: int) -> Compiled:
     everywhere = sharding.replicated(mesh)
-    generate = jax.jit(steps.generate.__wrapped__, static_argnums=(0, 3))
+    generate = jax.jit(inspect.unwrap(steps.generate), static_argnums=(0, 3))
     placed = _placed(variables, everywhere)
     return _compile(generate, recipe.model, placed, _key(everywhere), count)
 

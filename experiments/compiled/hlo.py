@@ -6,6 +6,7 @@ kernel each.
 """
 
 import collections
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -77,11 +78,15 @@ class Program:
         """Parse the text of `jax.stages.Compiled.as_text()`."""
         self._computations, entry = _parse(text)
         operations = list(self._flat(self._computations[entry], through=("call",)))
-        loops = [op for op in operations if op.opcode == "while"]
         self.body, self.outside = operations, list[Operation]()
+        loops = {
+            op: self._computations[_find(r"body=%([\w.\-]+)", op.rest)]
+            for op in operations
+            if op.opcode == "while"
+        }
         if loops:
-            loop = max(loops, key=lambda op: len(self._computations[_body(op)]))
-            self.body = list(self._flat(self._computations[_body(loop)]))
+            loop = max(loops, key=lambda op: len(loops[op]))
+            self.body = list(self._flat(loops[loop]))
             self.outside = [op for op in operations if op is not loop]
         self._shapes = {op.name: op.shape for ops in self._computations.values() for op in ops}
 
@@ -91,14 +96,13 @@ class Program:
         collectives = collections.Counter(
             name for op in kernels for name in _COLLECTIVES if op.opcode.startswith(name)
         )
-        cycles = [_cycles(op) for op in kernels]
-        known = [n for n in cycles if n is not None]
+        cycles = [_find(r'"estimated_cycles":"(\d+)"', op.rest) for op in kernels]
         return Cost(
             kernels=dict(collections.Counter(map(self._kind, kernels)).most_common()),
             collectives=dict(collectives),
             bytes_moved=sum(self._bytes_moved(op) for op in kernels),
             flops=sum(map(self._flops, kernels)),
-            estimated_cycles=sum(known) if known else None,
+            estimated_cycles=sum(map(int, filter(None, cycles))) if any(cycles) else None,
         )
 
     def outside_loop(self, at_least: int) -> list[tuple[str, str, int]]:
@@ -172,18 +176,17 @@ class Program:
 
     def _product_flops(self, op: Operation) -> int:
         """FLOPs of a `dot` or `convolution`; zeros that a dilation puts in do not count."""
-        out = _size(op.shape)
+        out = 2 * _size(op.shape)
         if op.opcode == "dot":
             left = _dims(self._shapes[op.operands[0]])
-            axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.rest)
-            return 2 * out * math.prod(left[int(a)] for a in axes[1].split(",")) if axes else 0
+            axes = _find(r"lhs_contracting_dims=\{([\d,]+)\}", op.rest)
+            return out * math.prod(left[int(axis)] for axis in axes.split(",")) if axes else 0
         if op.opcode == "convolution":
             kernel = self._shapes[op.operands[1]]
-            labels = re.search(r"dim_labels=\w+_(\w+)->", op.rest)
-            dilated = re.search(r"lhs_dilate=([\dx]+)", _window(op))
-            zeros = math.prod(map(int, dilated[1].split("x"))) if dilated else 1
-            features = _dims(kernel)[labels[1].index("o")] if labels else 1
-            return 2 * out * _size(kernel) // features // zeros
+            labels = _find(r"dim_labels=\w+_(\w+)->", op.rest)
+            zeros = _find(r"lhs_dilate=([\dx]+)", _window(op)) or "1"
+            features = _dims(kernel)[labels.index("o")] if labels else 1
+            return out * _size(kernel) // features // math.prod(map(int, zeros.split("x")))
         return 0
 
     def _cudnn_flops(self, op: Operation) -> int:
@@ -194,8 +197,8 @@ class Program:
             small = first
         elif "BackwardFilter" in op.rest:
             small, kernel = second, op.shape
-        labels = re.search(r"dim_labels=\w+->(\w+)", op.rest)
-        features = _dims(small)[labels[1].index("f")] if labels else 1
+        labels = _find(r"dim_labels=\w+->(\w+)", op.rest)
+        features = _dims(small)[labels.index("f")] if labels else 1
         return 2 * _size(kernel) * _size(small) // features
 
 
@@ -227,33 +230,22 @@ def _parse(text: str) -> tuple[Mapping[str, list[Operation]], str]:
 
 def _closing(text: str) -> int:
     """Index of the parenthesis that closes one opened before the text."""
-    depth = 1
-    for i, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if depth == 0:
-            return i
-    return len(text)
+    depths = itertools.accumulate(((x == "(") - (x == ")") for x in text), initial=1)
+    return next((i - 1 for i, depth in enumerate(depths) if depth == 0), len(text))
 
 
-def _body(loop: Operation) -> str:
-    match = re.search(r"body=%([\w.\-]+)", loop.rest)
-    assert match is not None
-    return match[1]
-
-
-def _window(op: Operation) -> str:
-    match = re.search(r"window=\{([^}]*)\}", op.rest)
+def _find(pattern: str, text: str) -> str:
+    """The first group of a pattern, or nothing."""
+    match = re.search(pattern, text)
     return match[1] if match else ""
 
 
-def _cycles(op: Operation) -> int | None:
-    match = re.search(r'"estimated_cycles":"(\d+)"', op.rest)
-    return int(match[1]) if match else None
+def _window(op: Operation) -> str:
+    return _find(r"window=\{([^}]*)\}", op.rest)
 
 
 def _dims(shape: str) -> list[int]:
-    match = _SHAPE.search(shape)
-    return [int(n) for n in match[2].split(",") if n] if match else []
+    return [int(n) for n in _find(r"\w+\[([\d,]*)\]", shape).split(",") if n]
 
 
 def _size(shape: str) -> int:
@@ -262,16 +254,13 @@ def _size(shape: str) -> int:
 
 def _bytes(shape: str) -> int:
     """Bytes of an array, or of all arrays of a tuple."""
-    return sum(
-        math.prod(int(n) for n in dims.split(",") if n) * _BITS.get(kind, 8) // 8
-        for kind, dims in _SHAPE.findall(shape)
-    )
+    return sum(_size(m[0]) * _BITS.get(m[1], 8) // 8 for m in _SHAPE.finditer(shape))
 
 
 def _result_bytes(op: Operation) -> int:
     """Bytes that an operation makes; a copy's or slice's start also names its source."""
     if op.opcode in ("copy-start", "slice-start"):  # (result, source, _) or ((source), result, _)
-        return min(_bytes(match[0]) for match in list(_SHAPE.finditer(op.shape))[:2])
+        return min(_bytes(match[0]) for match in itertools.islice(_SHAPE.finditer(op.shape), 2))
     return _bytes(op.shape)
 
 

@@ -8,6 +8,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -25,95 +26,37 @@ _TPU_ENVIRONMENT = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Gpu:
-    """A GPU of NVIDIA, by the numbers of its data sheet.
+class Device:
+    """A GPU of NVIDIA or a TPU of Google, by the numbers of its data sheet.
 
     Attributes:
-        name: what the driver calls it.
-        capability: CUDA compute capability, such as 9.0 for Hopper.
-        cores: streaming multiprocessors.
-        fpus: float32 units a core.
-        threads: most resident threads a core.
-        shared_memory: bytes a core.
-        l2: bytes of the second cache.
-        clock: GHz.
+        name: what the driver or Google calls it.
         memory: bytes.
         bandwidth: bytes of memory a second.
-        flops: a second, by dtype; float32 in TF32 where the device has it, as JAX does by default.
+        flops: a second, by dtype; float32 as JAX multiplies by default, in TF32 or bfloat16.
+        clock: GHz; of a TPU the peak FLOPs over what the matrix units do in a cycle.
+        details: of a GPU, what XLA's `GpuDeviceInfoProto` says besides; of a TPU none.
     """
 
     name: str
-    capability: tuple[int, int]
-    cores: int
-    fpus: int
-    threads: int
-    shared_memory: int
-    l2: int
-    clock: float
     memory: int
     bandwidth: float
     flops: Mapping[str, float]
-
-    def topology(self, layout: str) -> Sequence[jax.Device]:
-        """The devices of a host with so many GPUs, "1" or "4"."""
-        _require("jax_plugins.xla_cuda13", "jax-cuda13-plugin")
-        return topologies.get_topology_desc(
-            "", "cuda", topology=f"1x1x{layout}", target_config=self._config()
-        ).devices
-
-    def _config(self) -> str:
-        """The device as XLA's `GpuTargetConfigProto` in text form."""
-        limits = {
-            "threads_per_block_limit": 1024,
-            "threads_per_warp": 32,
-            "shared_memory_per_block": 48 * 2**10,
-            "shared_memory_per_core": self.shared_memory,
-            "shared_memory_per_block_optin": self.shared_memory - 2**10,
-            "threads_per_core_limit": self.threads,
-            "core_count": self.cores,
-            "fpus_per_core": self.fpus,
-            "block_dim_limit_x": 2**31 - 1,
-            "block_dim_limit_y": 2**16 - 1,
-            "block_dim_limit_z": 2**16 - 1,
-            "memory_bandwidth": round(self.bandwidth),
-            "l2_cache_size": self.l2,
-            "clock_rate_ghz": self.clock,
-            "device_memory_size": self.memory,
-            "registers_per_core_limit": 2**16,
-            "registers_per_block_limit": 2**16,
-        }
-        major, minor = self.capability
-        return f"""
-            gpu_device_info {{
-              {" ".join(f"{name}: {value}" for name, value in limits.items())}
-              cuda_compute_capability {{ major: {major} minor: {minor} }}
-            }}
-            platform_name: "CUDA"
-            dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
-            device_description_str: "{self.name}"
-        """
-
-
-@dataclasses.dataclass(frozen=True)
-class Tpu:
-    """A TPU of Google, by the numbers of its documentation.
-
-    Attributes:
-        name: what Google calls it.
-        clock: GHz; the peak FLOPs over what the matrix units do in a cycle.
-        memory: bytes a chip.
-        bandwidth: bytes of memory a second.
-        flops: a second, by dtype; the factors of float32 products are rounded to bfloat16.
-    """
-
-    name: str
     clock: float
-    memory: int
-    bandwidth: float
-    flops: Mapping[str, float]
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_tpu(self) -> bool:
+        """Whether it is a TPU."""
+        return not self.details
 
     def topology(self, layout: str) -> Sequence[jax.Device]:
-        """The chips of a slice, such as "2x2"; "1" is a single chip."""
+        """The chips of a slice, such as "2x2", or a host's GPUs, "4"; "1" is a single one."""
+        if not self.is_tpu:
+            _require("jax_plugins.xla_cuda13", "jax-cuda13-plugin")
+            return topologies.get_topology_desc(
+                "", "cuda", topology=f"1x1x{layout}", target_config=self._config()
+            ).devices
         _require("libtpu", "libtpu")
         os.environ.update(_TPU_ENVIRONMENT)
         family, single = self.name.lower(), layout == "1"
@@ -123,41 +66,66 @@ class Tpu:
             f"{family}:{single_layout if single else layout}", "tpu", **options
         ).devices
 
+    def _config(self) -> str:
+        """A GPU as XLA's `GpuTargetConfigProto` in text form."""
+        limits = {
+            "threads_per_block_limit": 1024,
+            "threads_per_warp": 32,
+            "shared_memory_per_block": 48 * 2**10,
+            "shared_memory_per_block_optin": self.details["shared_memory_per_core"] - 2**10,
+            "block_dim_limit_x": 2**31 - 1,
+            "block_dim_limit_y": 2**16 - 1,
+            "block_dim_limit_z": 2**16 - 1,
+            "memory_bandwidth": round(self.bandwidth),
+            "clock_rate_ghz": self.clock,
+            "device_memory_size": self.memory,
+            "registers_per_core_limit": 2**16,
+            "registers_per_block_limit": 2**16,
+            **self.details,
+        }
+        return f"""
+            gpu_device_info {{ {" ".join(f"{name}: {value}" for name, value in limits.items())} }}
+            platform_name: "CUDA"
+            dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+            device_description_str: "{self.name}"
+        """
 
-Device = Gpu | Tpu
 
-_HOPPER = {
-    "capability": (9, 0), "cores": 132, "fpus": 128, "threads": 2048, "shared_memory": 228 * 2**10,
-    "l2": 50 * 2**20, "clock": 1.98, "flops": {"float32": 494.7e12, "bfloat16": 989.4e12},
-}  # fmt: skip
+def _gpu(
+    capability: tuple[int, int], cores: int, fpus: int, threads: int, shared: int, l2: int
+) -> dict[str, Any]:
+    """Compute capability; streaming multiprocessors and, of each, units, threads, KiB; MiB."""
+    return {
+        "cuda_compute_capability": "{{ major: {} minor: {} }}".format(*capability),
+        "core_count": cores,
+        "fpus_per_core": fpus,
+        "threads_per_core_limit": threads,
+        "shared_memory_per_core": shared * 2**10,
+        "l2_cache_size": l2 * 2**20,
+    }
 
-DEVICES: dict[str, Device] = {
-    "h200": Gpu(name="NVIDIA H200", memory=141 * 2**30, bandwidth=4.8e12, **_HOPPER),
-    "h100": Gpu(name="NVIDIA H100 80GB HBM3", memory=79 * 2**30, bandwidth=3.35e12, **_HOPPER),
-    "b200": Gpu(
-        name="NVIDIA B200", capability=(10, 0), cores=148, fpus=128, threads=2048,
-        shared_memory=228 * 2**10, l2=126 * 2**20, clock=1.965, memory=178 * 2**30,
-        bandwidth=7.7e12, flops={"float32": 1.1e15, "bfloat16": 2.25e15},
-    ),
-    "a100": Gpu(
-        name="NVIDIA A100-SXM4-80GB", capability=(8, 0), cores=108, fpus=64, threads=2048,
-        shared_memory=164 * 2**10, l2=40 * 2**20, clock=1.41, memory=79 * 2**30,
-        bandwidth=2.039e12, flops={"float32": 156e12, "bfloat16": 312e12},
-    ),
-    "l4": Gpu(
-        name="NVIDIA L4", capability=(8, 9), cores=58, fpus=128, threads=1536,
-        shared_memory=100 * 2**10, l2=48 * 2**20, clock=2.04, memory=22 * 2**30,
-        bandwidth=300e9, flops={"float32": 60e12, "bfloat16": 121e12},
-    ),
-    "t4": Gpu(
-        name="Tesla T4", capability=(7, 5), cores=40, fpus=64, threads=1024,
-        shared_memory=64 * 2**10, l2=4 * 2**20, clock=1.59, memory=15 * 2**30,
-        bandwidth=320e9, flops={"float32": 8.1e12, "bfloat16": 8.1e12},  # no TF32, no bfloat16
-    ),
-    "v5e": Tpu("v5e", 1.5, 16 * 10**9, 819e9, {"float32": 197e12, "bfloat16": 197e12}),
-    "v5p": Tpu("v5p", 1.75, 95 * 10**9, 2765e9, {"float32": 459e12, "bfloat16": 459e12}),
-    "v6e": Tpu("v6e", 1.75, 32 * 10**9, 1640e9, {"float32": 918e12, "bfloat16": 918e12}),
-}  # fmt: skip
+
+def _flops(float32: float, bfloat16: float) -> dict[str, float]:
+    return {"float32": float32 * 1e12, "bfloat16": bfloat16 * 1e12}
+
+
+_HOPPER: Any = (_flops(494.7, 989.4), 1.98, _gpu((9, 0), 132, 128, 2048, 228, 50))
+_BLACKWELL: Any = (_flops(1100, 2250), 1.965, _gpu((10, 0), 148, 128, 2048, 228, 126))
+_AMPERE: Any = (_flops(156, 312), 1.41, _gpu((8, 0), 108, 64, 2048, 164, 40))
+_ADA: Any = (_flops(60, 121), 2.04, _gpu((8, 9), 58, 128, 1536, 100, 48))
+_TURING: Any = (_flops(8.1, 8.1), 1.59, _gpu((7, 5), 40, 64, 1024, 64, 4))  # no TF32, no bfloat16
+
+DEVICES = {
+    "h200": Device("NVIDIA H200", 141 * 2**30, 4.8e12, *_HOPPER),
+    "h100": Device("NVIDIA H100 80GB HBM3", 79 * 2**30, 3.35e12, *_HOPPER),
+    "b200": Device("NVIDIA B200", 178 * 2**30, 7.7e12, *_BLACKWELL),
+    "a100": Device("NVIDIA A100-SXM4-80GB", 79 * 2**30, 2.039e12, *_AMPERE),
+    "l4": Device("NVIDIA L4", 22 * 2**30, 300e9, *_ADA),
+    "t4": Device("Tesla T4", 15 * 2**30, 320e9, *_TURING),
+    "v5e": Device("v5e", 16 * 10**9, 819e9, _flops(197, 197), 1.5),
+    "v5p": Device("v5p", 95 * 10**9, 2765e9, _flops(459, 459), 1.75),
+    "v6e": Device("v6e", 32 * 10**9, 1640e9, _flops(918, 918), 1.75),
+}
 
 
 def find(target: str) -> tuple[Device, str]:
@@ -172,9 +140,9 @@ def find(target: str) -> tuple[Device, str]:
     device, layout = DEVICES[name], layout or "1"
     sides = layout.split("x")
     if not all(side.isdecimal() and int(side) for side in sides) or (
-        isinstance(device, Gpu) and len(sides) > 1
+        not device.is_tpu and len(sides) > 1
     ):
-        example = f"{name}:4" if isinstance(device, Gpu) else f"{name}:2x2"
+        example = f"{name}:4" if not device.is_tpu else f"{name}:2x2"
         raise UserError(f"--target={target}: several devices are written as in {example}")
     return device, layout
 

@@ -1,41 +1,47 @@
-"""Engines: how the trials of a sweep are run, with Ray Tune or one after another."""
+"""Runs the trials of a sweep, with Ray Tune or one after another."""
 
-import dataclasses
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments.sweep import outcomes, process
+from absl import flags
+
+from experiments.sweep import process
+from experiments.sweep import trial as trial_lib
 from experiments.sweep.board import Board
-from experiments.sweep.outcomes import Metric, Outcome
-from experiments.sweep.trial import Trial
+from experiments.sweep.trial import Options, Outcome, Trial
 from svae_jax.errors import UserError
 from svae_jax.run import interrupt, workdir
 
 NAMES = ("ray", "local")
+_DEFAULT = Options()
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How trials are run. All but `metric` and `retries` are for Ray.
-
-    Attributes:
-        engine: of `NAMES`.
-        metric: shown, and by which trials are pruned.
-        retries: how often a trial that fails is started again; never after a user's mistake.
-        address: of a running Ray cluster; None starts one on this machine.
-        cpus: of a trial; None: an equal share of a machine with GPUs, else the whole machine.
-        gpus: of a trial, a fraction or a whole number; None: one, where there are any.
-        early_stopping: prunes by ASHA, after so many steps for the first time.
-    """
-
-    engine: str = "ray"
-    metric: Metric = outcomes.ELBO
-    retries: int = 2
-    address: str | None = None
-    cpus: int | None = None
-    gpus: float | None = None
-    early_stopping: int | None = None
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags of a command that runs trials."""
+    flags.DEFINE_enum(
+        "engine",
+        NAMES[0],
+        NAMES,
+        "ray: as many trials at a time as fit; local: one after another, without Ray",
+        values,
+    )
+    flags.DEFINE_integer(
+        "cpus",
+        None,
+        "CPU cores of a trial (default: the GPU's share, else the whole machine)",
+        1,
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "gpus", None, "GPUs of a trial; a fraction shares one (default: 1)", flag_values=values
+    )
+    flags.register_validator(
+        "gpus",
+        lambda gpus: gpus is None or 0 <= gpus < 1 or gpus.is_integer(),
+        "must be a fraction below 1 or a whole number",
+        values,
+    )
 
 
 def check(options: Options) -> None:
@@ -56,7 +62,7 @@ def check(options: Options) -> None:
             raise UserError(f"--{name}={value} needs --engine=ray")
 
 
-def run(trials: Sequence[Trial], directory: Path, options: Options = Options()) -> list[Outcome]:
+def run(trials: Sequence[Trial], directory: Path, options: Options = _DEFAULT) -> list[Outcome]:
     """Runs trials to their end, except those that are done or pruned; progress is on stderr.
 
     A trial that fails does not stop the others: see its outcome.
@@ -76,49 +82,35 @@ def run(trials: Sequence[Trial], directory: Path, options: Options = Options()) 
     check(options)
     workdir.create(directory)
     with workdir.locked(directory), interrupt.listening() as request:
-        before = [outcomes.read(trial) for trial in trials]
-        left = [outcome.trial for outcome in before if outcome.status not in outcomes.ENDED]
-        if left:
-            board = Board(before, options.metric)
-            _engine(options)(left, directory, options, board, request)
+
+        def should_stop() -> bool:
+            return request.signal_number is not None
+
+        before = [trial.outcome() for trial in trials]
+        left = [outcome.trial for outcome in before if outcome.status not in trial_lib.ENDED]
+        board = Board(before, options.metric)
+        if left and options.engine == "local":
+            with board:
+                for trial in left:
+                    _run_one(trial, options.retries, board, should_stop)
+        elif left:
+            from experiments.sweep import ray_tune  # imports Ray
+
+            ray_tune.run(left, directory, options, board, should_stop)
         if request.signal_number is not None:
             raise interrupt.Stopped(request.signal_number, "the trials have saved")
-    return [outcomes.read(trial) for trial in trials]
-
-
-def _engine(options: Options) -> Callable[..., None]:
-    if options.engine == "local":
-        return _one_after_another
-    from experiments.sweep import ray_tune  # imports Ray
-
-    return ray_tune.run
-
-
-def _one_after_another(
-    trials: Sequence[Trial],
-    directory: Path,
-    options: Options,
-    board: Board,
-    request: interrupt.Request,
-) -> None:
-    """Runs each trial on all of this machine."""
-    del directory
-
-    def should_stop() -> bool:
-        return request.signal_number is not None
-
-    with board:
-        for trial in trials:
-            if not should_stop():
-                _run_one(trial, options.retries, board, should_stop)
+    return [trial.outcome() for trial in trials]
 
 
 def _run_one(trial: Trial, retries: int, board: Board, should_stop: Callable[[], bool]) -> None:
+    """Runs a trial on all of this machine."""
     for attempt in range(retries + 1):
+        if should_stop():
+            return
         board.started(trial)
         try:
             for _ in process.train(trial, should_stop):
-                board.refresh()
+                pass
             break
         except process.TrialFailed as failure:
             if failure.is_final or attempt == retries:

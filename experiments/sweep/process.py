@@ -8,9 +8,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
-from experiments.sweep import outcomes
-from experiments.sweep.trial import Trial
+from experiments.sweep.trial import FAILED, Trial
 from svae_jax import files
 from svae_jax.run import workdir as workdirs
 
@@ -41,7 +41,7 @@ class TrialFailed(Exception):
 
 def limits(cpus: int | None, gpus: float | None) -> dict[str, str]:
     """Environment variables that keep a trial to its share of a machine."""
-    found = {}
+    found: dict[str, str] = {}
     if cpus:
         # The first is that of XLA, whose threads are otherwise as many as the cores.
         found |= dict.fromkeys(("NPROC", "OMP_NUM_THREADS"), str(cpus))
@@ -54,7 +54,7 @@ def limits(cpus: int | None, gpus: float | None) -> dict[str, str]:
 def train(
     trial: Trial,
     should_stop: Callable[[], bool],
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] = {},
     directory: str | Path | None = None,
 ) -> Iterator[None]:
     """Runs a trial's command; yields about twice a second until it has ended.
@@ -71,15 +71,15 @@ def train(
         TrialFailed: the process ended with an error, which is also noted in the workdir.
     """
     workdirs.create(trial.workdir)
-    while not _is_free(trial.workdir):
-        if should_stop():
-            return
+    while not (should_stop() or _is_free(trial.workdir)):
         yield
         time.sleep(_PAUSE)
     if should_stop():
         return
-    outcomes.forget_mark(trial)
-    process, log_begin = _start(trial, environment, directory)
+    trial.forget_mark()
+    with (trial.workdir / _LOG).open("ab") as log:
+        begin = log.tell()  # before the process moves it
+        process = _start(trial, environment, directory, log)
     is_asked = False
     try:
         while process.poll() is None:
@@ -94,32 +94,25 @@ def train(
             process.terminate()
             process.wait()
     if process.returncode and not is_asked:
-        reason = _reason(trial.workdir / _LOG, log_begin, process.returncode)
-        outcomes.mark(trial, outcomes.FAILED, reason)
+        reason = _reason(trial.workdir / _LOG, begin, process.returncode)
+        trial.mark(FAILED, reason)
         raise TrialFailed(reason, process.returncode)
 
 
 def _start(
-    trial: Trial, environment: Mapping[str, str] | None, directory: str | Path | None
-) -> tuple[subprocess.Popen, int]:
-    """The process, and the size of its log before."""
-    command = trial.command(sys.executable)
-    if sys.platform == "linux":
-        tether = [sys.executable, "-I", "-S", "-c", _TETHERED, str(os.getpid())]
-        command = [*tether, *command]
-    with (trial.workdir / _LOG).open("ab") as log:
-        begin = log.tell()  # before the process moves it
-        process = subprocess.Popen(
-            command,
-            cwd=directory,
-            # Unfiltered, so that the error is the last line.
-            env=os.environ | {"JAX_TRACEBACK_FILTERING": "off"} | dict(environment or {}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # result.json
-            stderr=log,
-            start_new_session=True,  # Ctrl-C reaches the sweep, which sends SIGTERM
-        )
-        return process, begin
+    trial: Trial, environment: Mapping[str, str], directory: str | Path | None, log: IO[bytes]
+) -> subprocess.Popen:
+    tether = [sys.executable, "-I", "-S", "-c", _TETHERED, str(os.getpid())]
+    return subprocess.Popen(
+        [*(tether if sys.platform == "linux" else []), *trial.command(sys.executable)],
+        cwd=directory,
+        # Unfiltered, so that the error is the last line.
+        env=os.environ | {"JAX_TRACEBACK_FILTERING": "off"} | dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,  # result.json
+        stderr=log,
+        start_new_session=True,  # Ctrl-C reaches the sweep, which sends SIGTERM
+    )
 
 
 def _is_free(workdir: Path) -> bool:

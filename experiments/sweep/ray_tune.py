@@ -1,42 +1,39 @@
 """Ray Tune as the engine: it places trials on devices, repeats those that fail, and prunes (ASHA).
 
 Ray's own files are for one call: a sweep that goes on starts with the trials that are left, and
-reads nothing that Ray has saved. Tune gives an actor that is to stop ten seconds at the end of an
-experiment, which may be too short to save. So a trial is stopped by a file, for which its actor
-looks, and Tune sees it end by itself.
+reads nothing that Ray has saved. Where Tune stops a function it kills what the function has
+started, which may be saving. So a trial is stopped by a file, for which its function looks, and
+Tune sees it end by itself.
 """
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from experiments.sweep import outcomes, process
+from experiments.sweep import process
+from experiments.sweep import trial as trial_lib
 from experiments.sweep.board import Board
-from experiments.sweep.engines import Options
-from experiments.sweep.outcomes import Metric
-from experiments.sweep.trial import Trial
+from experiments.sweep.trial import Metric, Options, Trial
 from svae_jax import files
 from svae_jax.errors import UserError
-from svae_jax.run import interrupt
 
 _PATIENCE = 30  # seconds for a cluster to answer
 _STARTS = 3  # attempts to start Ray, which gives up after 30 s, too soon for a busy machine
 _WORST = -1e30  # in place of a metric that is not finite: ASHA's percentiles must be finite
-_NO_LIMIT = 10**12  # steps
 _STEP, _VALUE = "step", "value"  # what a trial reports; a higher value is better
 
 _ENVIRONMENT = {
@@ -46,16 +43,9 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # A trial reports twice a second, and most of these reports hold no evaluation.
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial may end without an evaluation
 }
-
-
-class Resources(NamedTuple):
-    """What a trial takes of a node."""
-
-    cpus: int
-    gpus: float
+_OF_LIBRARIES = ("JAX_", "XLA_", "LIBTPU_", "TF_", "TFDS_")  # settings that a node may not have
 
 
 def run(
@@ -63,7 +53,7 @@ def run(
     directory: Path,
     options: Options,
     board: Board,
-    request: interrupt.Request,
+    should_stop: Callable[[], bool],
 ) -> None:
     """Runs trials, as many at a time as there are resources for.
 
@@ -75,39 +65,39 @@ def run(
     trials = [dataclasses.replace(trial, workdir=trial.workdir.absolute()) for trial in trials]
     with _cluster(options.address):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        needed = resources(nodes, options.cpus, options.gpus)
+        cpus, gpus = resources(nodes, options.cpus, options.gpus)
         shutil.rmtree(storage, ignore_errors=True)
         storage.mkdir()
-        stop_file = storage / "stop"
-        watch = _Watch(trials, board, request, stop_file)
+        settings = {k: v for k, v in os.environ.items() if k.startswith(_OF_LIBRARIES)}
         trainable = tune.with_parameters(
-            _Train,
+            _train,
             trials=trials,
             metric=options.metric,
-            stop_file=stop_file,
-            environment=_settings() | process.limits(needed.cpus, needed.gpus),
+            stop_file=storage / "stop",
+            environment=settings | process.limits(cpus, gpus),
             directory=os.getcwd(),
         )
         tuner = tune.Tuner(
-            tune.with_resources(trainable, {"cpu": needed.cpus, "gpu": needed.gpus}),
+            tune.with_resources(trainable, {"cpu": cpus, "gpu": gpus}),
             param_space={"index": tune.grid_search(list(range(len(trials))))},
+            # A new actor for each trial would take seconds to start.
             tune_config=tune.TuneConfig(scheduler=_scheduler(trials, options), reuse_actors=True),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(storage),
                 verbose=0,
-                callbacks=[watch],
-                stop=_Stopper(watch),
+                callbacks=[_Watch(trials, board, should_stop, storage / "stop")],
                 failure_config=tune.FailureConfig(max_failures=options.retries),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
         with board:
             tuner.fit()
 
 
-def resources(nodes: Sequence[dict[str, float]], cpus: int | None, gpus: float | None) -> Resources:
-    """A trial's share of a node: by default a GPU and its share of the cores, or a whole machine.
+def resources(
+    nodes: Sequence[dict[str, float]], cpus: int | None, gpus: float | None
+) -> tuple[int, float]:
+    """CPU cores and GPUs of a trial: by default a GPU and its share of the cores, or a machine's.
 
     Args:
         nodes: the resources of each node, by Ray's names.
@@ -128,161 +118,138 @@ def resources(nodes: Sequence[dict[str, float]], cpus: int | None, gpus: float |
         cpus = max(1, math.floor(min(shares, default=1)))
     if cpus > most_cpus:
         raise UserError(f"--cpus={cpus}: no node with {gpus:g} GPUs has more than {most_cpus}")
-    return Resources(cpus, gpus)
+    return cpus, gpus
 
 
-class _Train(tune.Trainable):
-    """A trial: an actor that watches over the trial's process."""
+def _train(
+    config: dict[str, Any],
+    trials: Sequence[Trial],
+    metric: Metric,
+    stop_file: Path,
+    environment: Mapping[str, str],
+    directory: str,
+) -> None:
+    """Watches over a trial's process, and reports each evaluation to Tune."""
+    trial, reported = trials[config["index"]], -1
 
-    def setup(self, config: dict[str, Any], **given: Any) -> None:
-        """For what is given see `run`."""
-        self._given = given
-        self.reset_config(config)
+    def should_stop() -> bool:
+        return stop_file.exists() or trial.is_pruned()
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Goes on with another trial, since a new actor would take seconds to start."""
-        given = self._given
-        self._trial: Trial = given["trials"][new_config["index"]]
-        self._metric: Metric = given["metric"]
-        self._reported = -1  # the step of the last evaluation that Tune knows
-        stop_file: Path = given["stop_file"]
-
-        def should_stop() -> bool:
-            return stop_file.exists() or outcomes.is_pruned(self._trial)
-
-        self._training = process.train(
-            self._trial, should_stop, given["environment"], given["directory"]
-        )
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """Reports the next evaluation if there is one; else waits for about half a second."""
-        for step, metrics in outcomes.evaluations(self._trial.workdir):
-            if step > self._reported and self._metric.name in metrics:
-                self._reported = step
-                value = self._metric.sign * metrics[self._metric.name]
-                return {_STEP: step, _VALUE: value if math.isfinite(value) else _WORST}
-        try:
-            next(self._training)
-        except StopIteration:
-            return {"done": True}
-        except process.TrialFailed as failure:
-            if failure.is_final:
-                return {"done": True}
+    training = process.train(trial, should_stop, environment, directory)
+    try:
+        for _ in itertools.chain(training, [None]):  # once more when it has ended
+            for step, metrics in trial.evaluations():
+                if step > reported and metric.name in metrics:
+                    value = metric.sign * metrics[metric.name]
+                    tune.report({_STEP: step, _VALUE: value if math.isfinite(value) else _WORST})
+                    reported = step
+    except process.TrialFailed as failure:
+        if not failure.is_final:
             raise
-        return {}
-
-    def cleanup(self) -> None:
-        self._training.close()
 
 
 class _Pruning(ASHAScheduler):
     """ASHA, which marks the trials that are to stop instead of stopping them."""
 
-    def __init__(self, trials: Sequence[Trial], grace: int):
-        super().__init__(
-            time_attr=_STEP,
-            metric=_VALUE,
-            mode="max",
-            grace_period=grace,
-            max_t=_NO_LIMIT,
-            reduction_factor=3,
-            stop_last_trials=False,
-        )
+    def __init__(self, trials: Sequence[Trial], **options: Any):
+        super().__init__(**options)
         self._trials = trials
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if super().on_trial_result(tune_controller, trial, result) == TrialScheduler.STOP:
-            ours = self._trials[trial.config["index"]]
             reason = f"by early stopping, at step {result[_STEP]}"
-            outcomes.mark(ours, outcomes.PRUNED, reason)
+            self._trials[trial.config["index"]].mark(trial_lib.PRUNED, reason)
         return TrialScheduler.CONTINUE
 
 
-def _scheduler(trials: Sequence[Trial], options: Options) -> TrialScheduler:
+def _scheduler(trials: Sequence[Trial], options: Options) -> TrialScheduler | None:
     if options.early_stopping is None:
-        return FIFOScheduler()
-    return _Pruning(trials, options.early_stopping)
+        return None
+    return _Pruning(
+        trials,
+        time_attr=_STEP,
+        metric=_VALUE,
+        mode="max",
+        grace_period=options.early_stopping,
+        max_t=10**12,
+        reduction_factor=3,
+        stop_last_trials=False,
+    )
 
 
 class _Watch(tune.Callback):
-    """Shows what Tune does, and asks all trials to stop after a signal."""
+    """Shows what Tune does, and asks all trials to stop after a signal.
+
+    Then those that wait begin and end at once, without having started a process.
+    """
 
     def __init__(
-        self, trials: Sequence[Trial], board: Board, request: interrupt.Request, stop_file: Path
+        self,
+        trials: Sequence[Trial],
+        board: Board,
+        should_stop: Callable[[], bool],
+        stop_file: Path,
     ):
-        self._trials = trials
-        self._board = board
-        self._request = request
-        self._stop_file = stop_file
-        self._awaited: set[str] | None = None  # the trials that ran when the signal came
-        self.is_over = False
+        self._trials, self._board = trials, board
+        self._should_stop, self._stop_file = should_stop, stop_file
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks, but a terminal cannot be, and nobody reads it."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._board.started(self._ours(trial))
+        if not self._should_stop():
+            self._board.started(self._ours(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._board.ended(self._ours(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         ours = self._ours(trial)
-        if outcomes.read(ours).status not in (outcomes.DONE, outcomes.FAILED):
-            outcomes.mark(ours, outcomes.FAILED, "its Ray worker died")
+        if ours.outcome().status not in (trial_lib.DONE, trial_lib.FAILED):
+            ours.mark(trial_lib.FAILED, "its Ray worker died")
         self._board.ended(ours)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._board.will_be_repeated(self._ours(trial))
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
-        self._board.refresh()
-        if self._request.signal_number is None:
-            return
-        running = {trial.trial_id for trial in trials if trial.status == "RUNNING"}
-        if self._awaited is None:
+        if self._should_stop() and not self._stop_file.exists():
             self._stop_file.touch()
-            self._awaited = running
             self._board.print("stopping: the trials save")
-        self.is_over = self._awaited.isdisjoint(running)
 
     def _ours(self, trial: Any) -> Trial:
         return self._trials[trial.config["index"]]
 
 
-class _Stopper(tune.Stopper):
-    """Ends the experiment once the trials that ran have saved."""
-
-    def __init__(self, watch: _Watch):
-        self._watch = watch
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return self._watch.is_over
-
-
-def _settings() -> dict[str, str]:
-    """This process's settings of libraries, which the nodes of a cluster may not have."""
-    prefixes = ("JAX_", "XLA_", "LIBTPU_", "TF_", "TFDS_")
-    return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
-
-
 @contextlib.contextmanager
 def _cluster(address: str | None) -> Iterator[None]:
-    """Ray, on this machine or at an address, for the duration of the block."""
+    """Ray, on this machine or at an address, for the duration of the block.
+
+    Raises:
+        UserError: it does not start, or does not answer at the address.
+    """
     os.environ.update(_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the board tells what fails
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     handler = signal.getsignal(signal.SIGTERM)
     if address is None:
-        _start(**quiet)
+        # Nothing large passes through the object store; by default it takes 30% of the memory.
+        _init(
+            _STARTS,
+            "Ray does not start ({}); --engine=local does without it",
+            address="local",
+            include_dashboard=False,
+            object_store_memory=10**8,
+        )
     else:
-        _check_answers(address)
-        ray.init(address=address, **quiet)
+        failed = f"--address={address}: no Ray answers ({{}}); ray start --head starts one"
+        host, colon, port = address.rpartition(":")
+        if colon:  # where nothing listens, `ray.init` would try for minutes
+            try:
+                socket.create_connection((host, int(port)), _PATIENCE).close()
+            except (OSError, ValueError) as error:
+                raise UserError(failed.format(files.reason(error))) from None
+        _init(1, failed, address=address)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray has set its own, which ends the process
     try:
@@ -291,42 +258,12 @@ def _cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _start(**quiet: Any) -> None:
-    """Starts Ray on this machine.
-
-    Raises:
-        UserError: it does not start.
-    """
-    for left in reversed(range(_STARTS)):
+def _init(attempts: int, failed: str, **where: Any) -> None:
+    for left in reversed(range(attempts)):
         try:
-            # Nothing large passes through the object store; by default it takes 30% of the memory.
-            ray.init("local", include_dashboard=False, object_store_memory=10**8, **quiet)
+            ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
             return
         except Exception as error:
             ray.shutdown()
             if not left:
-                raise UserError(
-                    f"Ray does not start ({files.reason(error)}); --engine=local does without it"
-                ) from error
-
-
-def _check_answers(address: str) -> None:
-    """Connects in a process of its own: `ray.init` would try for minutes.
-
-    Raises:
-        UserError: no Ray of this version answers in time.
-    """
-    code = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
-    command = [sys.executable, "-c", code, address]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=_PATIENCE)
-        told, failed = done.stderr.decode(errors="replace"), done.returncode != 0
-    except subprocess.TimeoutExpired as error:
-        told, failed = (error.stderr or b"").decode(errors="replace"), True
-    if "AuthToken" in told and failed:
-        raise UserError(f"--address={address}: Ray wants its token; set RAY_AUTH_MODE=token")
-    if failed:
-        raise UserError(
-            f"--address={address}: no Ray of version {ray.__version__} answers within "
-            f"{_PATIENCE} s; ray start --head starts one"
-        )
+                raise UserError(failed.format(files.reason(error))) from error

@@ -7,6 +7,7 @@ import re
 import runpy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import ml_collections
 
@@ -52,7 +53,7 @@ def make(
     config: str,
     sweep: Iterable[Overrides],
     workdir: Path,
-    common: Sequence[str] = (),
+    common: Overrides = MappingProxyType({}),
     *,
     num_devices: int = 1,
 ) -> list[Trial]:
@@ -62,20 +63,19 @@ def make(
         config: a file, with or without a posterior: configs/cifar10.py:lowrank.
         sweep: the overrides of each trial.
         workdir: the sweep's directory, which will hold those of the trials.
-        common: arguments for all trials, such as --config.num_steps=100.
+        common: the fields of all trials, such as {"num_steps": 100}.
         num_devices: of each trial.
 
     Raises:
         UserError: an unknown field, a value that is not allowed, a field that is set both for all
             trials and by one, or two trials with the same configuration.
     """
-    fixed = command_line.load_config(config, common)[1]
     trials: dict[str, Trial] = {}
     for overrides in sweep:
-        if both := fixed.keys() & overrides.keys():
+        if both := common.keys() & overrides.keys():
             field = min(both)
-            raise UserError(f"--config.{field}={fixed[field]}: the sweep sets {field} itself")
-        arguments = _arguments(config, {**fixed, **overrides})
+            raise UserError(f"--config.{field}={common[field]}: the sweep sets {field} itself")
+        arguments = _arguments(config, {**common, **overrides})
         try:
             resolved, _ = command_line.load_config(arguments[0].partition("=")[2], arguments[1:])
             configs.check(resolved, num_devices=num_devices)

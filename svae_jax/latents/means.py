@@ -57,8 +57,8 @@ class LowRankMean:
     `nu_scale` is how fast training moves ν, relative to μ. The gradient of ν is proportional to μ,
     which starts at zero, so at first it is all noise. Gradient descent would hardly follow it, but
     Adam's steps are equally long whatever the gradient: ν of every image would wander about before
-    the decoder has a use for it. `experiments.rank` measures what that costs: at a thousandth,
-    means of full rank are as good as free ones.
+    the decoder has a use for it. `experiments.results.rank` measures what that costs: at a
+    thousandth, means of full rank are as good as free ones.
 
     `nu_start` is where ν starts: "random", or "cosine", R orthonormal directions, the same for all
     images and maps: the cosines of lowest frequency, of which the first is constant. `shifted` adds

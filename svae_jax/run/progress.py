@@ -101,7 +101,7 @@ class Progress:
         if rate is not None:
             parts.append(f"{rate:,.0f} images/s")
         if eta is not None:
-            parts.append(f"ETA {_duration(eta)}")
+            parts.append(f"ETA {terminal.duration(eta)}")
         if self._bar is not None:
             self._bar.set_postfix_str("  ".join(parts), refresh=False)
             self.advance(step)
@@ -165,10 +165,3 @@ def _number(value: Any) -> str:
     if abs(number) >= 10:
         return f"{number:.1f}"
     return f"{number:.3f}" if abs(number) >= 0.1 else f"{number:.3g}"
-
-
-def _duration(seconds: float) -> str:
-    """Formats as 0:42, 12:05 or 3:04:05."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

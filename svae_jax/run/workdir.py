@@ -101,6 +101,22 @@ def saved(workdir: Path) -> list[str]:
     return sorted(path.name for path in (*workdir.glob("*.json"), *workdir.glob("checkpoints/*")))
 
 
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """Returns the rows of `metrics.jsonl` so far: `step`, and what was logged or evaluated at it.
+
+    Raises:
+        UserError: the file cannot be read, or is damaged.
+    """
+    path = workdir / "metrics.jsonl"
+    with files.os_errors_for_user(f"{path} cannot be read"):
+        lines = path.read_text().splitlines() if path.exists() else []
+    try:
+        # The last line may be half written.
+        return [json.loads(line) for line in lines if line.endswith("}")]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); remove the damaged line") from None
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Returns the JSON object in a file, or None if there is no such file.
 

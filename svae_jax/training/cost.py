@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from svae_jax import model as models
+from svae_jax import terminal
 from svae_jax.model import SpatialVAE, convolutions, networks
 from svae_jax.training.job import Job
 
@@ -37,7 +38,9 @@ def summary(job: Job) -> str:
     memory = 4 * (features + _COPIES_OF_PARAMS * sum(sizes.values()))
     flops = 2 * _PASSES * sum(products for _, products in layers) * len(job.train_images)
     seconds = flops / (_flops_per_second() * job.mesh.size)
-    return f"{line}; about {memory / 1e9:.2g} GB of memory and {_duration(seconds)} an epoch"
+    return (
+        f"{line}; about {memory / 1e9:.2g} GB of memory and {terminal.duration(seconds)} an epoch"
+    )
 
 
 def _layers(model: SpatialVAE) -> Iterator[tuple[int, int]]:
@@ -80,10 +83,3 @@ def _flops_per_second() -> float:
         matrix @ matrix
         seconds.append(time.perf_counter() - begin)
     return _CPU_SHARE * 2 * size**3 / min(seconds) / jax.device_count()
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.2g} {unit}"
-    return f"{seconds:.2g} seconds"

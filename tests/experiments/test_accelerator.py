@@ -200,10 +200,13 @@ def image_file(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--budget=59"], "--budget=59: at least 60 s are needed"),
-        (["--budget=soon"], "invalid int value"),
+        (["--budget=59"], "--budget=59"),
+        (["--budget=soon"], "--budget=soon"),
         ([], "--budget"),
-        (["--budget=60", "--parts=device,nonsense"], "--parts: nonsense must be one of device"),
+        (
+            ["--budget=60", "--parts=device,nonsense"],
+            "--parts=['device', 'nonsense']: must be of device",
+        ),
         (["--budget=60", "--images=missing.zip"], "missing.zip is no file of packed images"),
         (["--budget=60", "--images=wrong.zip"], "they are of shape (28, 28, 3); possible are"),
         (["--budget=60", "--images=test.zip"], "holds test; train and test are needed"),

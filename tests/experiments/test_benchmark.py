@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import timing
+from experiments import options
 from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import baselines, processes, stopwatch, terminal, workloads
 from svae_jax import config as configs
@@ -155,7 +155,7 @@ def test_layers_that_pytorch_does_not_have_are_refused():
 def test_the_benchmark_prints_tables_and_writes_json(tiny_file, tmp_path, capsys):
     target = tmp_path / "results.json"
     options = ["--parts=generation", "--against=", "--seconds=0.05", f"--json={target}"]
-    benchmark.main(["benchmark", f"--config={tiny_file}:lowrank", *options])
+    benchmark.main([f"--config={tiny_file}:lowrank", *options])
     results = json.loads(target.read_text())
     (record,) = results["generation"]
     assert record["implementation"] == "svae_jax"
@@ -172,7 +172,7 @@ def test_the_benchmark_compares(tiny_file, tmp_path, dtype):
     pytest.importorskip("torch")
     target = tmp_path / "results.json"
     options = ["--parts=training,generation", "--seconds=0.05", f"--config.model.dtype={dtype}"]
-    benchmark.main(["", f"--config={tiny_file}:lowrank", f"--json={target}", *options])
+    benchmark.main([f"--config={tiny_file}:lowrank", f"--json={target}", *options])
     results = json.loads(target.read_text())
     assert results["differences"].keys() == {"plain", "pytorch"}
     for part in ("training", "generation"):
@@ -181,26 +181,20 @@ def test_the_benchmark_compares(tiny_file, tmp_path, dtype):
         assert results[part][0]["speed of svae_jax / this"] == 1
 
 
-def test_timing_prints_the_papers_table(tiny_file, tmp_path, capsys, monkeypatch, clock):
+def test_the_papers_table_is_of_its_four_models(tiny_file, tmp_path, capsys, monkeypatch, clock):
     # The workloads have tests of their own; here they would compile four models.
     for name in ("training", "generation"):
         monkeypatch.setattr(workloads, name, lambda *_: lambda units: clock.sleep(1e-3 * units))
     target = tmp_path / "results.json"
-    timing.main(["timing", f"--config={tiny_file}", "--seconds=0.05", f"--json={target}"])
-    records = json.loads(target.read_text())["models"]
+    words = ["--parts=paper", "--seconds=0.05", f"--json={target}"]
+    benchmark.main([f"--config={tiny_file}:lowrank", *words])
+    records = json.loads(target.read_text())["paper"]
     assert [record["model"] for record in records] == ["vector", "naive", "mvn", "lowrank"]
     assert records[0]["epoch / vector"] == records[0]["10,000 images / vector"] == 1
     assert records[3]["paper, epoch, s"] == 173.0
     assert records[3]["epoch, s"] == pytest.approx(1.6)
     assert records[3]["10,000 images, s"] == pytest.approx(1e-2)
     assert "| lowrank " in capsys.readouterr().out
-
-
-def test_timing_trains_on_real_images_where_there_are_some(tiny_images, tmp_path):
-    config = tiny()
-    assert timing.load_images(config).shape == (workloads.NUM_IMAGES, 16, 16, 3)
-    config.dataset.update(name="folder", data_dir=str(tiny_images), cache_dir=str(tmp_path))
-    assert timing.load_images(config).shape == (48, 16, 16, 3)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +214,7 @@ def test_timing_trains_on_real_images_where_there_are_some(tiny_images, tmp_path
 def test_a_mistake_is_told_in_one_line(tiny_file, argument, message, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["benchmark", f"--config={tiny_file}:lowrank", argument])
     with pytest.raises(SystemExit) as exit_info:
-        terminal.run(benchmark.main)
+        options.run_command(benchmark.main)
     assert exit_info.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -233,7 +227,7 @@ def test_the_benchmark_imports_neither_tensorflow_nor_tfds_nor_orbax():
 import sys
 # Flax imports Orbax where it is installed; None makes each import fail, as if it were not.
 sys.modules |= dict.fromkeys(["tensorflow", "tensorflow_datasets", "orbax", "tensorboard"])
-import experiments.benchmark.__main__, experiments.timing
+import experiments.benchmark.__main__
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 

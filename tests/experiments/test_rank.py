@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import shapes
-from experiments import rank
+from experiments.results import rank
 from svae_jax import config as configs
 from svae_jax.errors import UserError
 from tests.command_line import ROOT
@@ -74,14 +74,14 @@ def test_the_table_says_what_the_runs_say():
 
 
 def test_no_seed_is_refused(tmp_path):
-    with pytest.raises(UserError, match="--seeds=0 must be at least 1"):
+    with pytest.raises(UserError, match="--seeds=0"):
         rank.main(["--config=configs/shapes.py", f"--workdir={tmp_path}", "--seeds=0"])
 
 
 @pytest.mark.slow
 def test_a_small_one_from_nothing_and_once_more(tmp_path):
     argv = [
-        sys.executable, "-m", "experiments.rank", "--config=configs/shapes.py",
+        sys.executable, "-m", "experiments.results.rank", "--config=configs/shapes.py",
         f"--workdir={tmp_path}", "--seeds=1", "--config.num_steps=2",
         "--config.model.encoder=3x3/4/s2 3x3/4/s2 3x3/4/s2",
         "--config.model.decoder=3x3/4 3x3/4 5x5/4/s2 5x5/image/s2",

@@ -4,10 +4,11 @@ import pathlib
 
 import pytest
 
-from experiments import sizes
 from svae_jax.errors import UserError
 
 pytest.importorskip("matplotlib")
+pytest.importorskip("pandas")
+from experiments.results import sizes
 
 HEADER = "status,posterior,d,N,C,eval/elbo,eval/kl,eval/reconstruction"
 
@@ -27,13 +28,15 @@ def test_lines_join_the_sizes_of_a_posterior(tmp_path):
         "done,vector,,8,10,-3,1,-2",
         "done,vector,,4,10,-1,1,0",  # as many latents, another decoder: the better one is shown
     )
-    lines = sizes.read(path)
-    assert lines == {
-        "mvn, 2x2": [sizes.Point(16, 1, 1, 2)],
-        "mvn, 3x3": [sizes.Point(36, 4, 1, 5), sizes.Point(72, 5, 2, 7)],
-        "vector, 1x1": [sizes.Point(10, -1, 1, 0)],
-    }
-    left, right = sizes.figure(lines).axes
+    models = sizes.read(path)
+    found = models[["line", "latents", "elbo", "rate", "distortion"]].to_dict("split")["data"]
+    assert found == [
+        ["mvn, 2x2", 16, 1, 1, -2],
+        ["mvn, 3x3", 36, 4, 1, -5],
+        ["mvn, 3x3", 72, 5, 2, -7],
+        ["vector, 1x1", 10, -1, 1, 0],
+    ]
+    left, right = sizes.figure(models).axes
     drawn = {line.get_label(): line for line in (*right.get_lines(), *left.get_lines())}
     assert drawn["mvn, 3x3"].get_xydata().tolist() == [[36, 4], [72, 5]]
     rates = {tuple(line.get_xdata()): tuple(line.get_ydata()) for line in right.get_lines()}

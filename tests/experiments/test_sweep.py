@@ -23,11 +23,10 @@ import numpy as np
 import pytest
 
 from experiments.sweep import __main__ as command
-from experiments.sweep import engines, outcomes, process, report
+from experiments.sweep import engines, process, report
 from experiments.sweep import trials as trials_lib
 from experiments.sweep.board import Board
-from experiments.sweep.outcomes import ELBO, Metric, Outcome
-from experiments.sweep.trial import Trial
+from experiments.sweep.trial import ELBO, FAILED, PRUNED, Metric, Options, Outcome, Trial
 from svae_jax import command_line
 from svae_jax import config as configs
 from svae_jax.errors import UserError
@@ -189,7 +188,7 @@ def _parent(pid):
 
 
 def _metrics(trials):
-    return [outcomes.read(trial).metrics for trial in trials]
+    return [trial.outcome().metrics for trial in trials]
 
 
 def _last_steps(trial):
@@ -224,7 +223,7 @@ def test_a_sweep_survives_the_loss_of_a_worker_and_of_its_driver(config, alone, 
 
     code, stdout, stderr = _finish(sweep(*arguments))
     assert code == 1, stderr
-    found = [outcomes.read(trial) for trial in trials]
+    found = [trial.outcome() for trial in trials]
     assert [outcome.status for outcome in found] == ["done", "done", "failed"]
     assert [outcome.metrics for outcome in found[:2]] == _metrics(alone)
     assert [_last_steps(trial) for trial in trials[:2]] == [1, 1]
@@ -245,7 +244,7 @@ def test_early_stopping_prunes_a_trial_that_does_not_learn(config, sweep, tmp_pa
     code, _, stderr = _finish(sweep(*arguments, "--cpus=2", "--early_stopping=20"))
     assert code == 0, stderr
     trials = trials_lib.read(tmp_path)[1]
-    good, bad = (outcomes.read(trial) for trial in trials)
+    good, bad = (trial.outcome() for trial in trials)
     assert good.status == "done"
     assert bad.status == "pruned"
     assert bad.step < NUM_STEPS
@@ -277,17 +276,14 @@ def test_tune_can_pickle_what_shows_its_state():
     from experiments.sweep import ray_tune
 
     board = Board([], ELBO, Terminal())
-    assert pickle.dumps(ray_tune._Watch([], board, None, Path()))
+    assert pickle.dumps(ray_tune._Watch([], board, lambda: False, Path()))
 
 
-def test_an_address_where_no_ray_answers_is_told_soon(config, tmp_path, monkeypatch):
+def test_an_address_where_no_ray_answers_is_told_soon(config, tmp_path):
     pytest.importorskip("ray")
-    from experiments.sweep import ray_tune
-
-    monkeypatch.setattr(ray_tune, "_PATIENCE", 3)
     trials = trials_lib.make(config, [{"seed": 0}], tmp_path)
-    options = engines.Options(address="localhost:1")
-    with pytest.raises(UserError, match=r"--address=localhost:1: no Ray of .* answers within 3 s"):
+    options = Options(address="localhost:1")
+    with pytest.raises(UserError, match=r"--address=localhost:1: no Ray answers \(Connection ref"):
         engines.run(trials, tmp_path, options)
 
 
@@ -296,8 +292,8 @@ def test_an_address_where_no_ray_answers_is_told_soon(config, tmp_path, monkeypa
 
 @pytest.fixture
 def without_extra(monkeypatch):
-    """As if the extra `sweep` were not installed."""
-    for name in ("ray", "matplotlib", "pandas"):
+    """As if these were not installed."""
+    for name in ("ray", "matplotlib"):
         monkeypatch.setitem(sys.modules, name, None)
 
 
@@ -341,7 +337,7 @@ def trial(config, tmp_path):
 
 def test_a_crash_is_tried_again_and_told(trial, tmp_path, capsys):
     code = "import sys; print('ValueError: no luck', file=sys.stderr); sys.exit(1)"
-    options = engines.Options("local", retries=2)
+    options = Options("local", retries=2)
     (outcome,) = engines.run([_stub(trial, code)], tmp_path, options)
     assert (outcome.status, outcome.reason) == ("failed", "ValueError: no luck")
     stderr = capsys.readouterr().err
@@ -351,7 +347,7 @@ def test_a_crash_is_tried_again_and_told(trial, tmp_path, capsys):
 
 def test_a_process_that_is_killed_is_told(trial, tmp_path):
     code = "import os; os.kill(os.getpid(), 9)"
-    (outcome,) = engines.run([_stub(trial, code)], tmp_path, engines.Options("local", retries=0))
+    (outcome,) = engines.run([_stub(trial, code)], tmp_path, Options("local", retries=0))
     assert outcome.reason == "ended by SIGKILL"
 
 
@@ -380,7 +376,7 @@ def test_a_process_is_asked_once_to_stop(trial):
     trial.workdir.mkdir()
     training = process.train(_stub(trial, code), ready.exists, directory=trial.workdir)
     assert list(training)  # and no TrialFailed
-    assert outcomes.read(trial).status == "pending"
+    assert trial.outcome().status == "pending"
 
 
 def test_limits_keep_a_trial_to_its_share(monkeypatch):
@@ -394,15 +390,14 @@ def test_limits_keep_a_trial_to_its_share(monkeypatch):
 
 
 def test_a_trial_is_named_by_its_overrides_and_what_decides_its_numbers(config, tmp_path):
-    def name(*common, **overrides):
-        (made,) = trials_lib.make(config, [overrides], tmp_path, common)
+    def name(common=None, **overrides):
+        (made,) = trials_lib.make(config, [overrides], tmp_path, common or {})
         return made.name
 
     first = name(posterior="lowrank,rank=2", seed=1)
     assert first.startswith("lowrank_rank=2_seed=1_")
-    assert name("--config.eval_every=7", posterior="lowrank,rank=2", seed=1) == first
-    assert name("--config.num_steps=7", posterior="lowrank,rank=2", seed=1) != first
-    assert name("--config.num_steps", "7", seed=1) == name("--config.num_steps=7", seed=1)
+    assert name({"eval_every": 7}, posterior="lowrank,rank=2", seed=1) == first
+    assert name({"num_steps": 7}, posterior="lowrank,rank=2", seed=1) != first
 
 
 def test_the_posteriors_options_are_parameters(config, tmp_path):
@@ -482,9 +477,9 @@ MISTAKES = {
     "lists": (["--sweep=lists"], "--sweep=lists must yield {field: plain value}, got [1]"),
     "broken": (["--sweep=broken"], "--sweep=broken fails: ZeroDivisionError"),
     "config": (["--config=configs/cifar11.py"], "there is no such file"),
-    "gpus": (["--gpus=1.5"], "--gpus: must be a fraction below 1 or a whole number, got 1.5"),
+    "gpus": (["--gpus=1.5"], "--gpus=1.5: must be a fraction below 1 or a whole number"),
     "devices": (["--gpus=5"], "batch_size must be a multiple of the 5 devices"),
-    "cpus": (["--cpus=0"], "--cpus: must be at least 1, got 0"),
+    "cpus": (["--cpus=0"], "--cpus=0"),
     "early": (["--engine=local", "--early_stopping=9"], "--early_stopping=9 needs --engine=ray"),
     "address": (["--engine=local", "--address=auto"], "--address=auto needs --engine=ray"),
     "flag": (["--works=3"], "Unknown command line flag 'works'"),
@@ -541,8 +536,8 @@ def _results(config, workdir):
             "parameters": {"encoder": 10, "decoder": 5},
         }
         (trial.workdir / "result.json").write_text(json.dumps(result))
-    outcomes.mark(trials[6], outcomes.FAILED, "ValueError: no, luck")
-    outcomes.mark(trials[7], outcomes.PRUNED, "by early stopping")
+    trials[6].mark(FAILED, "ValueError: no, luck")
+    trials[7].mark(PRUNED, "by early stopping")
     rows = [{"step": 2, "train/loss": 3.0}, {"step": 2, "eval/elbo": -1.0}]
     text = "".join(f"{json.dumps(row)}\n" for row in rows) + '{"step": 4, "eval/el'  # being written
     (trials[7].workdir / "metrics.jsonl").write_text(text)
@@ -561,7 +556,7 @@ def test_a_report_of_a_finished_sweep(config, tmp_path, capsys):
     assert rows[0]["num_parameters"] == "15"
     assert rows[0]["optimizer.learning_rate"] == "0.001"
     assert (rows[7]["step"], rows[7]["eval/elbo"]) == ("2", "-1.0")
-    text = (tmp_path / "sweep.md").read_text()
+    text = re.sub(" +", " ", (tmp_path / "sweep.md").read_text())
     assert "9 trials: 6 done, 1 failed, 1 pruned, 1 pending." in text
     values = [9.0, 16.0, 25.0]
     best = f"| 0.1 | {statistics.fmean(values):.6g} | {statistics.stdev(values):.3g} | 3 | 104 |"
@@ -572,9 +567,9 @@ def test_a_report_of_a_finished_sweep(config, tmp_path, capsys):
 
 def test_a_report_by_another_metric(config, tmp_path):
     trials = _results(config, tmp_path)
-    found = [outcomes.read(trial) for trial in trials]
+    found = [trial.outcome() for trial in trials]
     report.write(tmp_path, "rates", found, Metric.of("eval/bits_per_dim"))
-    text = (tmp_path / "sweep.md").read_text()
+    text = re.sub(" +", " ", (tmp_path / "sweep.md").read_text())
     assert f"Best eval/bits_per_dim: 0, by {trials[0].name}" in text  # lower is better
     assert text.index("| 0.001 | 1 |") < text.index("| 0.1 | 4 |")  # 0 and 2: NaN does not count
     with pytest.raises(UserError, match="--metric=eval/x: the trials have eval/bits_per_dim, eval"):
@@ -584,7 +579,7 @@ def test_a_report_by_another_metric(config, tmp_path):
 def test_pandas_reads_a_sweep_in_one_call(config, tmp_path):
     pandas = pytest.importorskip("pandas")
     command_trials = _results(config, tmp_path)
-    report.write(tmp_path, "rates", [outcomes.read(t) for t in command_trials], ELBO)
+    report.write(tmp_path, "rates", [t.outcome() for t in command_trials], ELBO)
     table = pandas.read_csv(tmp_path / "sweep.csv")
     assert len(table) == 9
     means = table.groupby("optimizer.learning_rate")["eval/elbo"].mean()
@@ -702,7 +697,7 @@ def test_the_board_shows_what_runs_and_what_is_best(config, tmp_path, stream, mo
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "xterm")
     trials = _results(config, tmp_path)
-    before = [outcomes.read(trial) for trial in trials]
+    before = [trial.outcome() for trial in trials]
     out = stream()
     with Board(before, ELBO, out) as board:
         board.started(trials[7])

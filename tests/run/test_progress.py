@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from svae_jax import terminal
 from svae_jax.run import progress
 
 
@@ -133,7 +134,7 @@ def test_numbers_read_well(value, text):
     ("seconds", "text"), [(0.4, "0:00"), (42.0, "0:42"), (725.0, "12:05"), (11045.2, "3:04:05")]
 )
 def test_durations_read_well(seconds, text):
-    assert progress._duration(seconds) == text
+    assert terminal.duration(seconds) == text
 
 
 def _screen(text):

@@ -99,10 +99,11 @@ def test_leftovers_of_others_stay_in_the_cache(tmp_path):
 
 
 def test_the_experiments_refuse_an_empty_path():
-    from experiments.options import Parser, nonempty_path
+    from experiments import options
 
-    parser = Parser("sweep", None)
-    parser.add_argument("--workdir", type=nonempty_path)
-    with pytest.raises(UserError, match="--workdir: it is empty"):
-        parser.parse_known_args(["--workdir="])
-    assert str(parser.parse_known_args(["--workdir=runs/a"])[0].workdir) == "runs/a"
+    def define(values):
+        options.define_path("workdir", "a directory", values)
+
+    with pytest.raises(UserError, match="--workdir=: it is empty"):
+        options.parse(["--workdir="], None, define)
+    assert str(options.parse(["--workdir=runs/a"], None, define).workdir) == "runs/a"

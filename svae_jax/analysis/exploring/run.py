@@ -1,7 +1,6 @@
 """A trained run to play with."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from svae_jax.analysis.trained import Trained
 from svae_jax.errors import UserError
 from svae_jax.evaluation import grids
 from svae_jax.model import SpatialVAE
+from svae_jax.run import workdir as workdirs
 from svae_jax.samplers.conditional import Factors, HasFactors, condition
 
 Images = Num[np.ndarray, "_b height width c"]
@@ -96,14 +96,7 @@ class Run(Trained):
         Raises:
             UserError: the file cannot be read, or is damaged.
         """
-        path = self.directory / "metrics.jsonl"
-        with files.os_errors_for_user(f"{path} cannot be read"):
-            lines = path.read_text().splitlines() if path.exists() else []
-        try:
-            # The last line may be half written.
-            return [json.loads(line) for line in lines if line.endswith("}")]
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}); remove the damaged line") from None
+        return workdirs.read_metrics(self.directory)
 
     def display(self, images: Any) -> UInt8[np.ndarray, "_b height _width _c"]:
         """Pictures of images in the units of the run's data: 8 bits, grey or colour.

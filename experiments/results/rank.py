@@ -1,0 +1,149 @@
+"""Why low-rank means trail free ones: what they can express, and how they are trained.
+
+    python -m experiments.results.rank --config=configs/cifar10.py --workdir=runs/rank
+
+trains `mvn`, and `lowrank` of every rank with ν at three speeds: that of μ, a tenth of it, and
+fixed (the same for all images). All runs have the same number of updates and learning rate, and
+--config.FIELD=VALUE sets a field for all. Then the means of each `mvn` are replaced by their best
+approximations of rank 1, 2, …, and nothing is trained again. All figures are ELBOs on a tenth of
+the training split, which no run was trained on.
+
+The workdir receives rank.json and rank.md. The same command continues what was stopped.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+from absl import flags
+from jaxtyping import Array, Float
+
+from experiments import options, study
+from experiments.compare import plan, summary
+from experiments.compare.tables import mean_and_sd
+from svae_jax import config as configs
+from svae_jax import latents
+from svae_jax.analysis import tables, trained
+from svae_jax.evaluation import bounds
+from svae_jax.model import SpatialVAE
+from svae_jax.training import job as jobs
+from svae_jax.training import loop
+
+# Speed of ν relative to that of μ. At a thousandth it hardly moves in any run.
+SPEEDS = {"as fast as mu": 1.0, "a tenth of that": 0.1, "fixed": 1e-3}
+
+
+class Truncated(SpatialVAE):
+    """A model with free means that keeps of each map's mean its best approximation of a rank."""
+
+    rank: int = 1
+
+    def encode(self, images: Float[Array, "b h w c"], train: bool = False) -> latents.Params:
+        """The posteriors of images, with means of low rank."""
+        params = super().encode(images, train)
+        return params | {"mean": truncate(params["mean"], self.rank)}
+
+
+def truncate(mean: Float[Array, "*b h w n"], rank: int) -> Float[Array, "*b h w n"]:
+    """The nearest maps of this rank, by the singular value decomposition (Eckart and Young)."""
+    u, s, v = jnp.linalg.svd(jnp.moveaxis(mean, -1, -3), full_matrices=False)
+    nearest = jnp.matmul(u[..., :rank] * s[..., None, :rank], v[..., :rank, :], precision="highest")
+    return jnp.moveaxis(nearest, -3, -1)
+
+
+def _define(values: flags.FlagValues) -> None:
+    options.define_path("workdir", "directory of all runs", values)
+    flags.DEFINE_integer("seeds", 3, "runs of each model", 1, flag_values=values)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains what is missing, evaluates, and writes the tables.
+
+    Raises:
+        UserError: a mistake in the options, or in the configuration.
+        interrupt.Stopped: after SIGTERM or Ctrl-C, once the run has saved.
+    """
+    values, file = study.begin(argv, __doc__, _define)
+    held_out = plan.search_split(values.config.dataset.split)
+    records: list[dict[str, Any]] = []
+    for seed in range(values.seeds):
+        fields = {**options.overrides(values), **held_out, "seed": seed}
+        config = options.load(f"{file}:mvn", fields)
+        directory = values.workdir / f"mvn_seed={seed}"
+        elbo = loop.train(config, directory)["metrics"]["eval/elbo"]
+        records += [{"model": "mvn", "seed": seed, "elbo": elbo}, *_truncated(config, directory)]
+        ranks = range(1, min(config.latent.height, config.latent.width) + 1)
+        for rank, speed in itertools.product(ranks, SPEEDS):
+            config = options.load(f"{file}:lowrank,rank={rank}", fields)
+            directory = values.workdir / f"rank={rank}_nu={SPEEDS[speed]:g}_seed={seed}"
+            result = loop.train(config, directory, _with_speed(config, SPEEDS[speed]))
+            run = {"model": "lowrank", "rank": rank, "nu": speed, "seed": seed}
+            records.append(run | {"elbo": result["metrics"]["eval/elbo"]})
+        settings = study.settings("results.rank", argv, config, result) | {
+            "seeds": seed + 1,
+            "learning_rate": config.optimizer.learning_rate,
+            "schedule": config.optimizer.schedule,
+        }
+        study.write(values.workdir / "rank", {"settings": settings, "runs": records}, render)
+
+
+def render(content: Mapping[str, Any]) -> str:
+    """The whole of `rank.md`, from the content of `rank.json`."""
+    records, settings = content["runs"], content["settings"]
+
+    def row(means: str, **wanted: Any) -> dict[str, str]:
+        found = {"means": means}
+        for rank in ranks:
+            own = {"rank": rank, **wanted}
+            those = [{"elbo": r["elbo"]} for r in records if own.items() <= r.items()]
+            found[f"rank {rank}"] = mean_and_sd(summary.over_seeds(those)["elbo"])
+        return found
+
+    ranks = sorted({record["rank"] for record in records if "rank" in record})
+    free = [{"elbo": r["elbo"]} for r in records if r["model"] == "mvn"]
+    rows = [
+        {"means": "free (`mvn`)"}
+        | {f"rank {rank}": "" for rank in ranks[:-1]}
+        | {f"rank {ranks[-1]}": mean_and_sd(summary.over_seeds(free)["elbo"])},
+        row("the best approximations of these, nothing trained again", model="truncated mvn"),
+        *(row(f"trained, nu {speed}", model="lowrank", nu=speed) for speed in SPEEDS),
+    ]
+    return (
+        f"# Low-rank means\n\n{tables.markdown(rows)}\n\n"
+        f"ELBO in nats on `{settings['split']}` of `{settings['dataset']}`, mean ± standard "
+        f"deviation over {settings['seeds']} seeds; {settings['num_steps']:,} updates of "
+        f"{settings['batch_size']} images, learning rate {settings['learning_rate']:g} "
+        f"({settings['schedule']}); {settings['device']}.\n\nMade by `{settings['command']}`.\n"
+    )
+
+
+def _with_speed(config: ml_collections.ConfigDict, speed: float) -> SpatialVAE:
+    """The configuration's model, whose ν moves at this speed."""
+    model = configs.model(config)
+    mean: Any = model.posterior.mean_model
+    means = dataclasses.replace(mean, nu_scale=speed)
+    posterior = dataclasses.replace(model.posterior, mean_model=means)
+    return model.clone(posterior=posterior, encoder=model.encoder.clone(posterior=posterior))
+
+
+def _truncated(config: ml_collections.ConfigDict, directory: Path) -> list[dict[str, Any]]:
+    """The held-out ELBO of a trained `mvn` with means of each rank, up to the full one."""
+    job = jobs.prepare(config, directory, None)
+    variables, model = trained.load(directory).variables, job.recipe.model
+    names = ("posterior", "encoder", "decoder", "prior", "likelihood")
+    fields = {name: getattr(model, name) for name in names}
+    records = []
+    for rank in range(1, min(config.latent.height, config.latent.width) + 1):
+        recipe = job.recipe._replace(model=Truncated(**fields, rank=rank))
+        found = bounds.held_out(recipe, variables, job.train_images, job.eval_images, job.mesh)
+        run = {"model": "truncated mvn", "rank": rank, "seed": config.seed}
+        records.append(run | {"elbo": found["elbo"]})
+    return records
+
+
+if __name__ == "__main__":
+    options.run_command(main)

@@ -24,6 +24,9 @@ class Board(contextlib.AbstractContextManager):
     """Shows which trials run, how many are done, the best so far, and an ETA.
 
     The ETA is the time since the start, times the trials left over those that ended since.
+
+    Attributes:
+        running: the trials that run, by their names.
     """
 
     def __init__(
@@ -32,7 +35,7 @@ class Board(contextlib.AbstractContextManager):
         """Takes the outcomes of all trials so far, and where to write; stderr by default."""
         self._outcomes = {outcome.trial.name: outcome for outcome in before}
         self._metric = metric
-        self._running: dict[str, Trial] = {}
+        self.running: dict[str, Trial] = {}
         self._left = sum(outcome.status not in trials.ENDED for outcome in before)
         self._ended, self._begin = 0, time.monotonic()
         console = Console(file=stream or terminal.stderr(), highlight=False, markup=False)  # type: ignore[arg-type]
@@ -52,18 +55,18 @@ class Board(contextlib.AbstractContextManager):
 
     def started(self, trial: Trial) -> None:
         """Shows a trial as running."""
-        self._running[trial.name] = trial
+        self.running[trial.name] = trial
         if not self._is_live():
             self.print(f"{trial.name} started")
 
     def will_be_repeated(self, trial: Trial) -> None:
         """Shows that a trial failed and will be started again."""
-        self._running.pop(trial.name, None)
+        self.running.pop(trial.name, None)
         self.print(f"{trial.name} failed, is tried again: {trial.outcome().reason}")
 
     def ended(self, trial: Trial) -> None:
         """Shows what has become of a trial that was running."""
-        if self._running.pop(trial.name, None) is None:
+        if self.running.pop(trial.name, None) is None:
             return
         outcome = self._outcomes[trial.name] = trial.outcome()
         self._ended += outcome.status in (*trials.ENDED, trials.FAILED)
@@ -80,7 +83,7 @@ class Board(contextlib.AbstractContextManager):
         """One line: how many trials are done, running, failed; the best; the ETA."""
         counts = collections.Counter(o.status for o in self._outcomes.values())
         parts = [f"{counts[trials.DONE]}/{len(self._outcomes)} done"]
-        parts += [f"{len(self._running)} running"] if self._running else []
+        parts += [f"{len(self.running)} running"] if self.running else []
         parts += [f"{counts[s]} {s}" for s in (trials.FAILED, trials.PRUNED) if counts[s]]
         if (best := trials.best_of(self._outcomes.values(), self._metric)) is not None:
             value = _number(best.value(self._metric))
@@ -95,7 +98,7 @@ class Board(contextlib.AbstractContextManager):
 
     def _table(self) -> Group:
         table = Table("running", "step", self._metric.name, box=None)
-        running = list(self._running.items())
+        running = list(self.running.items())
         for name, trial in running[:_MOST_ROWS]:
             outcome = trial.outcome()
             step = "" if outcome.step is None else str(outcome.step)

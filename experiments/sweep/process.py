@@ -70,6 +70,8 @@ def train(
     Raises:
         TrialFailed: the process ended with an error, which is also noted in the workdir.
     """
+    if should_stop():
+        return
     workdirs.create(trial.workdir)
     while not (should_stop() or _is_free(trial.workdir)):
         yield

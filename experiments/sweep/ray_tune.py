@@ -77,6 +77,7 @@ def run(
             environment=settings | process.limits(cpus, gpus),
             directory=os.getcwd(),
         )
+        watch = _Watch(trials, board, should_stop, storage / "stop")
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": cpus, "gpu": gpus}),
             param_space={"index": tune.grid_search(list(range(len(trials))))},
@@ -86,7 +87,8 @@ def run(
                 name="tune",
                 storage_path=str(storage),
                 verbose=0,
-                callbacks=[_Watch(trials, board, should_stop, storage / "stop")],
+                callbacks=[watch],
+                stop=_Stopper(watch),
                 failure_config=tune.FailureConfig(max_failures=options.retries),
             ),
         )
@@ -97,7 +99,7 @@ def run(
 def resources(
     nodes: Sequence[dict[str, float]], cpus: int | None, gpus: float | None
 ) -> tuple[int, float]:
-    """CPU cores and GPUs of a trial: by default a GPU and its share of the cores, or a machine's.
+    """CPU cores and GPUs of a trial: by default a GPU and its share, or a whole machine.
 
     Args:
         nodes: the resources of each node, by Ray's names.
@@ -178,10 +180,7 @@ def _scheduler(trials: Sequence[Trial], options: Options) -> TrialScheduler | No
 
 
 class _Watch(tune.Callback):
-    """Shows what Tune does, and asks all trials to stop after a signal.
-
-    Then those that wait begin and end at once, without having started a process.
-    """
+    """Shows what Tune does, and asks all trials to stop after a signal."""
 
     def __init__(
         self,
@@ -198,7 +197,7 @@ class _Watch(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        if not self._should_stop():
+        if not self._stop_file.exists():  # else it ends at once
             self._board.started(self._ours(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
@@ -218,8 +217,25 @@ class _Watch(tune.Callback):
             self._stop_file.touch()
             self._board.print("stopping: the trials save")
 
+    def is_over(self) -> bool:
+        """Whether the trials that ran when the signal came have saved."""
+        return self._stop_file.exists() and not self._board.running
+
     def _ours(self, trial: Any) -> Trial:
         return self._trials[trial.config["index"]]
+
+
+class _Stopper(tune.Stopper):
+    """Ends the experiment after a signal, without starting the trials that wait."""
+
+    def __init__(self, watch: _Watch):
+        self._watch = watch
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._watch.is_over()
 
 
 @contextlib.contextmanager

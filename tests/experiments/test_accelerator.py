@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments import options
 from experiments.accelerator import __main__ as command
 from experiments.accelerator import packing, reference, speed
 from experiments.accelerator.parts import PARTS
@@ -198,7 +199,7 @@ def image_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("words", "message"),
     [
         (["--budget=59"], "--budget=59"),
         (["--budget=soon"], "--budget=soon"),
@@ -213,15 +214,15 @@ def image_file(tmp_path):
         (["--budget=60", "--out=full"], "--out=full is not empty"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(options, message, tmp_path, monkeypatch, capsys):
+def test_a_mistake_is_told_in_one_line(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("full").mkdir()
     Path("full/results.json").touch()
     packing.pack(Path("wrong.zip"), {"train": blocks(2, 28), "test": blocks(2, 28)})
     packing.pack(Path("test.zip"), {"test": blocks(2)})
-    monkeypatch.setattr("sys.argv", ["accelerator", "--out=out", *options])
+    monkeypatch.setattr("sys.argv", ["accelerator", "--out=out", *words])
     with pytest.raises(SystemExit) as exit_info:
-        command.run_command(command.main)
+        options.run_command(command.main)
     assert exit_info.value.code == 2
     error = capsys.readouterr().err
     assert message in error

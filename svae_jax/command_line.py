@@ -13,7 +13,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from svae_jax import files, terminal
+from svae_jax import files, seeds, terminal
 from svae_jax.errors import UserError
 from svae_jax.run import interrupt
 
@@ -22,15 +22,13 @@ Main = Callable[[Sequence[str]], None]
 # The flags that are defined here are those of the command that asks for them, in its --help too.
 flags.disclaim_key_flags()
 
-_LARGEST_SEED = 2**32 - 1  # that JAX's keys take whole
-
 Fields = Callable[[], Collection[str]]  # the dotted names that `--config.NAME=VALUE` can set
 Define = Callable[[], object]
 
 
 def define_seed(meaning: str) -> flags.FlagHolder[int]:
     """Defines --seed of a command that draws."""
-    return flags.DEFINE_integer("seed", 0, meaning, lower_bound=0, upper_bound=_LARGEST_SEED)
+    return flags.DEFINE_integer("seed", 0, meaning, lower_bound=0, upper_bound=seeds.LARGEST)
 
 
 def define_data_dir() -> flags.FlagHolder[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Float, Num, PRNGKeyArray, UInt8
 
-from svae_jax import data, sizes, terminal
+from svae_jax import data, seeds, sizes, terminal
 from svae_jax.analysis import fitted, trained
 from svae_jax.analysis.fitted import Fitted
 from svae_jax.analysis.trained import Trained
@@ -52,12 +52,13 @@ def sample(
     Raises:
         UserError: a mistake that the user can correct; nothing is overwritten.
     """
+    key = seeds.key(seed)
     target, grid = _targets(out, image_format)
     directory = user_path(directory, "--workdir")
     model = trained.load(directory)
     _check_format(model, image_format)
     loaded = fitted.load_sampler(directory, sampler, model, **options)
-    batches = draw(model, loaded, jax.random.key(seed), num)
+    batches = draw(model, loaded, key, num)
     first = next(batches)
     with tqdm.tqdm(total=num, unit=" images", disable=None, file=terminal.stderr()) as bar:
         pixels = (model.pixels.from_float(batch) for batch in itertools.chain([first], batches))
@@ -100,6 +101,7 @@ def reconstruct(
     Raises:
         UserError: a mistake that the user can correct; nothing is overwritten.
     """
+    key = seeds.key(seed)
     target, grid = _targets(out, image_format)
     directory = user_path(directory, "--workdir")
     model = trained.load(directory)
@@ -111,9 +113,9 @@ def reconstruct(
 
     def batches() -> Iterator[Pixels]:
         for begin in range(0, len(originals), _BATCH):
-            key = jax.random.fold_in(jax.random.key(seed), begin)
             batch = originals[begin : begin + _BATCH]
-            images = steps.reconstruct(model.model, model.variables, key, batch)
+            batch_key = jax.random.fold_in(key, begin)
+            images = steps.reconstruct(model.model, model.variables, batch_key, batch)
             yield model.pixels.from_float(images)
 
     reconstructed = np.concatenate(list(batches()))

@@ -101,8 +101,12 @@ def saved(workdir: Path) -> list[str]:
     return sorted(path.name for path in (*workdir.glob("*.json"), *workdir.glob("checkpoints/*")))
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path, cure: str = "use another --workdir") -> dict[str, Any] | None:
     """Returns the JSON object in a file, or None if there is no such file.
+
+    Args:
+        path: the file.
+        cure: what the user can do if it is damaged.
 
     Raises:
         UserError: the file cannot be read or holds no JSON object.
@@ -118,10 +122,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
         ) from error
     try:
         content = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); use another --workdir") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); {cure}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object; use another --workdir")
+        raise UserError(f"{path} is damaged: it holds no JSON object; {cure}")
     return content
 
 

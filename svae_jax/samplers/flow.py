@@ -13,6 +13,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, PyTree
 
+from svae_jax import seeds
 from svae_jax.devices import compiler
 from svae_jax.samplers import base, velocity
 from svae_jax.samplers.aggregate import Moments, Posteriors
@@ -109,6 +110,7 @@ class Flow:
         for field in ("width", "depth", "num_params", "num_steps", "batch_size"):
             value = getattr(self, field)
             base.require(field, value, value >= 1, "at least 1")
+        seeds.check(self.seed)
         rate, decay = self.learning_rate, self.ema_decay
         base.require("learning_rate", rate, 0 < rate < math.inf, "above 0 and finite")
         base.require("ema_decay", decay, 0 <= decay < 1, "0 or above, below 1")
@@ -210,7 +212,7 @@ class Flow:
 
     @property
     def _key(self) -> PRNGKeyArray:
-        return jax.random.key(self.seed)
+        return seeds.key(self.seed)
 
     @property
     def _optimizer(self) -> optax.GradientTransformation:

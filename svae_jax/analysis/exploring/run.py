@@ -11,7 +11,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Bool, Float, Num, UInt8
 
-from svae_jax import files, latents, samplers, sizes, terminal
+from svae_jax import files, latents, samplers, seeds, sizes, terminal
 from svae_jax import pixels as pixel_lib
 from svae_jax.analysis import fitted, trained
 from svae_jax.analysis.exploring import batches, filling, locality, paths
@@ -98,11 +98,11 @@ class Run(Trained):
         """
         path = self.directory / "metrics.jsonl"
         with files.os_errors_for_user(f"{path} cannot be read"):
-            lines = path.read_text().splitlines() if path.exists() else []
+            lines = path.read_bytes().splitlines() if path.exists() else []
         try:
             # The last line may be half written.
-            return [json.loads(line) for line in lines if line.endswith("}")]
-        except ValueError as error:
+            return [json.loads(line) for line in lines if line.endswith(b"}")]
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is damaged ({error}); remove the damaged line") from None
 
     def display(self, images: Any) -> UInt8[np.ndarray, "_b height _width _c"]:
@@ -148,13 +148,14 @@ class Run(Trained):
             **options: of a sampler given by name, such as `temperature` of the prior.
 
         Raises:
-            UserError: `num` is below 1, or as `sampler`.
+            UserError: `num` is below 1, the seed is out of range, or as `sampler`.
         """
         if num < 1:
             raise UserError(f"num must be at least 1, got {num}")
+        key = seeds.key(seed)
         if isinstance(sampler, str):
             sampler = self.sampler(sampler, **options)
-        return self.decode(sampler(jax.random.key(seed), num))
+        return self.decode(sampler(key, num))
 
     def interpolate(
         self,
@@ -262,7 +263,7 @@ class Run(Trained):
         """
         if num < 1:
             raise UserError(f"num must be at least 1, got {num}")
-        images, hidden = self._prepared(image), np.asarray(mask)
+        key, images, hidden = seeds.key(seed), self._prepared(image), np.asarray(mask)
         if len(images) != 1:
             raise UserError(f"image must be one image, got {len(images)}")
         if hidden.dtype != bool or hidden.shape != images.shape[1:3]:
@@ -277,7 +278,7 @@ class Run(Trained):
             lambda z: batches.decode(self.model, self.variables, z[None])[0],
             *(images[0], hidden, conditional),
         )
-        drawn = conditional.sample(jax.random.key(seed), z, num)
+        drawn = conditional.sample(key, z, num)
         return Filled(self.decode(drawn), self.decode(z), cells)
 
     def cell(self, row: int, col: int) -> Bool[np.ndarray, "h w"]:

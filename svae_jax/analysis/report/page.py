@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from svae_jax import files
+from svae_jax import files, seeds
 from svae_jax.analysis import exploring, figures, tables
 from svae_jax.analysis.exploring import Run
 from svae_jax.analysis.report import content
@@ -51,6 +51,7 @@ def write(
     Raises:
         UserError: a mistake that the user can correct; nothing is overwritten.
     """
+    seeds.check(seed)
     target = files.user_path(out, "--out")
     if target.suffix not in (".html", ".htm"):
         raise UserError(f"--out={out} must end in .html")

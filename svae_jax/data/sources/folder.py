@@ -10,7 +10,6 @@ subdirectory.
 import collections
 import functools
 import hashlib
-import io
 import os
 import unicodedata
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import Any
 from absl import logging
 from PIL import Image, ImageOps
 
+from svae_jax.data import pillow
 from svae_jax.data.sources.base import Range, Reader
 from svae_jax.errors import UserError
 
@@ -82,7 +82,7 @@ class Folder:
         if self._left_out:
             _tell_once(f"{self.title}{self._kinds_left_out()}")
         for path in self.paths(ranges):
-            yield path, functools.partial(open_image, self.root / path)
+            yield path, functools.partial(_open_file, self.root / path)
 
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of the first picture by path, for sizes that are not given.
@@ -93,7 +93,7 @@ class Folder:
         path = min(self.files["all"])
         try:
             image = ImageOps.exif_transpose(open_image(self.root / path))
-        except (OSError, ValueError, Image.DecompressionBombError) as err:
+        except (OSError, ValueError) as err:
             raise UserError(f"dataset.data_dir: {path} cannot be read ({err})") from err
         if max(image.size) > _MOST_PIXELS:
             raise UserError(
@@ -162,7 +162,13 @@ def _tell_once(line: str) -> None:
 
 def open_image(path: Path) -> Image.Image:
     """Opens a picture, of an animation the first frame; the content decides the format."""
-    return Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS)
+    return pillow.open_picture(path.read_bytes(), FORMATS)
+
+
+def _open_file(path: Path) -> Image.Image:
+    if path.exists() and not path.is_file():  # a pipe, from which reading would wait for ever
+        raise ValueError("no file")
+    return open_image(path)
 
 
 def _refuse(err: OSError) -> None:

@@ -78,8 +78,8 @@ def base() -> ml_collections.ConfigDict:
                 "lower_scale": 0.1,
             },
             "model": {
-                # Stacks of layers, as in "5x5/32/s2 5x5/64/s2/valid" and "3x3/64 3x3/32 5x5/image/s2"
-                # (see configs/README.md); auto: from the sizes.
+                # Stacks of layers, such as "5x5/32/s2 5x5/64/s2" and "3x3/64 3x3/32 5x5/image", as
+                # configs/README.md explains; auto: from the sizes.
                 "encoder": "",
                 "decoder": "",
                 # The encoder's last layer: dense, or convolutional, whose size does not grow with

@@ -14,6 +14,7 @@ from svae_jax import data, seeds, sizes, terminal
 from svae_jax.analysis import fitted, trained
 from svae_jax.analysis.fitted import Fitted
 from svae_jax.analysis.trained import Trained
+from svae_jax.devices import runtime
 from svae_jax.errors import UserError
 from svae_jax.evaluation import grids, steps
 from svae_jax.files import os_errors_for_user, user_path
@@ -25,6 +26,7 @@ _BATCH = 250  # images decoded at a time
 _SHOWN = 64  # samples in the grid
 
 
+@runtime.own_numerics()
 def sample(
     directory: str | Path,
     sampler: str,
@@ -86,6 +88,7 @@ def draw(
         yield np.asarray(images)[: count - begin]
 
 
+@runtime.own_numerics()
 def reconstruct(
     directory: str | Path,
     pictures: Sequence[str | Path],

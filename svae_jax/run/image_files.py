@@ -6,6 +6,7 @@ batch at a time is in memory.
 
 import contextlib
 import io
+import math
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -96,6 +97,7 @@ def _write_npz(out: Path, shape: tuple[int, ...], dtype: str, batches: Batches) 
         shape = (*shape[:-1], 3)
         batches = (np.repeat(batch, 3, axis=-1) for batch in batches)
     header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    files.check_room(out.parent, math.prod(shape) * np.dtype(dtype).itemsize)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(files.replacing(out))
         archive = stack.enter_context(zipfile.ZipFile(file, "w"))

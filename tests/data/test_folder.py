@@ -455,7 +455,7 @@ def test_bad_splits(root, load, split, match):
 def test_a_pipe_among_the_pictures_is_named(root, refused):
     save(noise(8, 8, 3), root / "a.png")
     os.mkfifo(root / "b.png")
-    refused("b.png (no file)", of=2)
+    refused("b.png (a device or a pipe, no file)", of=2)
 
 
 @pytest.mark.parametrize(

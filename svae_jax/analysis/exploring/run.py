@@ -20,6 +20,7 @@ from svae_jax.analysis.exploring.filling import Filled
 from svae_jax.analysis.exploring.locality import Locality
 from svae_jax.analysis.fitted import Fitted
 from svae_jax.analysis.trained import Trained
+from svae_jax.devices import runtime
 from svae_jax.errors import UserError
 from svae_jax.evaluation import grids
 from svae_jax.model import SpatialVAE
@@ -240,6 +241,7 @@ class Run(Trained):
             )
         return self.decode(np.where(self._entries(where), source, target))
 
+    @runtime.own_numerics()
     def fill(
         self, image: Any, mask: Any, num: int = 8, seed: int = 0, sampler: str | Fitted = ""
     ) -> Filled:

@@ -13,6 +13,7 @@ from svae_jax.analysis import exploring, figures, tables
 from svae_jax.analysis.exploring import Run
 from svae_jax.analysis.report import content
 from svae_jax.analysis.report.content import Content, Shown
+from svae_jax.devices import runtime
 from svae_jax.errors import UserError
 
 _CHARTS = (
@@ -37,6 +38,7 @@ _SECTIONS = (
 )  # fmt: skip
 
 
+@runtime.own_numerics()
 def write(
     runs: Sequence[str | Path | Run], out: str | Path, seed: int = 0, data_dir: str | Path = ""
 ) -> Path:

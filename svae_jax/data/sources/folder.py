@@ -82,7 +82,7 @@ class Folder:
         if self._left_out:
             _tell_once(f"{self.title}{self._kinds_left_out()}")
         for path in self.paths(ranges):
-            yield path, functools.partial(_open_file, self.root / path)
+            yield path, functools.partial(open_image, self.root / path)
 
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of the first picture by path, for sizes that are not given.
@@ -162,13 +162,9 @@ def _tell_once(line: str) -> None:
 
 def open_image(path: Path) -> Image.Image:
     """Opens a picture, of an animation the first frame; the content decides the format."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError("a device or a pipe, no file")  # reading might never end
     return pillow.open_picture(path.read_bytes(), FORMATS)
-
-
-def _open_file(path: Path) -> Image.Image:
-    if path.exists() and not path.is_file():  # a pipe, from which reading would wait for ever
-        raise ValueError("no file")
-    return open_image(path)
 
 
 def _refuse(err: OSError) -> None:

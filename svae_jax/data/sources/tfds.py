@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import errno
 import functools
+import io
 import itertools
 import logging as std_logging
 import os

@@ -13,7 +13,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from svae_jax import files, terminal
+from svae_jax import files, seeds, terminal
 from svae_jax.errors import UserError
 from svae_jax.run import interrupt
 
@@ -22,15 +22,13 @@ Main = Callable[[Sequence[str]], None]
 # The flags that are defined here are those of the command that asks for them, in its --help too.
 flags.disclaim_key_flags()
 
-_LARGEST_SEED = 2**32 - 1  # that JAX's keys take whole
-
 Fields = Callable[[], Collection[str]]  # the dotted names that `--config.NAME=VALUE` can set
 Define = Callable[[], object]
 
 
 def define_seed(meaning: str) -> flags.FlagHolder[int]:
     """Defines --seed of a command that draws."""
-    return flags.DEFINE_integer("seed", 0, meaning, lower_bound=0, upper_bound=_LARGEST_SEED)
+    return flags.DEFINE_integer("seed", 0, meaning, lower_bound=0, upper_bound=seeds.LARGEST)
 
 
 def define_data_dir() -> flags.FlagHolder[str]:
@@ -112,8 +110,8 @@ def parse(
         # A config file's own error is the last line of a traceback.
         line = str(error).strip().splitlines()[-1]
         raise UserError(line.rpartition("UserError: ")[2]) from None
-    except AttributeError:  # an override of a field that does not exist
-        raise UserError(_unknown_field(argv, fields())) from None
+    except AttributeError as error:
+        raise UserError(_missing(error, argv, fields())) from None
     except OSError as error:  # an override of a configuration that does not exist
         raise UserError(f"--config: {str(error).splitlines()[-1].strip()}") from None
     if len(rest) > 1:
@@ -156,7 +154,7 @@ def load_config(
 
 
 def check_config_file(values: flags.FlagValues) -> None:
-    """Checks that the file of the flag `config` exists.
+    """Checks that the file of the flag `config` exists and gives a configuration.
 
     Raises:
         UserError: it does not.
@@ -164,10 +162,15 @@ def check_config_file(values: flags.FlagValues) -> None:
     path = config_flags.get_config_filename(values["config"]).partition(":")[0]
     if not os.path.isfile(path):
         raise UserError(f"--config={path}: there is no such file")
+    if not isinstance(values.config, ml_collections.ConfigDict):
+        kind = type(values.config).__name__
+        raise UserError(f"--config={path}: get_config returns a {kind}, not a ConfigDict")
 
 
 def _check_config_path(argv: Sequence[str]) -> None:
-    """Refuses a configuration in a directory with a colon, at which the path would be cut."""
+    """Refuses two configurations, and one in a directory with a colon, where it would be cut."""
+    if sum(argument.lstrip("-").partition("=")[0] == "config" for argument in argv[1:]) > 1:
+        raise UserError("--config is given twice")
     for i, argument in enumerate(argv):
         name, is_pair, value = argument.lstrip("-").partition("=")
         if name != "config" or not argument.startswith("-"):
@@ -180,10 +183,13 @@ def _check_config_path(argv: Sequence[str]) -> None:
             )
 
 
-def _unknown_field(argv: Sequence[str], known: Collection[str]) -> str:
+def _missing(error: AttributeError, argv: Sequence[str], known: Collection[str]) -> str:
+    """What is missing: a field that is set, or a function of the configuration file."""
     given = [arg.lstrip("-").removeprefix("config.") for arg in argv if "-config." in arg]
     names = [field.partition("=")[0] for field in given]
     unknown = next((field for field in names if field not in known), "")
+    if not unknown:
+        return f"--config: {error}; a configuration is a Python file with get_config(arg)"
     if unknown == "dataset.image_size":  # of older versions
         return f"--config.{unknown}: give --config.dataset.height and --config.dataset.width"
     nearest = difflib.get_close_matches(unknown, known) or known
@@ -214,7 +220,17 @@ def ending(error: BaseException) -> tuple[str, int] | None:
         case RuntimeError() | AssertionError() if reason := _lacks_device(error):
             name = os.environ.get("JAX_PLATFORMS", "")
             return f"error: JAX_PLATFORMS={name}: {reason}; set another, or leave it out", 2
+        case MemoryError() | RuntimeError() if _is_out_of_memory(error):
+            what = files.reason(error)
+            return (
+                f"error: too little memory ({what}); lower batch_size, or the size of the model",
+                2,
+            )
     return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _lacks_device(error: BaseException) -> str:

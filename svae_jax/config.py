@@ -13,7 +13,7 @@ import optax
 from flax import traverse_util
 
 from svae_jax import data as data_sets
-from svae_jax import latents, likelihoods, sizes
+from svae_jax import latents, likelihoods, seeds, sizes
 from svae_jax import model as models
 from svae_jax.data.record import Record
 from svae_jax.errors import UserError
@@ -79,7 +79,9 @@ def base() -> ml_collections.ConfigDict:
                 "lower_scale": 0.1,
             },
             "model": {
-                "encoder": "",  # stacks of layers (`svae_jax.model.stacks`); auto: from the sizes
+                # Stacks of layers, such as "5x5/32/s2 5x5/64/s2" and "3x3/64 3x3/32 5x5/image", as
+                # configs/README.md explains; auto: from the sizes.
+                "encoder": "",
                 "decoder": "",
                 # The encoder's last layer: dense, or convolutional, whose size does not grow with
                 # the latent; auto: convolutional from 64 pixels or 16 latent cells a side on.
@@ -184,7 +186,7 @@ def check(
     multiple = _multiples(config.batch_size, num_devices)
     require(config, "batch_size", lambda value: value % num_devices == 0, multiple)
     require(config, "checkpoint.keep", lambda value: value >= 1, "at least 1")
-    require(config, "seed", lambda value: 0 <= value < 2**32, "between 0 and 2^32 - 1")
+    seeds.check(config.seed)
     require(config, "dataset.name", lambda value: value != "", "the name of a data set")
     for field in ("dataset.height", "dataset.width"):
         require(config, field, lambda value: value >= 1, "at least 1")
@@ -463,7 +465,10 @@ def from_dict(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
     fields = migrated(fields)
     unknown = set(flatten(fields)) - set(flatten(config.to_dict()))
     if unknown:
-        raise UserError(f"config.json has unknown fields: {', '.join(sorted(unknown))}")
+        raise UserError(
+            f"config.json has unknown fields: {', '.join(sorted(unknown))}; a newer version of "
+            "svae_jax may have written it: use that one"
+        )
     try:
         config.update(fields)
     except TypeError as error:

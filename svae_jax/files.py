@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -102,6 +103,17 @@ def lock(path: Path, *, wait: bool) -> Iterator[bool]:
             logging.info("waiting for another process that holds %s", path)
             stack.enter_context(held.acquire())
         yield True
+
+
+def check_room(directory: Path, num_bytes: int) -> None:
+    """Checks that a file of this size fits the disk, before hours of work are in vain.
+
+    Raises:
+        OSError: it does not.
+    """
+    free = shutil.disk_usage(directory).free
+    if num_bytes > free:
+        raise OSError(f"it takes {num_bytes / 1e6:,.1f} MB, and only {free / 1e6:,.1f} MB are free")
 
 
 @contextlib.contextmanager

@@ -9,10 +9,14 @@ compared with). Every field of the configuration can be given on the command lin
 
     --config.dataset.data_dir=DIR --config.batch_size=100 --config.objective.sigma=learned
 
-The fields and their defaults are listed in svae_jax/config.py. The workdir receives config.json,
-metrics.jsonl, TensorBoard events, samples/ and reconstructions/ (PNG), checkpoints/ and, at the
-end, result.json. The same command resumes an interrupted run, and returns at once if the run is
-finished.
+The fields and their defaults are listed in svae_jax/config.py, and explained in configs/README.md.
+Networks are given as text, or follow from the sizes with 'auto':
+
+    --config.model.decoder='3x3/64 3x3/32 5x5/32/s2 5x5/image/s2'
+
+The workdir receives config.json, metrics.jsonl, TensorBoard events, samples/ and reconstructions/
+(PNG), checkpoints/ and, at the end, result.json. The same command resumes an interrupted run, and
+returns at once if the run is finished.
 """
 
 import json

@@ -6,6 +6,7 @@ import jax
 import optax
 from jaxtyping import PRNGKeyArray
 
+from svae_jax import seeds
 from svae_jax.likelihoods import Likelihood
 from svae_jax.model import SpatialVAE
 from svae_jax.model.objective import Objective
@@ -16,7 +17,7 @@ _STREAMS = ("init", "latent", "prior", "data", "eval", "sigma", "flip")
 
 def stream(seed: int, name: str) -> PRNGKeyArray:
     """The root key of one use of randomness: one of `_STREAMS`, whose order stays."""
-    return jax.random.fold_in(jax.random.key(seed), _STREAMS.index(name))
+    return jax.random.fold_in(seeds.key(seed), _STREAMS.index(name))
 
 
 class Recipe(NamedTuple):

@@ -4,8 +4,9 @@
     python -m svae_jax.sample --workdir=runs/shapes --sampler=gaussian --format=png --out=gaussian
     python -m svae_jax.sample --workdir=runs/shapes --reconstruct=a.png,b.jpg --out=mine.npz
 
---format=npz writes uint8 arr_0 [n, h, w, c]; --format=png writes a folder of 000000.png and so on.
-These are the forms that torch-fidelity, clean-fid and the evaluator of guided diffusion read. A
+--format=npz writes uint8 arr_0 [n, h, w, 3], grey images with three equal channels (other dtypes
+and other numbers of channels stay as they are); --format=png writes a folder of 000000.png and so
+on. These are the forms that torch-fidelity, clean-fid and the evaluator of guided diffusion read. A
 grid of the first images, or of pictures above their reconstructions, stands beside it: OUT.png.
 """
 

@@ -6,7 +6,7 @@ from typing import Any
 import ml_collections
 
 from svae_jax import config as configs
-from svae_jax import samplers
+from svae_jax import samplers, seeds
 from svae_jax.errors import UserError
 
 Shape = tuple[int, int, int]
@@ -45,7 +45,7 @@ def check(config: ml_collections.ConfigDict, name: str) -> None:
             )
         if last in _FREE_ON_RESUME:
             configs.require(config, field, lambda value: value >= 1, "at least 1")
-    configs.require(config, "seed", lambda value: 0 <= value < 2**32, "between 0 and 2^32 - 1")
+    seeds.check(config.seed)
     _build(config, name, (1, 1, 1))
 
 

@@ -23,6 +23,7 @@ ROWS = [
     {"model", "data", "run"},
     {"likelihoods"},
     {"latents", "devices", "files", "pixels"},
+    {"seeds"},
     {"errors", "terminal"},
 ]
 # What computes touches no files, and runs where nothing but JAX and Flax is installed.

@@ -86,6 +86,36 @@ def test_names_with_commas_are_paths(tmp_path, monkeypatch):
     assert command_line.paths(given) == ["lowrank,rank=2", "a", "b", given[2], "gone"]
 
 
+CONFIGS = {
+    "x = 1": "has no attribute 'get_config'; a configuration is a Python file with get_config",
+    "def get_config(arg=''): return {'seed': 1}": "get_config returns a dict, not a ConfigDict",
+}
+
+
+@pytest.mark.parametrize(("code", "message"), CONFIGS.items(), ids=["no function", "dict"])
+def test_a_file_that_is_no_configuration_is_one_line(tmp_path, code, message):
+    path = tmp_path / "own.py"
+    path.write_text(code)
+    with pytest.raises(UserError, match=f"^--config.*{message}"):
+        command_line.load_config(str(path))
+
+
+def test_two_configurations_are_refused():
+    with pytest.raises(UserError, match="--config is given twice"):
+        command_line.load_config(f"{ROOT}/configs/shapes.py:mvn", ["--config=configs/shapes.py"])
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 8"), MemoryError("8 GiB")]
+)
+def test_too_little_memory_is_one_line(error):
+    line, code = command_line.ending(error)
+    assert code == 2
+    assert line.startswith("error: too little memory (")
+    assert line.endswith("); lower batch_size, or the size of the model")
+    assert "\n" not in line
+
+
 _EVALUATE = """
 from svae_jax import command_line, evaluate
 from svae_jax.analysis import assessment, tables

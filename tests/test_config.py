@@ -163,7 +163,7 @@ def test_unknown_names_and_keys_are_refused_with_those_that_exist(arg, message):
         ("checkpoint.keep", 0, "checkpoint.keep must be at least 1"),
         ("num_epochs", 0.0, "num_steps=0 and num_epochs=0"),
         ("num_epochs", math.inf, "num_epochs must be"),
-        ("seed", -1, "seed must be between"),
+        ("seed", -1, "seed must be an integer from 0 to"),
         ("dataset.channels", 4, "dataset.channels must be 1"),
         ("dataset.height", 0, "dataset.height must be at least 1, got 0"),
         ("dataset.width", 480, "model.decoder: latent.width must be 14 to 120, got 3"),

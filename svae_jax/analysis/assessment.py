@@ -7,13 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import tqdm
 from jaxtyping import Num, UInt8
 
 from svae_jax import config as configs
-from svae_jax import files, identity, samplers, terminal
+from svae_jax import files, identity, samplers, seeds, terminal
 from svae_jax import model as models
 from svae_jax import pixels as pixel_lib
 from svae_jax.analysis import drawing, fitted, trained
@@ -98,6 +97,7 @@ def evaluate(
     for field, least in (("importance_samples", 1), ("num_samples", 20)):
         if (value := getattr(settings, field)) < least:
             raise UserError(f"--{field}={value} must be at least {least}")
+    key = seeds.key(settings.seed)
     shown, directory = str(directory), files.user_path(directory, "--workdir")
     model = trained.load(directory, images=images, data_dir=data_dir)
     dataset = model.config.dataset
@@ -136,7 +136,7 @@ def evaluate(
     sets = {FLOOR: np.asarray(real.training[:count])}
     for sampler in loaded:
         terminal.say(f"  drawing {count:,} images from {sampler.name}")
-        batches = drawing.draw(model, sampler, jax.random.key(settings.seed), count)
+        batches = drawing.draw(model, sampler, key, count)
         sets[sampler.name] = np.concatenate(
             [np.asarray(pixel_lib.to_uint8(batch)) for batch in batches]
         )
@@ -233,7 +233,7 @@ def compare(sets: dict[str, Pixels], real: Real, pictures: Path) -> dict[str, An
     spaces: dict[str, Any] = {"pixels": lambda images: images}
     if extractor is not None:
         spaces["features"] = functools.partial(extractor.__call__, progress=_progress)
-    key = jax.random.key(real.seed)
+    key = seeds.key(real.seed)
     result: dict[str, Any] = {name: {"memorisation": {}} for name in sets}
     for space, embed in spaces.items():
         held_out, training = embed(real.held_out), embed(real.training)

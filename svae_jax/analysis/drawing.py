@@ -10,11 +10,11 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Float, Num, PRNGKeyArray, UInt8
 
-from svae_jax import data, sizes, terminal
+from svae_jax import data, seeds, sizes, terminal
 from svae_jax.analysis import fitted, trained
 from svae_jax.analysis.fitted import Fitted
 from svae_jax.analysis.trained import Trained
-from svae_jax.devices import batches
+from svae_jax.devices import batches, runtime
 from svae_jax.devices.batches import Batch
 from svae_jax.errors import UserError
 from svae_jax.evaluation import grids, steps
@@ -27,6 +27,7 @@ _BATCH = 250  # images decoded at a time, or fewer large ones
 _SHOWN = 64  # samples in the grid
 
 
+@runtime.own_numerics()
 def sample(
     directory: str | Path,
     sampler: str,
@@ -54,12 +55,13 @@ def sample(
     Raises:
         UserError: a mistake that the user can correct; nothing is overwritten.
     """
+    key = seeds.key(seed)
     target, grid = _targets(out, image_format)
     directory = user_path(directory, "--workdir")
     model = trained.load(directory)
     _check_format(model, image_format)
     loaded = fitted.load_sampler(directory, sampler, model, **options)
-    drawn = draw(model, loaded, jax.random.key(seed), num)
+    drawn = draw(model, loaded, key, num)
     first = next(drawn)
     with tqdm.tqdm(total=num, unit=" images", disable=None, file=terminal.stderr()) as bar:
         pixels = (model.pixels.from_float(batch) for batch in itertools.chain([first], drawn))
@@ -89,6 +91,7 @@ def draw(
     return batches.over(generate, np.arange(count, dtype=np.int32), size)
 
 
+@runtime.own_numerics()
 def reconstruct(
     directory: str | Path,
     pictures: Sequence[str | Path],
@@ -104,6 +107,7 @@ def reconstruct(
     Raises:
         UserError: a mistake that the user can correct; nothing is overwritten.
     """
+    key = seeds.key(seed)
     target, grid = _targets(out, image_format)
     directory = user_path(directory, "--workdir")
     model = trained.load(directory)
@@ -114,8 +118,8 @@ def reconstruct(
     originals = data.read_pictures(pictures, image_shape=shape, field="--reconstruct")
 
     def from_one_sample(batch: Batch) -> Float[Array, "b h w c"]:
-        key = jax.random.fold_in(jax.random.key(seed), batch.begin)
-        return steps.reconstruct(model.model, model.variables, key, batch.rows)
+        batch_key = jax.random.fold_in(key, batch.begin)
+        return steps.reconstruct(model.model, model.variables, batch_key, batch.rows)
 
     size = batches.size_for(shape, min(_BATCH, len(originals)))
     images = batches.over(from_one_sample, originals, size)

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 import shutil
 import tempfile
 import zipfile
@@ -61,6 +62,8 @@ def write(
         files.os_errors_for_user(f"--out={out} cannot be written"),
         files.replacing(target) as file,
     ):
+        num_arrays = 2 if target.suffix == ".npz" else 1
+        files.check_room(target.parent, num_arrays * math.prod(shape) * 4)  # of float32
         if target.suffix == ".npy":
             _write_means(file, shape, _encoded(model, pixels))
         else:

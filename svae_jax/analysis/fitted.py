@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from svae_jax import sampler_config, samplers
 from svae_jax.analysis.trained import Trained
+from svae_jax.devices import runtime
 from svae_jax.errors import UserError
 from svae_jax.run import checkpoint
 
@@ -25,6 +26,7 @@ class Fitted(NamedTuple):
     sampler: samplers.Sampler
     params: PyTree
 
+    @runtime.own_numerics()
     def __call__(
         self, key: PRNGKeyArray, count: int, first: int = 0
     ) -> Float[Array, "{count} h w n"]:

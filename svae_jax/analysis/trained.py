@@ -17,6 +17,7 @@ from svae_jax import files, identity
 from svae_jax import model as models
 from svae_jax.data import images as image_lib
 from svae_jax.data.record import Record
+from svae_jax.devices import runtime
 from svae_jax.errors import UserError
 from svae_jax.evaluation import bounds
 from svae_jax.identity import Identity
@@ -80,6 +81,7 @@ class Trained:
         identity.tell_overlap(run, self.arrays, split, self.where, self.data_dir)
 
 
+@runtime.own_numerics()
 def load(
     directory: str | Path,
     *,

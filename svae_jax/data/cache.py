@@ -9,7 +9,6 @@ import hashlib
 import io
 import mmap
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -149,9 +148,7 @@ def _write(path: Path, shape: tuple[int, ...], batches: Callable[[], Iterable[np
     hasher, rows = _hash(path), 0
     with contextlib.ExitStack() as stack:
         with _errors_for_user(path, needed):
-            free = shutil.disk_usage(path.parent).free
-            if needed > free:  # told now, not after an hour of decoding
-                raise OSError(f"only {free / 1e6:,.1f} MB are free")
+            files.check_room(path.parent, needed)
             file = stack.enter_context(files.replacing(path))
 
         def write(content: memoryview) -> None:

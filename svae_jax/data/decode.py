@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from svae_jax import terminal
+from svae_jax.data import pillow
 from svae_jax.data.sources.base import Reader
 from svae_jax.errors import UserError
 
@@ -51,7 +52,9 @@ def decode(
     def attempt(image: tuple[str, Reader]) -> tuple[Pixels, list[str]] | str:
         name, read = image
         try:
-            return convert(read())
+            picture = read()
+            with pillow.alone(picture):
+                return convert(picture)
         except Exception as err:  # damaged bytes make a decoder raise anything
             if isinstance(err, OSError) and err.errno in _PASSING:
                 raise UserError(
@@ -169,7 +172,7 @@ def _resized(image: Image.Image, height: int, width: int, crop: int | None) -> I
     else:
         down = max(1, round(across * height / width))
     left, top = (image.width - across) // 2, (image.height - down) // 2
-    image = image.crop((left, top, left + across, top + down))
+    image = pillow.crop(image, (left, top, left + across, top + down))
     # Pillow widens the filter when it shrinks an image, so nothing is aliased.
     return image.resize((width, height), Image.Resampling.BICUBIC)
 

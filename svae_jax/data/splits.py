@@ -196,6 +196,31 @@ def resolved(dataset: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name, **dict(zip(SIDES, shape, strict=True))}
 
 
+def check_outside(dataset: Mapping[str, Any], directory: Path) -> None:
+    """Checks that a run does not write its pictures among those that it reads.
+
+    Args:
+        dataset: the fields of `dataset`, resolved.
+        directory: the workdir.
+
+    Raises:
+        UserError: the workdir lies in a part of a folder that the run's splits read.
+    """
+    root = Path(dataset["data_dir"]).expanduser().resolve()
+    if dataset["name"] != "folder" or not directory.resolve().is_relative_to(root):
+        return
+    read = {
+        part.partition("[")[0].strip()
+        for field in ("split", "eval_split")
+        for part in dataset[field].split("+")
+    }
+    if read & {"all", *directory.resolve().relative_to(root).parts[:1]}:
+        raise UserError(
+            f"--workdir={directory} lies among the pictures of dataset.data_dir={str(root)!r}, and "
+            "a run writes pictures; choose another --workdir"
+        )
+
+
 def check_shape(given: tuple[int, ...], found: tuple[int, ...]) -> None:
     """Checks that the sizes of a configuration are 0 or those of its arrays.
 

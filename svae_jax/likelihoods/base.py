@@ -19,6 +19,8 @@ Outputs = Float[Array, "*b h w k"]
 Scale = Float[Array, "*s"]
 """The scale: one number, or one for each direction."""
 
+_SCALES = 1e-8, 1e8  # of a fixed scale; beyond, squares of gradients leave float32
+
 
 @dataclass(frozen=True)
 class Likelihood:
@@ -77,9 +79,12 @@ class Likelihood:
                 )
             return
         words = ("optimal", "learned") if self.has_optimal else ("learned",)
-        if self.sigma not in words and not _is_positive_number(self.sigma):
+        if self.sigma not in words and not _is_scale(self.sigma):
             listed = ", ".join(map(repr, words))
-            raise ValueError(f"sigma must be {listed} or a number above 0, got {self.sigma!r}")
+            raise ValueError(
+                f"sigma must be {listed} or a number from {_SCALES[0]:g} to {_SCALES[1]:g}, got "
+                f"{self.sigma!r}"
+            )
 
     # What the decoder emits.
 
@@ -178,9 +183,8 @@ class Likelihood:
         raise NotImplementedError
 
 
-def _is_positive_number(text: str) -> bool:
+def _is_scale(text: str) -> bool:
     try:
-        number = float(text)
+        return _SCALES[0] <= float(text) <= _SCALES[1]
     except ValueError:
         return False
-    return math.isfinite(number) and number > 0

@@ -22,6 +22,7 @@ from svae_jax.model.layers import Layer, Style
 VECTOR_START = 3
 
 
+_EXAMPLES = {"encoder": "5x5/32/s2 5x5/64/s2/valid", "decoder": "3x3/128 3x3/64 5x5/image/s2"}
 _WORD = re.compile(r"(\d+)x(\d+)/(\d+|image)(?:/s(\d+))?(/valid)?")
 
 
@@ -36,7 +37,9 @@ def parse(stack: str, num_outputs: int | None = None) -> tuple[Layer, ...]:
         ValueError: an empty stack, or a word that is not a layer.
     """
     if not stack.split():
-        raise ValueError("a stack needs at least one layer, such as '5x5/32/s2'")
+        raise ValueError(
+            f"a stack needs at least one layer, as in {_example(num_outputs)!r}, or is 'auto'"
+        )
     return tuple(_parse_word(word, num_outputs) for word in stack.split())
 
 
@@ -44,8 +47,8 @@ def _parse_word(word: str, num_outputs: int | None) -> Layer:
     match = _WORD.fullmatch(word)
     if match is None or match[1] != match[2]:
         raise ValueError(
-            f"{word!r} is no layer: write KxK/FEATURES, then /sSTRIDE and /valid where wanted, "
-            "such as 5x5/32/s2/valid"
+            f"{word!r} is no layer: write KxK/FEATURES, then /sSTRIDE and /valid where wanted, as "
+            f"in {_example(num_outputs)!r}"
         )
     if match[3] != "image":
         features = int(match[3])
@@ -58,6 +61,10 @@ def _parse_word(word: str, num_outputs: int | None) -> Layer:
         raise ValueError(f"{word!r}: kernel, features and stride must be at least 1")
     padding: Padding = "VALID" if match[5] else "SAME"
     return Layer(kernel, features, (stride, stride), (padding, padding))
+
+
+def _example(num_outputs: int | None) -> str:
+    return _EXAMPLES["encoder" if num_outputs is None else "decoder"]
 
 
 def growth(size: int, target: int) -> tuple[tuple[int, Padding], tuple[int, Padding]]:
@@ -113,12 +120,14 @@ def decoder_layers(
     layers = parse(stack, num_outputs)
     if not stack.split()[-1].split("/")[1] == "image" or stack.count("image") > 1:
         raise ValueError(
-            f"the last layer, and no other, must have the features 'image', got {stack!r}"
+            f"the last layer, and no other, must have the features 'image', as in "
+            f"{_example(num_outputs)!r}, got {stack!r}"
         )
     if len(layers) < 3 or any(layer != Layer(3, layer.features) for layer in layers[:2]):
         raise ValueError(
             "a decoder begins with two layers 3x3/FEATURES without stride or padding "
-            f"(both follow from the latent's size) and has one more at least, got {stack!r}"
+            f"(both follow from the latent's size) and has one more at least, as in "
+            f"{_example(num_outputs)!r}, got {stack!r}"
         )
     axes = []
     for name, size, pixels in zip(("height", "width"), (height, width), image_size, strict=True):

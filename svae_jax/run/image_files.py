@@ -6,6 +6,7 @@ batch at a time is in memory.
 
 import contextlib
 import io
+import math
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -52,8 +53,9 @@ def write(
     """Writes images to `out`, which `check_target` has checked.
 
     Args:
-        out: for "npz" a file, which will hold `arr_0 [n, h, w, c]`; for "png" a folder, which will
-            hold 000000.png and so on.
+        out: for "npz" a file, which will hold `arr_0 [n, h, w, c]`, with three equal channels for
+            grey ones of uint8, as the evaluator takes no other; for "png" a folder, which will hold
+            000000.png and so on.
         image_format: one of `FORMATS`.
         shape: [n, h, w, c] of all images together.
         batches: consecutive parts of them.
@@ -91,7 +93,11 @@ def _as_image(picture: UInt8[np.ndarray, "h w c"]) -> Image.Image:
 
 
 def _write_npz(out: Path, shape: tuple[int, ...], dtype: str, batches: Batches) -> None:
+    if dtype == "uint8" and shape[-1] == 1:
+        shape = (*shape[:-1], 3)
+        batches = (np.repeat(batch, 3, axis=-1) for batch in batches)
     header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    files.check_room(out.parent, math.prod(shape) * np.dtype(dtype).itemsize)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(files.replacing(out))
         archive = stack.enter_context(zipfile.ZipFile(file, "w"))

@@ -109,16 +109,20 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """
     path = workdir / "metrics.jsonl"
     with files.os_errors_for_user(f"{path} cannot be read"):
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_bytes().splitlines() if path.exists() else []
     try:
         # The last line may be half written.
-        return [json.loads(line) for line in lines if line.endswith("}")]
-    except ValueError as error:
+        return [json.loads(line) for line in lines if line.endswith(b"}")]
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); remove the damaged line") from None
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path, cure: str = "use another --workdir") -> dict[str, Any] | None:
     """Returns the JSON object in a file, or None if there is no such file.
+
+    Args:
+        path: the file.
+        cure: what the user can do if it is damaged.
 
     Raises:
         UserError: the file cannot be read or holds no JSON object.
@@ -134,10 +138,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
         ) from error
     try:
         content = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); use another --workdir") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); {cure}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object; use another --workdir")
+        raise UserError(f"{path} is damaged: it holds no JSON object; {cure}")
     return content
 
 

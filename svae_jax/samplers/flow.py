@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, PyTree
 
+from svae_jax import seeds
 from svae_jax.devices import compiler, sharding
 from svae_jax.samplers import base, velocity
 from svae_jax.samplers.aggregate import Moments, Posteriors
@@ -110,6 +111,7 @@ class Flow:
         for field in ("width", "depth", "num_params", "num_steps", "batch_size"):
             value = getattr(self, field)
             base.require(field, value, value >= 1, "at least 1")
+        seeds.check(self.seed)
         rate, decay = self.learning_rate, self.ema_decay
         base.require("learning_rate", rate, 0 < rate < math.inf, "above 0 and finite")
         base.require("ema_decay", decay, 0 <= decay < 1, "0 or above, below 1")
@@ -225,7 +227,7 @@ class Flow:
 
     @property
     def _key(self) -> PRNGKeyArray:
-        return jax.random.key(self.seed)
+        return seeds.key(self.seed)
 
     @property
     def _optimizer(self) -> optax.GradientTransformation:

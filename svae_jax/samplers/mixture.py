@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from svae_jax import seeds
 from svae_jax.samplers import base
 from svae_jax.samplers.aggregate import Posteriors
 from svae_jax.samplers.base import Keys
@@ -50,6 +51,7 @@ class Mixture(base.ClosedForm):
     def __post_init__(self) -> None:
         """Checks the settings."""
         base.require("components", self.components, self.components >= 1, "at least 1")
+        seeds.check(self.seed)
         base.require("share", self.share, 0 < self.share <= 1, "above 0, at most 1")
 
     def check_shape(self) -> None:

@@ -70,6 +70,8 @@ def prepare(
     if earlier is not None:
         config = configs.continued(config, earlier.config)
         configs.check_continues(config, earlier.config)
+    elif arrays is None:
+        data.check_outside(config.dataset.to_dict(), directory)
     config = identity.stored(config, earlier)
     dataset = config.dataset
     order = data.MIXED if earlier is None else earlier.order

@@ -64,7 +64,8 @@ def train(
     is_first = jax.process_index() == 0
     with workdir.locked(job.directory) if is_first else contextlib.nullcontext():
         jobs.check_same(job)
-        before = workdir.read_json(job.directory / "result.json") or {}
+        path = job.directory / "result.json"
+        before = workdir.read_json(path, "remove it, and run the same command again") or {}
         wanted = {"step": job.num_steps, "importance_samples": config.importance_samples}
         if wanted.items() <= before.items():
             if is_first:

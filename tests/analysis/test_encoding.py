@@ -1,9 +1,12 @@
 """`encoding`: the posteriors of a whole split, as a file."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import svae_jax
+from svae_jax import files
 from svae_jax.analysis import encoding
 from svae_jax.errors import UserError
 
@@ -44,6 +47,15 @@ def test_mistakes_are_one_line_and_write_nothing(trained_run, tmp_path, changed,
         encoding.write(trained_run, **arguments)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["there.npz"]
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.npy"])
+def test_a_disk_without_room_is_told_before_the_work(trained_run, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    monkeypatch.setattr(encoding.batches, "encode", None)
+    with pytest.raises(UserError, match=rf"{name} cannot be written: it takes .* MB are free"):
+        encoding.write(trained_run, tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_left_of_a_file_that_was_not_finished(trained_run, tmp_path, monkeypatch):

@@ -32,26 +32,27 @@ KINDS = [
 ]
 
 
-def _chunk(kind, content):
+def chunk(kind, content):
+    """A chunk of a PNG file, with length and checksum."""
     crc = struct.pack(">I", zlib.crc32(kind + content))
     return struct.pack(">I", len(content)) + kind + content + crc
 
 
-def encode(samples, kind, palette=None, alphas=(), key=()):
-    """A PNG file of `samples` [height, width, samples]."""
-    height, width = samples.shape[:2]
+def encode(samples, kind, palette=None, alphas=(), key=(), size=None):
+    """A PNG file of `samples` [height, width, samples]; `size` is what it says of its size."""
+    height, width = size or samples.shape[:2]
     shifts = np.arange(kind.bits - 1, -1, -1)
-    bits = samples.astype(np.uint16).reshape(height, -1, 1) >> shifts & 1
-    rows = np.packbits(bits.reshape(height, -1).astype(np.uint8), axis=1)
+    bits = samples.astype(np.uint16).reshape(len(samples), -1, 1) >> shifts & 1
+    rows = np.packbits(bits.reshape(len(samples), -1).astype(np.uint8), axis=1)
     filtered = np.pad(rows, ((0, 0), (1, 0))).tobytes()  # filter 0 before each row
     header = struct.pack(">IIBBBBB", width, height, kind.bits, _COLOUR_TYPES[kind.colour], 0, 0, 0)
-    chunks = [_chunk(b"IHDR", header)]
+    chunks = [chunk(b"IHDR", header)]
     if palette is not None:
-        chunks.append(_chunk(b"PLTE", palette.astype(np.uint8).tobytes()))
+        chunks.append(chunk(b"PLTE", palette.astype(np.uint8).tobytes()))
     if len(alphas) or len(key):
         content = bytes(alphas) or struct.pack(f">{len(key)}H", *key)
-        chunks.append(_chunk(b"tRNS", content))
-    chunks += [_chunk(b"IDAT", zlib.compress(filtered)), _chunk(b"IEND", b"")]
+        chunks.append(chunk(b"tRNS", content))
+    chunks += [chunk(b"IDAT", zlib.compress(filtered)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 

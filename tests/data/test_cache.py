@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from svae_jax import files
 from svae_jax.data import cache
 from svae_jax.errors import UserError
 
@@ -177,7 +178,7 @@ def test_disk_that_fills_up_leaves_nothing(small_disk, monkeypatch):
     filler = small_disk / "filler"
     filler.write_bytes(bytes(300_000))
     with monkeypatch.context() as patch:
-        patch.setattr(cache.shutil, "disk_usage", lambda path: plenty)
+        patch.setattr(files.shutil, "disk_usage", lambda path: plenty)
         with pytest.raises(UserError, match=r"No space left on device.*0\.9 MB"):
             cache.open_or_build(path, big.shape, lambda: iter(np.split(big, 9)))
     filler.unlink()
@@ -205,6 +206,7 @@ BUILDER = """
 import os, signal, sys, time
 import numpy as np
 from pathlib import Path
+from svae_jax import files
 from svae_jax.data import cache
 path, log, die = Path(sys.argv[1]), Path(sys.argv[2]), len(sys.argv) > 3
 def batches():

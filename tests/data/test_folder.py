@@ -375,7 +375,7 @@ def test_all_files_that_cannot_be_decoded_are_in_one_message(root, load, refused
         "b_text.jpg (no picture of a known format)",
         "c_pcx.png (no picture of a known format)",
         "d_short.jpg (image file is truncated",
-        "e_huge.png (Image size (3600000000 pixels) exceeds limit",
+        "e_huge.png (60000 x 60000 pixels; at most 268,435,456 are read: make it smaller)",
         "f_gone.png (No such file or directory)",
         of=10,
     )
@@ -450,3 +450,22 @@ def test_bad_splits(root, load, split, match):
     save(noise(8, 8, 3), root / "b.png")
     with pytest.raises(UserError, match=match):
         load(split)
+
+
+def test_a_pipe_among_the_pictures_is_named(root, refused):
+    save(noise(8, 8, 3), root / "a.png")
+    os.mkfifo(root / "b.png")
+    refused("b.png (a device or a pipe, no file)", of=2)
+
+
+@pytest.mark.parametrize(
+    ("split", "workdir"),
+    [("all[:90%]", "runs/a"), ("train", "train"), ("test+train[:1]", "train/runs/a"), ("all", ".")],
+)
+def test_a_run_does_not_write_among_its_pictures(root, split, workdir):
+    dataset = {"name": "folder", "data_dir": str(root), "split": split, "eval_split": "test"}
+    with pytest.raises(UserError, match=rf"^--workdir=.*{workdir} lies among the pictures of "):
+        data.check_outside(dataset, root / workdir)
+    data.check_outside(dataset, root.parent / "runs")
+    data.check_outside(dataset | {"split": "train"}, root / "runs" / "a")
+    data.check_outside(dataset | {"name": "array"}, root / workdir)

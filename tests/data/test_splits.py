@@ -447,9 +447,9 @@ def test_damaged_description(colour, places, name):
 def test_full_disk(colour, places, monkeypatch):
     from types import SimpleNamespace
 
-    from svae_jax.data import cache
+    from svae_jax import files
 
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
     with pytest.raises(UserError, match=r"dataset\.cache_dir=.*room for .* MB") as error:
         load_colour(places)
     assert places["cache_dir"] in str(error.value)

@@ -1,6 +1,7 @@
 """Stacks of layers: their text, their sizes, their numbers of parameters."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,17 @@ def test_parse_refuses_an_empty_stack_and_an_image_in_an_encoder():
         stacks.parse(" ")
     with pytest.raises(ValueError, match="only a decoder"):
         stacks.parse("5x5/image")
+
+
+@pytest.mark.parametrize("num_outputs", [None, 3], ids=["encoder", "decoder"])
+@pytest.mark.parametrize("stack", ["", "5x5"])
+def test_what_is_no_stack_is_answered_by_one_that_is(stack, num_outputs):
+    with pytest.raises(ValueError, match="as in '") as error:
+        stacks.parse(stack, num_outputs)
+    example = re.search("as in '(.*?)'", str(error.value))[1]
+    assert len(stacks.parse(example, num_outputs)) > 1
+    if num_outputs:
+        _decoder(example, 3, 3, (12, 12))
 
 
 def _decoder(stack, height, width, image_size=(32, 32)):

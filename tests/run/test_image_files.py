@@ -22,8 +22,18 @@ def test_an_npz_holds_arr_0(tmp_path, channels):
     image_files.write(out, "npz", pixels.shape, iter([pixels[:3], pixels[3:]]))
     with np.load(out) as archive:
         assert archive.files == ["arr_0"]
-        np.testing.assert_array_equal(archive["arr_0"], pixels)
+        assert archive["arr_0"].shape == (7, 4, 5, 3)  # grey too: evaluators take no other
+        np.testing.assert_array_equal(archive["arr_0"], np.broadcast_to(pixels, (7, 4, 5, 3)))
     assert [path.name for path in out.parent.iterdir()] == ["a.npz"]
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(2, "uint8"), (1, "uint16"), (1, "float32")])
+def test_an_npz_of_other_images_holds_them_as_they_are(tmp_path, channels, dtype):
+    pixels = _pixels(channels).astype(dtype)
+    image_files.write(tmp_path / "a.npz", "npz", pixels.shape, iter([pixels]), dtype)
+    with np.load(tmp_path / "a.npz") as archive:
+        assert archive["arr_0"].dtype == dtype
+        np.testing.assert_array_equal(archive["arr_0"], pixels)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -9,12 +9,14 @@ from absl import logging
 from jaxtyping import Float
 
 from svae_jax import data
+from svae_jax.devices import runtime
 from svae_jax.errors import UserError
 from svae_jax.pixels import UINT8, PixelRange
 
 _SLACK = 1e-3  # of the range of floats, for values that were computed
 
 
+@runtime.own_numerics()
 def prepare(
     images: Any, *, image_shape: tuple[int, int, int], pixels: PixelRange = UINT8
 ) -> Float[np.ndarray, "n height width channels"]:

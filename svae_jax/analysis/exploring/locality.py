@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from svae_jax.devices import compiler
+from svae_jax.devices import compiler, runtime
 from svae_jax.model import SpatialVAE, with_lax_convolutions
 
 _CHUNK = 64  # columns of the Jacobian at a time
@@ -80,6 +80,7 @@ def _numbers(energy: Energy) -> tuple[float, float]:
     return float(own), float(np.sqrt(variance))
 
 
+@runtime.own_numerics()
 def energy(
     model: SpatialVAE,
     variables: PyTree,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from svae_jax.devices import batches, compiler
+from svae_jax.devices import batches, compiler, runtime
 from svae_jax.evaluation import steps
 from svae_jax.latents import Params
 from svae_jax.model import SpatialVAE
@@ -33,6 +33,7 @@ class Posteriors(NamedTuple):
     kl_per_location: Float[np.ndarray, "b h w"]
 
 
+@runtime.own_numerics()
 def encode(
     model: SpatialVAE, variables: PyTree, images: Float[np.ndarray, "b h w c"]
 ) -> Posteriors:
@@ -41,6 +42,7 @@ def encode(
     return Posteriors(**found)
 
 
+@runtime.own_numerics()
 def decode(
     model: SpatialVAE, variables: PyTree, z: Float[np.ndarray, "b h w n"]
 ) -> Float[np.ndarray, "b _h _w c"]:

@@ -10,7 +10,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Bool, Float, Num, UInt8
 
-from svae_jax import files, latents, samplers, sizes, terminal
+from svae_jax import files, latents, samplers, seeds, sizes, terminal
 from svae_jax import pixels as pixel_lib
 from svae_jax.analysis import fitted, trained
 from svae_jax.analysis.exploring import filling, locality, networks, paths
@@ -19,6 +19,7 @@ from svae_jax.analysis.exploring.filling import Filled
 from svae_jax.analysis.exploring.locality import Locality
 from svae_jax.analysis.fitted import Fitted
 from svae_jax.analysis.trained import Trained
+from svae_jax.devices import runtime
 from svae_jax.errors import UserError
 from svae_jax.evaluation import grids
 from svae_jax.model import SpatialVAE
@@ -141,13 +142,14 @@ class Run(Trained):
             **options: of a sampler given by name, such as `temperature` of the prior.
 
         Raises:
-            UserError: `num` is below 1, or as `sampler`.
+            UserError: `num` is below 1, the seed is out of range, or as `sampler`.
         """
         if num < 1:
             raise UserError(f"num must be at least 1, got {num}")
+        key = seeds.key(seed)
         if isinstance(sampler, str):
             sampler = self.sampler(sampler, **options)
-        return self.decode(sampler(jax.random.key(seed), num))
+        return self.decode(sampler(key, num))
 
     def interpolate(
         self,
@@ -232,6 +234,7 @@ class Run(Trained):
             )
         return self.decode(np.where(self._entries(where), source, target))
 
+    @runtime.own_numerics()
     def fill(
         self, image: Any, mask: Any, num: int = 8, seed: int = 0, sampler: str | Fitted = ""
     ) -> Filled:
@@ -255,7 +258,7 @@ class Run(Trained):
         """
         if num < 1:
             raise UserError(f"num must be at least 1, got {num}")
-        images, hidden = self._prepared(image), np.asarray(mask)
+        key, images, hidden = seeds.key(seed), self._prepared(image), np.asarray(mask)
         if len(images) != 1:
             raise UserError(f"image must be one image, got {len(images)}")
         if hidden.dtype != bool or hidden.shape != images.shape[1:3]:
@@ -270,7 +273,7 @@ class Run(Trained):
             lambda z: networks.decode(self.model, self.variables, z[None])[0],
             *(images[0], hidden, conditional),
         )
-        drawn = conditional.sample(jax.random.key(seed), z, num)
+        drawn = conditional.sample(key, z, num)
         return Filled(self.decode(drawn), self.decode(z), cells)
 
     def cell(self, row: int, col: int) -> Bool[np.ndarray, "h w"]:

@@ -8,11 +8,12 @@ from typing import Any
 
 import jinja2
 
-from svae_jax import files
+from svae_jax import files, seeds
 from svae_jax.analysis import exploring, figures, tables
 from svae_jax.analysis.exploring import Run
 from svae_jax.analysis.report import content
 from svae_jax.analysis.report.content import Content, Shown
+from svae_jax.devices import runtime
 from svae_jax.errors import UserError
 
 _CHARTS = (
@@ -37,6 +38,7 @@ _SECTIONS = (
 )  # fmt: skip
 
 
+@runtime.own_numerics()
 def write(
     runs: Sequence[str | Path | Run], out: str | Path, seed: int = 0, data_dir: str | Path = ""
 ) -> Path:
@@ -51,6 +53,7 @@ def write(
     Raises:
         UserError: a mistake that the user can correct; nothing is overwritten.
     """
+    seeds.check(seed)
     target = files.user_path(out, "--out")
     if target.suffix not in (".html", ".htm"):
         raise UserError(f"--out={out} must end in .html")

@@ -10,7 +10,6 @@ subdirectory.
 import collections
 import functools
 import hashlib
-import io
 import os
 import unicodedata
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import Any
 from absl import logging
 from PIL import Image, ImageOps
 
+from svae_jax.data import pillow
 from svae_jax.data.sources.base import Range, Reader
 from svae_jax.errors import UserError
 
@@ -93,7 +93,7 @@ class Folder:
         path = min(self.files["all"])
         try:
             image = ImageOps.exif_transpose(open_image(self.root / path))
-        except (OSError, ValueError, Image.DecompressionBombError) as err:
+        except (OSError, ValueError) as err:
             raise UserError(f"dataset.data_dir: {path} cannot be read ({err})") from err
         if max(image.size) > _MOST_PIXELS:
             raise UserError(
@@ -162,7 +162,9 @@ def _tell_once(line: str) -> None:
 
 def open_image(path: Path) -> Image.Image:
     """Opens a picture, of an animation the first frame; the content decides the format."""
-    return Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError("a device or a pipe, no file")  # reading might never end
+    return pillow.open_picture(path.read_bytes(), FORMATS)
 
 
 def _refuse(err: OSError) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from svae_jax.data import cache
+from svae_jax.data import cache, pillow
 from svae_jax.data.sources.base import Range, Reader
 from svae_jax.devices.lazy_tensorflow import tensorflow
 from svae_jax.errors import UserError
@@ -244,7 +244,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _open_record(data: bytes, mode: str) -> Image.Image:
-    image = Image.open(io.BytesIO(data)).convert(mode)
+    image = pillow.open_picture(data).convert(mode)
     image.info.clear()  # TFDS ignores orientation and transparent colours
     return image
 

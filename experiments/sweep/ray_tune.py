@@ -137,6 +137,7 @@ def _train(
     def should_stop() -> bool:
         return stop_file.exists() or trial.is_pruned()
 
+    tune.report({_STEP: 0})  # Tune prints a line about a trial that ends without any report
     training = process.train(trial, should_stop, environment, directory)
     try:
         for _ in itertools.chain(training, [None]):  # once more when it has ended
@@ -258,7 +259,10 @@ def _cluster(address: str | None) -> Iterator[None]:
             object_store_memory=10**8,
         )
     else:
-        failed = f"--address={address}: no Ray answers ({{}}); ray start --head starts one"
+        failed = (
+            f"--address={address}: no Ray answers ({{}}); ray start --head starts one; where it "
+            "has a token, set RAY_AUTH_MODE=token"
+        )
         host, colon, port = address.rpartition(":")
         if colon:  # where nothing listens, `ray.init` would try for minutes
             try:

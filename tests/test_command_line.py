@@ -105,6 +105,11 @@ def test_two_configurations_are_refused():
         command_line.load_config(f"{ROOT}/configs/shapes.py:mvn", ["--config=configs/shapes.py"])
 
 
+def test_a_name_with_a_line_break_does_not_break_the_line():
+    line, _ = command_line.ending(UserError("a\nb.png is no picture"))
+    assert line == r"error: a\nb.png is no picture"
+
+
 @pytest.mark.parametrize(
     "error", [RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 8"), MemoryError("8 GiB")]
 )

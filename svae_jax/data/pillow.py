@@ -9,7 +9,7 @@ import contextlib
 import io
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from PIL import Image, PngImagePlugin
 
@@ -22,7 +22,7 @@ _TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _unlimited_lock, _large_lock = threading.Lock(), threading.Lock()
 
 
-def open_picture(content: bytes, formats: Sequence[str] | None = None) -> Image.Image:
+def open_picture(content: bytes, formats: tuple[str, ...] | None = None) -> Image.Image:
     """Opens the content of a file; the pixels are read on first use.
 
     Args:

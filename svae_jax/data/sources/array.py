@@ -106,6 +106,8 @@ def _errors_for_user(path: Path) -> Iterator[None]:
     """Re-raises what a damaged file leads to as a UserError."""
     try:
         yield
+    except UserError:  # of a member of the file
+        raise
     except MemoryError:
         raise UserError(
             f"{path.name} is compressed and does not fit into memory; save it with np.save or "

@@ -159,6 +159,40 @@ def test_mistakes_are_one_line(run, images, call, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_run_gives_the_same_under_other_rules_of_numbers(trained_run, run, images):
+    hole = np.zeros((8, 8), bool)
+    hole[:4] = True
+    calls = (
+        lambda run: run.encode(images),
+        lambda run: run.sample(2),
+        lambda run: run.kl_map(images),
+        lambda run: run.locality(images[:1]),
+        lambda run: run.traverse(images[0], run.directions(images)[0]),
+        lambda run: run.fill(images[0], hole),
+        lambda run: run.display(images),
+    )
+    wanted = [call(run) for call in calls]
+    rules = (jax.enable_x64(True), jax.numpy_dtype_promotion("strict"))
+    with rules[0], rules[1], jax.numpy_rank_promotion("raise"):
+        other = svae_jax.load(trained_run)
+        found = [call(other) for call in calls]
+    assert jax.tree.map(lambda x: np.asarray(x).dtype, found) == jax.tree.map(
+        lambda x: np.asarray(x).dtype, wanted
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+DAMAGED = {"letters": b"\xff{}", "nested": b"[" * 100_000 + b"}"}
+
+
+@pytest.mark.parametrize("line", DAMAGED.values(), ids=DAMAGED.keys())
+def test_damaged_metrics_are_one_line(copy, line):
+    path = copy / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + line + b"\n{}\n")
+    with pytest.raises(UserError, match=r"metrics.jsonl is damaged .*; remove the damaged line"):
+        svae_jax.load(copy).metrics()
+
+
 @pytest.fixture
 def copy(trained_run, tmp_path):
     return shutil.copytree(trained_run, tmp_path / "copy")

@@ -227,6 +227,11 @@ def test_values_of_another_type_are_refused():
         configs.check(config)
 
 
+def test_a_dictionary_is_no_configuration():
+    with pytest.raises(UserError, match="a configuration is a ConfigDict, .*, got {'seed': 1}"):
+        configs.check({"seed": 1})
+
+
 def test_every_field_of_a_style_reaches_both_networks():
     config = cifar10.get_config("mvn")
     config.model.update(norm="group", activation="silu", dtype="bfloat16", convolutions="lax")

@@ -144,6 +144,11 @@ MISTAKES = {
     "mask type": (lambda run, x: run.edit(x, x, np.ones((3, 3))), "booleans .* got float64"),
     "edit of more": (lambda run, x: run.edit(x, x[:2], run.cell(0, 0)), "6 images a .* got 2"),
     "latents": (lambda run, x: run.decode(np.zeros((3, 4))), r"\[3, 4\].*\[3, 3, 4\] or \[b, 3, 3"),
+    "NaN": (lambda run, x: run.decode(np.full((3, 3, 4), np.nan)), "latents: .* NaN or infinite"),
+    "NaN along": (
+        lambda run, x: run.traverse(x[0], np.ones((3, 3, 4)), [np.inf]),
+        "latents: .* NaN or infinite",
+    ),
     "two images": (lambda run, x: run.interpolate(x[:2], x[0]), "a must be one image, got 2"),
     "path of one": (lambda run, x: run.interpolate(x[0], x[0], 1), "num must be at least 2"),
     "one image": (lambda run, x: run.directions(x[0]), "2 images .* got 1"),

@@ -212,7 +212,8 @@ def ending(error: BaseException) -> tuple[str, int] | None:
     """The line and the exit code with which an exception ends a command; None for a bug."""
     match error:
         case UserError():
-            return f"error: {error}", 2
+            # A name may hold a line break; the error is one line.
+            return f"error: {error}".replace("\n", "\\n"), 2
         case KeyboardInterrupt():  # before the first step, when there is nothing to save
             return "interrupted; the same command continues", 128 + signal.SIGINT
         case interrupt.Stopped():
@@ -221,11 +222,8 @@ def ending(error: BaseException) -> tuple[str, int] | None:
             name = os.environ.get("JAX_PLATFORMS", "")
             return f"error: JAX_PLATFORMS={name}: {reason}; set another, or leave it out", 2
         case MemoryError() | RuntimeError() if _is_out_of_memory(error):
-            what = files.reason(error)
-            return (
-                f"error: too little memory ({what}); lower batch_size, or the size of the model",
-                2,
-            )
+            cure = "lower batch_size, or the size of the model"
+            return f"error: too little memory ({files.reason(error)}); {cure}", 2
     return None
 
 

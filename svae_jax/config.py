@@ -233,6 +233,8 @@ def check_fields(config: ml_collections.ConfigDict, defaults: ml_collections.Con
     Raises:
         UserError: naming the fields that are unknown or missing, or the first of another type.
     """
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"a configuration is a ConfigDict, as of config.base(), got {config!r:.80}")
     found, known = (flatten(fields.to_dict()) for fields in (config, defaults))
     if unknown := found.keys() - known.keys():
         raise UserError(f"there is no field {', '.join(sorted(unknown))}")

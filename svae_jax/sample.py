@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from absl import flags
 
 from svae_jax import command_line
-from svae_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of a run", required=True)
 _OUT = flags.DEFINE_string("out", None, "file (npz) or folder (png) to write", required=True)
@@ -35,8 +34,6 @@ _RECONSTRUCT = flags.DEFINE_multi_string(
 def main(argv: Sequence[str]) -> None:
     """Writes the images."""
     del argv
-    if _NUM.value < 1:
-        raise UserError(f"--num={_NUM.value} must be at least 1")
     from svae_jax.analysis import drawing
 
     if _RECONSTRUCT.value:

@@ -96,13 +96,22 @@ CONFIGS = {
 def test_a_file_that_is_no_configuration_is_one_line(tmp_path, code, message):
     path = tmp_path / "own.py"
     path.write_text(code)
-    with pytest.raises(UserError, match=f"^--config.*{message}"):
-        command_line.load_config(str(path))
+    # In a process of its own: a file is run in the module of the one before.
+    found = _command("svae_jax.main", f"--config={path}", f"--workdir={tmp_path / 'run'}")
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: --config")
+    assert message in found.stderr
+    assert found.stderr.count("\n") == 1
 
 
 def test_two_configurations_are_refused():
     with pytest.raises(UserError, match="--config is given twice"):
         command_line.load_config(f"{ROOT}/configs/shapes.py:mvn", ["--config=configs/shapes.py"])
+
+
+def test_a_name_with_a_line_break_does_not_break_the_line():
+    line, _ = command_line.ending(UserError("a\nb.png is no picture"))
+    assert line == r"error: a\nb.png is no picture"
 
 
 @pytest.mark.parametrize(

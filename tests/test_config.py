@@ -227,6 +227,14 @@ def test_values_of_another_type_are_refused():
         configs.check(config)
 
 
+def test_a_dictionary_is_no_configuration():
+    # In a process of its own: here the types of arguments are checked before.
+    code = "from svae_jax import config; config.check({'seed': 1})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    line = "UserError: a configuration is a ConfigDict, as of config.base(), got {'seed': 1}"
+    assert line in found.stderr
+
+
 def test_every_field_of_a_style_reaches_both_networks():
     config = cifar10.get_config("mvn")
     config.model.update(norm="group", activation="silu", dtype="bfloat16", convolutions="lax")

@@ -55,6 +55,8 @@ def sample(
     Raises:
         UserError: a mistake that the user can correct; nothing is overwritten.
     """
+    if num < 1:
+        raise UserError(f"--num={num} must be at least 1")
     key = seeds.key(seed)
     target, grid = _targets(out, image_format)
     directory = user_path(directory, "--workdir")

@@ -66,6 +66,7 @@ def model_identity(trained: Trained) -> dict[str, Any]:
     return {"step": trained.step, "fingerprint": checkpoint.fingerprint(trained.variables)}
 
 
+@runtime.own_numerics()
 def load_sampler(directory: str | Path, name: str, trained: Trained, **options: Any) -> Fitted:
     """Loads a sampler of a run, verified, and of the very model that it is to be used with.
 

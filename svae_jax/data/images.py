@@ -86,6 +86,8 @@ def from_python(images: Any) -> dict[str, Pixels]:
                 "{'train': …, 'validation': …}"
             )
         images = dict(zip(("train", "test"), images, strict=True))
+    if odd := [name for name in images if not isinstance(name, str)]:
+        raise UserError(f"images: the names of splits must be text, got {odd[0]!r}")
     arrays = {name: _with_channels(name, _as_array(name, array)) for name, array in images.items()}
     if not arrays:
         raise UserError("images: there is no split")

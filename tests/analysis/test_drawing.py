@@ -68,6 +68,7 @@ BAD = {
     "option": ({"sampler": "gaussian", "temperature": 2.0}, "has no option temperature"),
     "format": ({"image_format": "gif"}, "--format='gif'"),
     "exists": ({"out": "there.npz"}, r"there\.npz exists"),
+    "none": ({"num": 0}, "--num=0 must be at least 1"),
     "no room": ({"num": 10**15}, r"a\.npz cannot be written: it takes .* MB are free"),
     "grid exists": ({"out": "grid.npz"}, r"grid\.png exists"),
 }

@@ -86,6 +86,18 @@ def _fingerprint(run):
     return checkpoint.fingerprint(checkpoint.load(run / "samplers" / "flow" / "checkpoints").state)
 
 
+def test_a_flow_is_the_same_under_other_rules_of_numbers(run, tmp_path):
+    plain = tmp_path / "plain"
+    shutil.copytree(run, plain)
+    fitting.fit(plain, "flow", tiny("flow"))
+    rules = (jax.enable_x64(True), jax.numpy_dtype_promotion("strict"))
+    with rules[0], rules[1], jax.numpy_rank_promotion("raise"):
+        fitting.fit(run, "flow", tiny("flow"))
+        drawn = svae_jax.load(run).sample(2, "flow", ode_steps=2)
+    assert _fingerprint(run) == _fingerprint(plain)
+    np.testing.assert_array_equal(drawn, svae_jax.load(plain).sample(2, "flow", ode_steps=2))
+
+
 def test_interrupted_anywhere_a_flow_ends_in_the_same_bits(run, monkeypatch):
     """Also one that is logged and saved at other steps."""
     fitting.fit(run, "flow", tiny("flow"))

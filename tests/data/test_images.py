@@ -108,6 +108,7 @@ BAD = [
     ("no pair", (FLOATS, FLOATS, FLOATS), "give .train, test., or"),
     ("text", "train.npy", "give .train, test., or"),
     ("no split", {}, "there is no split"),
+    ("a number", {1: FLOATS}, "names of splits must be text, got 1"),
 ]
 
 

@@ -78,6 +78,17 @@ def test_a_run_is_the_same_under_other_rules_of_numbers(tiny_config, tmp_path):
     assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {np.dtype(np.float32)}
 
 
+@pytest.mark.parametrize("begins", [True, False], ids=["begun with 64 bits", "continued with them"])
+def test_a_run_goes_on_under_other_rules_of_numbers(tiny_config, tmp_path, begins):
+    tiny_config.update(num_steps=4, eval_every=2)
+    plain = loop.train(tiny_config, tmp_path / "plain")
+    for num_steps, x64 in ((2, begins), (4, not begins)):
+        tiny_config.num_steps = num_steps
+        with jax.enable_x64(x64):
+            other = loop.train(tiny_config, tmp_path / "other")
+    assert other["metrics"] == plain["metrics"]
+
+
 def test_pictures_show_originals_above_their_reconstructions(finished, tiny_images):
     directory, _ = finished
     picture = np.asarray(Image.open(directory / "reconstructions" / "000008.png"))
@@ -356,8 +367,9 @@ def test_another_configuration_is_refused_and_named(tiny_config, tmp_path):
 
 
 @pytest.mark.usefixtures("nothing_compiled")
-def test_a_damaged_config_is_told(tiny_config, tmp_path):
-    (tmp_path / "config.json").write_text('{"seed": ')
+@pytest.mark.parametrize("text", ['{"seed": ', "[" * 100_000], ids=["cut", "nested"])
+def test_a_damaged_config_is_told(tiny_config, tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
     (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n')
     with pytest.raises(UserError, match=r"config.json is damaged"):
         loop.train(tiny_config, tmp_path)

@@ -359,6 +359,8 @@ class Run(Trained):
                 f"latents: shape {list(given.shape)} is not that of this model's latents, "
                 f"[{h}, {w}, {n}] or [b, {h}, {w}, {n}]"
             )
+        if not np.isfinite(given).all():
+            raise UserError("latents: some values are NaN or infinite")
         return given.reshape(-1, *self.latent_shape)
 
     def _entries(self, where: Any) -> Bool[np.ndarray, "h w n"]:

@@ -106,7 +106,7 @@ def _errors_for_user(path: Path) -> Iterator[None]:
     """Re-raises what a damaged file leads to as a UserError."""
     try:
         yield
-    except UserError:  # of a member, which says all
+    except UserError:  # of a member of the file
         raise
     except MemoryError:
         raise UserError(

@@ -144,6 +144,11 @@ MISTAKES = {
     "mask type": (lambda run, x: run.edit(x, x, np.ones((3, 3))), "booleans .* got float64"),
     "edit of more": (lambda run, x: run.edit(x, x[:2], run.cell(0, 0)), "6 images a .* got 2"),
     "latents": (lambda run, x: run.decode(np.zeros((3, 4))), r"\[3, 4\].*\[3, 3, 4\] or \[b, 3, 3"),
+    "NaN": (lambda run, x: run.decode(np.full((3, 3, 4), np.nan)), "latents: .* NaN or infinite"),
+    "NaN along": (
+        lambda run, x: run.traverse(x[0], np.ones((3, 3, 4)), [np.inf]),
+        "latents: .* NaN or infinite",
+    ),
     "two images": (lambda run, x: run.interpolate(x[:2], x[0]), "a must be one image, got 2"),
     "path of one": (lambda run, x: run.interpolate(x[0], x[0], 1), "num must be at least 2"),
     "one image": (lambda run, x: run.directions(x[0]), "2 images .* got 1"),
@@ -157,6 +162,40 @@ def test_mistakes_are_one_line(run, images, call, message):
     with pytest.raises(UserError, match=message) as error:
         call(run, images)
     assert "\n" not in str(error.value)
+
+
+def test_a_run_gives_the_same_under_other_rules_of_numbers(trained_run, run, images):
+    hole = np.zeros((8, 8), bool)
+    hole[:4] = True
+    calls = (
+        lambda run: run.encode(images),
+        lambda run: run.sample(2),
+        lambda run: run.kl_map(images),
+        lambda run: run.locality(images[:1]),
+        lambda run: run.traverse(images[0], run.directions(images)[0]),
+        lambda run: run.fill(images[0], hole),
+        lambda run: run.display(images),
+    )
+    wanted = [call(run) for call in calls]
+    rules = (jax.enable_x64(True), jax.numpy_dtype_promotion("strict"))
+    with rules[0], rules[1], jax.numpy_rank_promotion("raise"):
+        other = svae_jax.load(trained_run)
+        found = [call(other) for call in calls]
+    assert jax.tree.map(lambda x: np.asarray(x).dtype, found) == jax.tree.map(
+        lambda x: np.asarray(x).dtype, wanted
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+DAMAGED = {"letters": b"\xff{}", "nested": b"[" * 100_000 + b"}"}
+
+
+@pytest.mark.parametrize("line", DAMAGED.values(), ids=DAMAGED.keys())
+def test_damaged_metrics_are_one_line(copy, line):
+    path = copy / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + line + b"\n{}\n")
+    with pytest.raises(UserError, match=r"metrics.jsonl is damaged .*; remove the damaged line"):
+        svae_jax.load(copy).metrics()
 
 
 @pytest.fixture

@@ -15,15 +15,18 @@ from svae_jax.training.job import Job
 # Of the peak, as training reaches it: of a product of matrices on this CPU, and assumed elsewhere.
 _CPU_SHARE, _ACCELERATOR_FLOPS = 0.5, 1e13
 _COPIES_OF_PARAMS = 4  # parameters, gradients and Adam's two moments
-_COPIES_OF_FEATURES = 3  # of a layer's output: before its norm, after it, and its gradient
+# Of a layer's output: before its norm, after it, its gradient, and what convolutions and the
+# compiler make of them; measured on a CPU (experiments/measurements.md, "Images of one's own").
+_COPIES_OF_FEATURES = 6
+_CPU_PROCESS = 1.5e9  # bytes of libraries and compiler, which an accelerator's memory does not hold
 _PASSES = 3  # forward, and backward in the input and in the kernel
 
 
 def summary(job: Job) -> str:
     """Parameters, memory and seconds an epoch, as one line.
 
-    Memory is that of one device. Both are rough: they count the networks' features and
-    multiply-adds, and nothing of what the compiler makes of them.
+    Memory is that of one device, and on a CPU that of the process. Both are rough: they are
+    multiples of the networks' features and multiply-adds.
     """
     shape = job.recipe.image_shape
     variables = jax.eval_shape(lambda: models.init(job.recipe.model, jax.random.key(0), shape))
@@ -36,6 +39,7 @@ def summary(job: Job) -> str:
     batch = job.recipe.batch_size / job.mesh.size
     features = _COPIES_OF_FEATURES * batch * sum(size for size, _ in layers)
     memory = 4 * (features + _COPIES_OF_PARAMS * sum(sizes.values()))
+    memory += _CPU_PROCESS if jax.default_backend() == "cpu" else 0
     flops = 2 * _PASSES * sum(products for _, products in layers) * len(job.train_images)
     seconds = flops / (_flops_per_second() * job.mesh.size)
     return (

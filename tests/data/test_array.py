@@ -141,9 +141,7 @@ def test_other_sizes_than_those_of_the_array_are_refused(tmp_path):
 def test_one_huge_picture_is_named_and_not_decoded(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     Image.new("1", (20_000, 20_000)).save(tmp_path / "b.png")
-    with pytest.raises(
-        UserError, match=r"1 of 2 images cannot be decoded: b.png \(20000 x 20000"
-    ):
+    with pytest.raises(UserError, match=r"1 of 2 images cannot be decoded: b.png \(20000 x 20000"):
         data.load(
             "folder",
             "all",

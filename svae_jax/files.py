@@ -69,6 +69,11 @@ def user_path(path: str | os.PathLike[str], name: str) -> Path:
         raise UserError(f"{name}={text}: {error}; write the path out") from None
 
 
+def has_home() -> bool:
+    """Whether the user has a home; without one libraries take `~` for the name of a directory."""
+    return os.path.expanduser("~") != "~"
+
+
 @contextlib.contextmanager
 def lock(path: Path, *, wait: bool) -> Iterator[bool]:
     """Holds the lock file `path`, so that no other process does; a killed process holds none.

@@ -22,8 +22,8 @@ ROWS = [
     {"recipe"},
     {"model", "data", "run"},
     {"likelihoods"},
-    {"latents", "devices", "files", "pixels"},
-    {"seeds"},
+    {"latents", "devices", "pixels"},
+    {"files", "seeds"},
     {"errors", "terminal"},
 ]
 # What computes touches no files, and runs where nothing but JAX and Flax is installed.

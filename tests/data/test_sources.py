@@ -1,6 +1,9 @@
 """A data set of the user's own: one class and one row of the table."""
 
 import functools
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +86,35 @@ def test_rows_of_the_table_are_sources(name, tmp_path, monkeypatch):
     np.save(tmp_path / "a.npy", IMAGES)
     source = sources.SOURCES[name](str(tmp_path), tmp_path / "cache")
     assert isinstance(source, ArraySource if name == "array" else Source)
+
+
+NO_HOME = """
+import os, pwd
+from svae_jax import data
+from svae_jax.devices.lazy_tensorflow import tensorflow
+
+def unknown(uid):
+    raise KeyError(uid)
+
+pwd.getpwuid = unknown  # as in a container of a user without an entry
+assert os.path.expanduser("~") == "~"
+tensorflow().keras.backend.floatx()
+data.load("cifar10", "train", image_shape=(32, 32, 3), cache_dir="cache")
+"""
+
+
+def test_without_a_home_no_directory_of_that_name_appears(tmp_path):
+    (tmp_path / "~").mkdir()  # where Keras would write if it could
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    for name in ("HOME", "XDG_CACHE_HOME", "TFDS_DATA_DIR"):
+        environment.pop(name, None)
+    found = subprocess.run(
+        [sys.executable, "-c", NO_HOME],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+    line = found.stderr.splitlines()[-1]
+    assert "TFDS's directory is in the home, and this user has none: point dataset.data_dir" in line
+    assert not list((tmp_path / "~").iterdir())

@@ -19,6 +19,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
+from svae_jax import files
 from svae_jax.data import cache, pillow
 from svae_jax.data.sources.base import Range, Reader
 from svae_jax.devices.lazy_tensorflow import tensorflow
@@ -140,6 +141,11 @@ class TFDS:
 
     def _prepare(self, has_own_bar: bool = False) -> None:
         """Downloads and prepares; TFDS renames the directory once it is complete."""
+        if self.data_dir is None and not files.has_home():
+            raise UserError(
+                f"dataset.name={self.name!r}: TFDS's directory is in the home, and this user has "
+                f"none: {self._cure}"
+            )
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.download import downloader
 

@@ -27,6 +27,12 @@ def test_the_package_knows_its_version():
     assert svae_jax.__version__ in (project["version"], "unknown")
 
 
+def test_an_editable_install_is_found_from_the_directory_above_the_checkout():
+    # A path entry is searched for the package; setuptools' finder comes after the folder there.
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["distutils"]["editable_wheel"]["mode"] == "compat"
+
+
 def test_the_package_lists_every_command():
     files = (ROOT / "svae_jax").glob("*.py")
     commands = {file.stem for file in files if "    command_line.run(" in file.read_text()}

@@ -145,6 +145,8 @@ def test_likelihoods_that_need_no_basis_ignore_it():
         ("gaussian", {"sigma": "0"}, "^sigma must be .*'0'"),
         ("gaussian", {"sigma": "-1"}, "^sigma must be"),
         ("gaussian", {"sigma": "nan"}, "^sigma must be"),
+        ("gaussian", {"sigma": "1e-300"}, "^sigma must be .* number from 1e-08 to 1e.08, got"),
+        ("gaussian", {"sigma": "1e300"}, "^sigma must be"),
         ("laplace", {"sigma": "inf"}, "^sigma must be"),
         ("gaussian_blocks", {"sigma": "best"}, "^sigma must be 'optimal', 'learned' or .*'best'"),
         ("discretized_logistic", {}, "^sigma must be 'learned' or a number.*'optimal'"),

@@ -90,7 +90,9 @@ def draw(
         return steps.decode(model.model, model.variables, sampler.of_indices(key, batch.rows))
 
     size = batches.size_for(sizes.image_shape(model.config), _BATCH)
-    return batches.over(generate, np.arange(count, dtype=np.int32), size)
+    for begin in range(0, count, size):
+        indices = np.arange(begin, min(begin + size, count), dtype=np.int32)
+        yield from batches.over(generate, indices, size)
 
 
 @runtime.own_numerics()

@@ -52,7 +52,7 @@ def test_mistakes_are_one_line_and_write_nothing(trained_run, tmp_path, changed,
 @pytest.mark.parametrize("name", ["a.npz", "a.npy"])
 def test_a_disk_without_room_is_told_before_the_work(trained_run, tmp_path, monkeypatch, name):
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
-    monkeypatch.setattr(encoding.batches, "encode", None)
+    monkeypatch.setattr(encoding.batches, "over", None)
     with pytest.raises(UserError, match=rf"{name} cannot be written: it takes .* MB are free"):
         encoding.write(trained_run, tmp_path / name)
     assert not list(tmp_path.iterdir())

@@ -192,7 +192,7 @@ def test_what_is_not_fitted_is_refused_with_the_command_that_fits_it(run):
         ("flow", {"flow.num_params": 1}, "flow.num_params must be at least"),
         ("flow", {"flow.learning_rate": -1.0}, "flow.learning_rate must be above 0"),
         ("flow", {"flow.ema_decay": 1.0}, "flow.ema_decay must be 0 or above, below 1"),
-        ("flow", {"seed": -1}, "seed must be between 0"),
+        ("flow", {"seed": -1}, "seed must be an integer from 0"),
         ("mixture", {"mixture.share": 0.0}, "mixture.share must be above 0"),
         ("mixture", {"mixture.components": 100}, "mixture.components must be at most"),
         ("gaussian", {"flow.depth": 2}, "flow.depth=2 is a setting of --sampler=flow"),

@@ -102,7 +102,7 @@ def parse(
         UserError: an unknown flag or field, a value of the wrong type, a configuration file that
             does not exist or fails, or an argument that is not a flag.
     """
-    _check_config_path(argv)
+    _check_config_flag(argv)
     try:
         define()
         rest = values(argv)
@@ -167,7 +167,7 @@ def check_config_file(values: flags.FlagValues) -> None:
         raise UserError(f"--config={path}: get_config returns a {kind}, not a ConfigDict")
 
 
-def _check_config_path(argv: Sequence[str]) -> None:
+def _check_config_flag(argv: Sequence[str]) -> None:
     """Refuses two configurations, and one in a directory with a colon, where it would be cut."""
     if sum(argument.lstrip("-").partition("=")[0] == "config" for argument in argv[1:]) > 1:
         raise UserError("--config is given twice")

@@ -75,7 +75,8 @@ def _without_long_texts(content: bytes) -> bytes:
     """A PNG file without the texts and profiles that Pillow refuses; any other content as it is."""
     if not content.startswith(_SIGNATURE):
         return content
-    begin, kept, was_cut = len(_SIGNATURE), [_SIGNATURE], False
+    view = memoryview(content)  # so that nothing is copied where nothing is cut
+    begin, kept, was_cut = len(_SIGNATURE), [view[: len(_SIGNATURE)]], False
     while begin < len(content):
         length = int.from_bytes(content[begin : begin + 4])
         end = begin + 12 + length  # with length, kind and checksum
@@ -83,7 +84,7 @@ def _without_long_texts(content: bytes) -> bytes:
         if kind in _TEXTS and _is_long(kind, content[begin + 8 : end - 4]):
             was_cut = True
         else:
-            kept.append(content[begin:end])
+            kept.append(view[begin:end])
         begin = end
     return b"".join(kept) if was_cut else content
 

@@ -64,14 +64,15 @@ def prepare(
     config = _resolved(config, arrays)
     mesh = sharding.make_mesh()
     configs.check(config, num_devices=mesh.size, own=model)
+    has_begun = workdir.has_begun(directory)
+    if not has_begun and arrays is None:
+        data.check_outside(config.dataset.to_dict(), directory)
     workdir.create(directory)
     workdir.check_own(directory)
-    earlier = identity.read(directory) if workdir.has_begun(directory) else None
+    earlier = identity.read(directory) if has_begun else None
     if earlier is not None:
         config = configs.continued(config, earlier.config)
         configs.check_continues(config, earlier.config)
-    elif arrays is None:
-        data.check_outside(config.dataset.to_dict(), directory)
     config = identity.stored(config, earlier)
     dataset = config.dataset
     order = data.MIXED if earlier is None else earlier.order

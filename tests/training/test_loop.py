@@ -376,6 +376,14 @@ def test_a_damaged_config_is_told(tiny_config, tmp_path, text):
 
 
 @pytest.mark.usefixtures("nothing_compiled")
+def test_a_workdir_among_the_pictures_is_refused_and_not_made(tiny_config):
+    directory = Path(tiny_config.dataset.data_dir) / "train" / "run"
+    with pytest.raises(UserError, match=r"--workdir=.*run lies among the pictures of dataset"):
+        loop.train(tiny_config, directory)
+    assert not directory.exists()
+
+
+@pytest.mark.usefixtures("nothing_compiled")
 def test_a_workdir_that_cannot_be_written_is_refused(tiny_config, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")

@@ -38,6 +38,8 @@ _DURATION = ("num_steps", "num_epochs")
 # What runs had that are older than these fields, where that is not today's default.
 _BEFORE = {"latent.nu_scale": 0.1, "latent.lower_scale": 1.0}
 
+_INTEGERS = 2**31  # JAX's end here
+
 _SCHEDULES = ("constant", "cosine")
 
 
@@ -248,10 +250,15 @@ def check_fields(config: ml_collections.ConfigDict, defaults: ml_collections.Con
 
 
 def check_type(field: str, value: Any, kind: type) -> None:
-    """Raises UserError unless the value is of this type; an integer may stand for a float."""
+    """Raises UserError unless the value is of this type; an integer may stand for a float.
+
+    Integers are below 2^31, as JAX's are, but for seeds, which `seeds.check` checks.
+    """
     allowed = (int, float) if kind is float else (kind,)
     if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
         raise UserError(f"{field} must be of type {kind.__name__}, got {value!r}")
+    if kind is int and field != "seed" and abs(value) >= _INTEGERS:
+        raise UserError(f"{field} must be below 2^31, got {value}")
 
 
 def require(
@@ -451,6 +458,8 @@ def num_steps(config: ml_collections.ConfigDict, num_images: int) -> int:
     steps = config.num_steps or round(config.num_epochs * steps_per_epoch)
     if steps < 1 and config.num_epochs > 0:
         raise UserError(f"num_epochs={config.num_epochs} is less than one update")
+    if steps >= _INTEGERS:
+        raise UserError(f"num_epochs={config.num_epochs} is more than 2^31 training steps")
     return steps
 
 

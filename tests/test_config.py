@@ -165,6 +165,10 @@ def test_unknown_names_and_keys_are_refused_with_those_that_exist(arg, message):
         ("checkpoint.keep", 0, "checkpoint.keep must be at least 1"),
         ("num_epochs", 0.0, "num_steps=0 and num_epochs=0"),
         ("num_epochs", math.inf, "num_epochs must be"),
+        ("num_steps", 2**31, "num_steps must be below 2.31, got 2147483648"),
+        ("optimizer.warmup_steps", 2**40, "optimizer.warmup_steps must be below"),
+        ("checkpoint.keep", 2**70, "checkpoint.keep must be below"),
+        ("model.encoder", "5x5/99999999999", "model.encoder: '5x5/99999999999': kernel, features"),
         ("seed", -1, "seed must be an integer from 0 to"),
         ("dataset.channels", 4, "dataset.channels must be 1"),
         ("dataset.height", 0, "dataset.height must be at least 1, got 0"),
@@ -351,3 +355,10 @@ def test_a_run_may_grow_where_its_schedule_allows():
         config.optimizer.schedule = "cosine"
     with pytest.raises(UserError, match=r"optimizer.schedule='cosine' depends on it"):
         configs.check_duration(now, earlier, 50_000)
+
+
+def test_more_epochs_than_steps_can_be_counted_are_refused():
+    config = cifar10.get_config()
+    config.update(num_steps=0, num_epochs=1e300)
+    with pytest.raises(UserError, match=r"num_epochs=1e\+300 is more than 2\^31 training steps"):
+        configs.num_steps(config, 50_000)

@@ -22,6 +22,7 @@ from svae_jax.model.layers import Layer, Style
 VECTOR_START = 3
 
 
+_MOST = 2**16
 _EXAMPLES = {"encoder": "5x5/32/s2 5x5/64/s2/valid", "decoder": "3x3/128 3x3/64 5x5/image/s2"}
 _WORD = re.compile(r"(\d+)x(\d+)/(\d+|image)(?:/s(\d+))?(/valid)?")
 
@@ -57,8 +58,8 @@ def _parse_word(word: str, num_outputs: int | None) -> Layer:
     else:
         raise ValueError(f"{word!r}: only a decoder's last layer makes an image")
     kernel, stride = int(match[1]), int(match[4] or 1)
-    if min(kernel, features, stride) < 1:
-        raise ValueError(f"{word!r}: kernel, features and stride must be at least 1")
+    if not 1 <= min(kernel, features, stride) <= max(kernel, features, stride) <= _MOST:
+        raise ValueError(f"{word!r}: kernel, features and stride must be from 1 to {_MOST:,}")
     padding: Padding = "VALID" if match[5] else "SAME"
     return Layer(kernel, features, (stride, stride), (padding, padding))
 

@@ -257,7 +257,8 @@ def check_type(field: str, value: Any, kind: type) -> None:
     allowed = (int, float) if kind is float else (kind,)
     if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
         raise UserError(f"{field} must be of type {kind.__name__}, got {value!r}")
-    if isinstance(value, int) and field != "seed" and abs(value) >= _INTEGERS:
+    number: Any = value  # mypy has narrowed it to object
+    if kind is int and field != "seed" and abs(number) >= _INTEGERS:
         raise UserError(f"{field} must be below 2^31, got {value}")
 
 

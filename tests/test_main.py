@@ -54,6 +54,13 @@ CASES = {
 }
 
 
+def _words(given, args):
+    """A case's own --config stands first and alone: it may be given once, before its fields."""
+    if not any(word.startswith("--config=") for word in args):
+        return [*given, *args]
+    return [*args, *(word for word in given if not word.startswith("--config="))]
+
+
 def test_bad_input_gets_one_line_and_a_non_zero_exit(start, tiny_args, tmp_path):
     """All cases at once, since each process starts for seconds."""
     pending = list(CASES.items())
@@ -61,8 +68,7 @@ def test_bad_input_gets_one_line_and_a_non_zero_exit(start, tiny_args, tmp_path)
         chunk, pending = pending[:4], pending[4:]
         processes = [
             start(
-                *tiny_args,
-                *args,
+                *_words(tiny_args, args),
                 XLA_FLAGS="--xla_force_host_platform_device_count=4",
                 JAX_PLATFORMS="abacus" if name == "platform" else "cpu",
             )

@@ -39,9 +39,9 @@ _SEED = command_line.define_seed("of samples and distances")
 def main(argv: Sequence[str]) -> None:
     """Evaluates, and prints the tables."""
     del argv
-    from svae_jax.analysis import assessment, tables
+    from svae_jax.analysis import evaluating, tables
 
-    settings = assessment.Settings(
+    settings = evaluating.Settings(
         split=_SPLIT.value,
         importance_samples=_IMPORTANCE_SAMPLES.value,
         num_samples=_NUM_SAMPLES.value,
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     found, errors = [], []
     for path in command_line.paths(_WORKDIR.value):
         try:
-            found.append(assessment.evaluate(path, settings, data_dir=_DATA_DIR.value))
+            found.append(evaluating.evaluate(path, settings, data_dir=_DATA_DIR.value))
         except UserError as error:
             errors.append(str(error))
     if found:

@@ -30,7 +30,7 @@ ROWS = [
 COMPUTE = {
     "latents", "likelihoods", "pixels", "model", "recipe",
     "devices/batches", "devices/compiler", "devices/sharding", "evaluation/steps",
-    "evaluation/grids", "evaluation/per_image", "evaluation/pictures", "evaluation/estimates",
+    "evaluation/grids", "evaluation/per_image", "evaluation/previews", "evaluation/estimates",
     "evaluation/quality/frechet",
     "evaluation/quality/kernel", "evaluation/quality/neighbours", "evaluation/quality/wasserstein",
     "samplers/aggregate", "samplers/base", "samplers/flow", "samplers/gaussian",

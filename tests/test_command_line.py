@@ -133,7 +133,7 @@ def test_too_little_memory_is_one_line(error):
 
 _EVALUATE = """
 from svae_jax import command_line, evaluate
-from svae_jax.analysis import assessment, tables
+from svae_jax.analysis import evaluating, tables
 from svae_jax.errors import UserError
 
 def one(path, settings, data_dir):
@@ -141,7 +141,7 @@ def one(path, settings, data_dir):
         raise UserError(f"{path} is no workdir")
     return path
 
-assessment.evaluate, tables.evaluations = one, repr
+evaluating.evaluate, tables.evaluations = one, repr
 command_line.run(evaluate.main)
 """
 

@@ -10,13 +10,13 @@ from PIL import Image
 
 import svae_jax
 from svae_jax import data, identity, sampler_config
-from svae_jax.analysis import assessment, fitting
+from svae_jax.analysis import evaluating, fitting
 from svae_jax.analysis.report import page
 from svae_jax.devices import runtime
 from svae_jax.errors import UserError
 from svae_jax.training import loop
 
-QUICK = assessment.Settings(importance_samples=1, num_samples=20)
+QUICK = evaluating.Settings(importance_samples=1, num_samples=20)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def readers(directory, **place):
     """What reads a workdir and its data."""
     yield lambda: svae_jax.load(directory, **place).images()
     yield lambda: svae_jax.load(directory, **place).images("train[:2]")
-    yield lambda: assessment.evaluate(directory, QUICK, **place)
+    yield lambda: evaluating.evaluate(directory, QUICK, **place)
     yield lambda: fitting.fit(directory, "gaussian", sampler_config.base(), **place)
     yield lambda: page.write([directory], directory.parent / "page.html", **place)
 
@@ -234,15 +234,15 @@ def test_each_split_has_an_evaluation_of_its_own(run):
     _, directory = run
     splits = ("test[:20]", "test[-20:]", "test+train[:2]")
     for split in splits:
-        assessment.evaluate(directory, QUICK._replace(split=split))
-        assert assessment.read(directory, split)["split"] == split
+        evaluating.evaluate(directory, QUICK._replace(split=split))
+        assert evaluating.read(directory, split)["split"] == split
     assert len(list(directory.glob("evaluation_*.json"))) == 3
-    assert [assessment.read(directory, split)["split"] for split in splits] == [*splits]
-    assert assessment.read(directory, "test[:19]") is None
+    assert [evaluating.read(directory, split)["split"] for split in splits] == [*splits]
+    assert evaluating.read(directory, "test[:19]") is None
 
 
 def test_the_evaluation_of_an_older_version_is_read_for_its_own_split(run):
     _, directory = run
     (directory / "evaluation_test_20_.json").write_text(json.dumps({"split": "test[:20]"}))
-    assert assessment.read(directory, "test[:20]") == {"split": "test[:20]"}
-    assert assessment.read(directory, "test[-20:]") is None
+    assert evaluating.read(directory, "test[:20]") == {"split": "test[:20]"}
+    assert evaluating.read(directory, "test[-20:]") is None

@@ -10,7 +10,7 @@ from PIL import Image
 import svae_jax
 from configs import images
 from svae_jax import sampler_config
-from svae_jax.analysis import assessment, fitting
+from svae_jax.analysis import evaluating, fitting
 from svae_jax.analysis.report import page
 from svae_jax.evaluation import grids
 from svae_jax.run import checkpoint
@@ -121,8 +121,8 @@ def test_a_run_of_any_size_goes_from_training_to_the_report(case, start, tmp_pat
     assert grids.pairs(run.display(some), run.display(back)).ndim == 3
 
     fitting.fit(whole, "kronecker", sampler_config.base())
-    settings = assessment.Settings(importance_samples=1, num_samples=20)
-    assert np.isfinite(assessment.evaluate(whole, settings)["bounds"]["elbo"]["value"])
+    settings = evaluating.Settings(importance_samples=1, num_samples=20)
+    assert np.isfinite(evaluating.evaluate(whole, settings)["bounds"]["elbo"]["value"])
     assert run.sample(2, "kronecker").shape == (2, *shape)
     assert checkpoint.load(whole / "checkpoints").step == 4
 

@@ -15,7 +15,7 @@ import svae_jax
 from experiments.compare import summary
 from svae_jax import config as configs
 from svae_jax import latents, likelihoods, sampler_config, samplers
-from svae_jax.analysis import assessment, fitting, tables
+from svae_jax.analysis import evaluating, fitting, tables
 from svae_jax.analysis.report import page
 from svae_jax.data import sources
 from svae_jax.errors import UserError
@@ -201,8 +201,8 @@ def test_a_metric_of_ones_own_is_reported(tiny_config, tmp_path, monkeypatch):
     assert 0 < metrics["eval/absolute_error"] < 2 * 8 * 8 * 3
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert any("eval/absolute_error" in json.loads(row) for row in rows)
-    settings = assessment.Settings(importance_samples=1, num_samples=20)
-    evaluation = assessment.evaluate(tmp_path / "run", settings)
+    settings = evaluating.Settings(importance_samples=1, num_samples=20)
+    evaluation = evaluating.evaluate(tmp_path / "run", settings)
     value = evaluation["bounds"]["absolute_error"]["value"]
     assert value == pytest.approx(metrics["eval/absolute_error"], rel=1e-5)
     assert "absolute error" in tables.runs([evaluation])[0]
@@ -222,8 +222,8 @@ def test_a_sampler_of_ones_own_is_fitted_drawn_and_evaluated(tiny_config, tmp_pa
     run = svae_jax.load(tmp_path / "run")
     mean = run.encode(run.images("train")).mean.mean(axis=0)
     np.testing.assert_allclose(run.sampler("separate")(jax.random.key(0), 1)[0], mean, atol=1e-5)
-    wanted = assessment.Settings(importance_samples=1, num_samples=20)
-    assert "separate" in assessment.evaluate(tmp_path / "run", wanted)["samples"]
+    wanted = evaluating.Settings(importance_samples=1, num_samples=20)
+    assert "separate" in evaluating.evaluate(tmp_path / "run", wanted)["samples"]
 
 
 def test_a_data_set_of_ones_own_trains(tiny_config, tmp_path, monkeypatch):

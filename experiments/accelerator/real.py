@@ -13,7 +13,7 @@ from experiments.accelerator.sizes import BY_SHAPE, Context, Row, configuration
 from experiments.accelerator.worker import halving
 from svae_jax import sampler_config
 from svae_jax import samplers as sampler_lib
-from svae_jax.analysis import assessment, drawing, fitted, fitting, trained
+from svae_jax.analysis import drawing, evaluating, fitted, fitting, trained
 from svae_jax.errors import UserError
 from svae_jax.evaluation import grids
 from svae_jax.run import image_files, interrupt
@@ -85,8 +85,8 @@ def _fit_and_evaluate(context: Context, model: str, *names: str) -> Iterator[Row
         yield {"fitted": name, "steps": found["num_steps"], "seconds": seconds}
     _save_grid(context, directory)
     num_samples, importance_samples = context.sizes.num_samples
-    settings = assessment.Settings(num_samples=num_samples, importance_samples=importance_samples)
-    found = assessment.evaluate(directory, settings, images=images)
+    settings = evaluating.Settings(num_samples=num_samples, importance_samples=importance_samples)
+    found = evaluating.evaluate(directory, settings, images=images)
     for name, figure in (found["bounds"] | found["reconstruction"]).items():
         if isinstance(figure, dict):
             yield {"held out": name, **figure}

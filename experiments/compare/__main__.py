@@ -22,12 +22,12 @@ from typing import Any
 from absl import flags
 
 from experiments import options, study
-from experiments.compare import figure, plan, summary, tables
-from experiments.compare.plan import Run, Setting
+from experiments.compare import figure, page, plan, summary
+from experiments.compare.plan import PlannedRun, Setting
 from experiments.sweep import engines
 from experiments.sweep import trials as trials_lib
 from experiments.sweep.trial import DONE, POSTERIOR, Options, Trial
-from svae_jax.analysis import assessment
+from svae_jax.analysis import evaluating
 from svae_jax.errors import UserError
 from svae_jax.files import os_errors_for_user
 from svae_jax.run import workdir as workdirs
@@ -112,15 +112,17 @@ def _given_rates(
 
 
 def _trials(
-    file: str, runs: Sequence[Run], directory: Path, common: Mapping[str, Any]
-) -> dict[Run, Trial]:
+    file: str, runs: Sequence[PlannedRun], directory: Path, common: Mapping[str, Any]
+) -> dict[PlannedRun, Trial]:
     overrides = [{POSTERIOR: run.model, **run.overrides} for run in runs]
     made = trials_lib.make(file, overrides, directory, common)
     trials_lib.claim(directory, "comparison", file, made)
     return dict(zip(runs, made, strict=True))
 
 
-def _train(trials: dict[Run, Trial], directory: Path, engine: Options) -> dict[Run, float | None]:
+def _train(
+    trials: dict[PlannedRun, Trial], directory: Path, engine: Options
+) -> dict[PlannedRun, float | None]:
     """The held-out ELBO of each run; None where it failed."""
     found = engines.run(list(trials.values()), directory, engine)
     elbos = [o.metrics["eval/elbo"] if o.status == DONE else None for o in found]
@@ -140,7 +142,9 @@ def _search(
     return plan.Search(_train(trials, directory, engine), splits["dataset.eval_split"])
 
 
-def _finish(run: Run, trial: Trial, setting: Setting, values: flags.FlagValues) -> dict[str, Any]:
+def _finish(
+    run: PlannedRun, trial: Trial, setting: Setting, values: flags.FlagValues
+) -> dict[str, Any]:
     """Fits the samplers to a run and evaluates it, as far as that is not done, in own processes."""
     directory = str(trial.workdir)
     for name in setting.samplers:
@@ -154,10 +158,10 @@ def _finish(run: Run, trial: Trial, setting: Setting, values: flags.FlagValues) 
         "features": values.features,
     }
     result = workdirs.read_json(trial.workdir / "result.json") or {}
-    evaluation = assessment.read(trial.workdir, values.split)
+    evaluation = evaluating.read(trial.workdir, values.split)
     if not _is_current(evaluation, wanted, result["step"], setting.samplers):
         _command("evaluate", f"--workdir={directory}", *(f"--{k}={v}" for k, v in wanted.items()))
-        evaluation = assessment.read(trial.workdir, values.split)
+        evaluation = evaluating.read(trial.workdir, values.split)
     assert evaluation is not None  # it was written, or the command has failed
     return {
         **run._asdict(),
@@ -226,10 +230,10 @@ def _write(
             {k: v for k, v in record.items() if k not in (*shared, "device")} for record in records
         ],
     }
-    study.write(values.workdir / "comparison", content, tables.render)
+    study.write(values.workdir / "comparison", content, page.render)
 
 
-def _draw(values: flags.FlagValues, setting: Setting, trials: dict[Run, Trial]) -> None:
+def _draw(values: flags.FlagValues, setting: Setting, trials: dict[PlannedRun, Trial]) -> None:
     """Writes `comparison.png` of the runs with the first of the objectives."""
     directories = {
         run.model: trial.workdir

@@ -83,7 +83,7 @@ QUICK = Setting(
 )
 
 
-class Run(NamedTuple):
+class PlannedRun(NamedTuple):
     """One training run: the model and what is changed in its configuration."""
 
     model: str
@@ -109,7 +109,7 @@ class Search(NamedTuple):
         split: the images that they are of.
     """
 
-    elbos: Mapping[Run, float | None]
+    elbos: Mapping[PlannedRun, float | None]
     split: str
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -120,10 +120,10 @@ class Search(NamedTuple):
         ]
 
 
-def search_runs(setting: Setting) -> list[Run]:
+def search_runs(setting: Setting) -> list[PlannedRun]:
     """The runs of the search of the learning rate, all with seed 0."""
     return [
-        Run(model, scaling, 0, rate)
+        PlannedRun(model, scaling, 0, rate)
         for model, scaling in setting.pairs
         for rate in setting.learning_rates
     ]
@@ -143,7 +143,7 @@ def search_split(split: str) -> dict[str, str]:
     return {"dataset.split": f"{split}[:90%]", "dataset.eval_split": f"{split}[90%:]"}
 
 
-def best_rates(elbos: Mapping[Run, float | None]) -> dict[tuple[str, str], float]:
+def best_rates(elbos: Mapping[PlannedRun, float | None]) -> dict[tuple[str, str], float]:
     """(model, scaling) -> the learning rate with the highest held-out ELBO.
 
     Args:
@@ -162,7 +162,7 @@ def best_rates(elbos: Mapping[Run, float | None]) -> dict[tuple[str, str], float
     return best
 
 
-def final_runs(setting: Setting, rates: Mapping[tuple[str, str], float]) -> Iterable[Run]:
+def final_runs(setting: Setting, rates: Mapping[tuple[str, str], float]) -> Iterable[PlannedRun]:
     """The runs that the tables are of, seed by seed, so that each seed gives a whole table.
 
     Args:
@@ -171,4 +171,4 @@ def final_runs(setting: Setting, rates: Mapping[tuple[str, str], float]) -> Iter
     """
     for seed in range(setting.seeds):
         for model, scaling in setting.pairs:
-            yield Run(model, scaling, seed, rates[model, scaling])
+            yield PlannedRun(model, scaling, seed, rates[model, scaling])

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from experiments import options, study
 from experiments.compare import plan, summary
-from experiments.compare.tables import mean_and_sd
+from experiments.compare.page import mean_and_sd
 from svae_jax import config as configs
 from svae_jax import latents
 from svae_jax.analysis import tables, trained

@@ -23,7 +23,7 @@ from experiments import options
 from experiments.sweep import engines
 from experiments.sweep import trial as trial_lib
 from experiments.sweep import trials as trials_lib
-from experiments.sweep.trial import Metric, Options
+from experiments.sweep.trial import Criterion, Options
 from svae_jax.errors import UserError
 from svae_jax.run import interrupt
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         interrupt.Stopped: after SIGTERM or Ctrl-C, once the trials have saved.
     """
     values = options.parse(argv, __doc__, _define, config="")
-    metric, workdir = Metric.of(values.metric, values.mode), values.workdir
+    metric, workdir = Criterion.of(values.metric, values.mode), values.workdir
     if importlib.util.find_spec("pandas") is None:
         raise UserError("a sweep's tables need pandas: pip install -e '.[sweep]'")
     if values.report:
@@ -100,13 +100,13 @@ def main(argv: Sequence[str]) -> int:
     return _report(workdir, metric)
 
 
-def _report(workdir: Path, metric: Metric) -> int:
+def _report(workdir: Path, metric: Criterion) -> int:
     """Writes the report, prints where it is, and what failed; returns the exit code."""
-    from experiments.sweep import report  # imports pandas
+    from experiments.sweep import results  # imports pandas
 
     title, trials = trials_lib.read(workdir)
     found = [trial.outcome() for trial in trials]
-    written = report.write(workdir, title, found, metric)
+    written = results.write(workdir, title, found, metric)
     print(f"written: {', '.join(str(path) for path in written)}")
     failed = [outcome for outcome in found if outcome.status == trial_lib.FAILED]
     for outcome in failed:

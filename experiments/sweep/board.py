@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from experiments.sweep import trial as trials
-from experiments.sweep.trial import Metric, Outcome, Trial
+from experiments.sweep.trial import Criterion, Outcome, Trial
 from svae_jax import terminal
 from svae_jax.terminal import duration
 
@@ -30,7 +30,7 @@ class Board(contextlib.AbstractContextManager):
     """
 
     def __init__(
-        self, before: Sequence[Outcome], metric: Metric, stream: io.TextIOBase | None = None
+        self, before: Sequence[Outcome], metric: Criterion, stream: io.TextIOBase | None = None
     ):
         """Takes the outcomes of all trials so far, and where to write; stderr by default."""
         self._outcomes = {outcome.trial.name: outcome for outcome in before}

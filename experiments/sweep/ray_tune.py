@@ -27,7 +27,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from experiments.sweep import process
 from experiments.sweep import trial as trial_lib
 from experiments.sweep.board import Board
-from experiments.sweep.trial import Metric, Options, Trial
+from experiments.sweep.trial import Criterion, Options, Trial
 from svae_jax import files
 from svae_jax.errors import UserError
 
@@ -126,7 +126,7 @@ def resources(
 def _train(
     config: dict[str, Any],
     trials: Sequence[Trial],
-    metric: Metric,
+    metric: Criterion,
     stop_file: Path,
     environment: Mapping[str, str],
     directory: str,

@@ -25,14 +25,14 @@ _LOWER_IS_BETTER = ("bits_per_dim", "error", "mse", "loss", "sigma", "kl")
 Overrides = Mapping[str, Any]
 
 
-class Metric(NamedTuple):
+class Criterion(NamedTuple):
     """A number of `metrics.jsonl` by which trials are compared, and its direction."""
 
     name: str
     mode: str  # max or min
 
     @classmethod
-    def of(cls, name: str, mode: str | None = None) -> "Metric":
+    def of(cls, name: str, mode: str | None = None) -> "Criterion":
         """With the direction that the name suggests, unless one is given."""
         lower = any(word in name for word in _LOWER_IS_BETTER)
         return cls(name, mode or ("min" if lower else "max"))
@@ -43,7 +43,7 @@ class Metric(NamedTuple):
         return 1 if self.mode == "max" else -1
 
 
-ELBO = Metric("eval/elbo", "max")
+ELBO = Criterion("eval/elbo", "max")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Options:
     """
 
     engine: str = "ray"
-    metric: Metric = ELBO
+    metric: Criterion = ELBO
     retries: int = 2
     address: str | None = None
     cpus: int | None = None
@@ -157,12 +157,12 @@ class Outcome(NamedTuple):
     num_parameters: int | None = None
     reason: str = ""
 
-    def value(self, metric: Metric) -> float:
+    def value(self, metric: Criterion) -> float:
         """The metric; NaN where there is none yet."""
         return self.metrics.get(metric.name, math.nan)
 
 
-def best_of(found: Iterable[Outcome], metric: Metric) -> Outcome | None:
+def best_of(found: Iterable[Outcome], metric: Criterion) -> Outcome | None:
     """The best of the trials that are done; None if none has the metric."""
     rated = [o for o in found if o.status == DONE and not math.isnan(o.value(metric))]
     return max(rated, key=lambda outcome: metric.sign * outcome.value(metric), default=None)

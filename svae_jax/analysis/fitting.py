@@ -24,7 +24,7 @@ from svae_jax.samplers.base import Learned
 _KEEP = 2  # checkpoints: the newest, and the one before it in case that one is damaged
 
 
-class Job(NamedTuple):
+class SamplerFit(NamedTuple):
     """Everything a fit needs that stays fixed."""
 
     name: str
@@ -78,12 +78,12 @@ def fit(
     }
     folder = fitted.place(directory, name)
     workdir.create(folder)
-    job = Job(name, config, folder, model, sampler, identity)
+    fit = SamplerFit(name, config, folder, model, sampler, identity)
     with workdir.locked(folder):
-        params = _finished(job)
+        params = _finished(fit)
         if params is None:
             with Checkpointer(folder / "checkpoints", keep=_KEEP) as checkpoints:
-                params = _fit(job, checkpoints)
+                params = _fit(fit, checkpoints)
                 checkpoints.save(sampler.num_steps, {"params": params}, config=identity)
     return {
         "sampler": name,
@@ -93,38 +93,38 @@ def fit(
     }
 
 
-def _finished(job: Job) -> PyTree | None:
+def _finished(fit: SamplerFit) -> PyTree | None:
     """The arrays of a finished fit; removes one of another model, and refuses other settings."""
-    folder = job.folder / "checkpoints"
+    folder = fit.folder / "checkpoints"
     if not folder.is_dir() or not any(path.name.isdecimal() for path in folder.iterdir()):
         return None
     try:
         loaded = checkpoint.load(folder)
     except checkpoint.NoneIntactError as error:
-        raise UserError(f"{error}; or delete {job.folder} to fit it anew") from None
-    if loaded.config.get("sampler") != job.name:
-        raise UserError(f"{folder} is not of the sampler {job.name}; move it away")
-    if loaded.config["model"] != job.identity["model"]:
+        raise UserError(f"{error}; or delete {fit.folder} to fit it anew") from None
+    if loaded.config.get("sampler") != fit.name:
+        raise UserError(f"{folder} is not of the sampler {fit.name}; move it away")
+    if loaded.config["model"] != fit.identity["model"]:
         terminal.say(
-            f"the sampler {job.name} of step {loaded.config['model']['step']} is replaced by one "
-            f"of step {job.trained.step}"
+            f"the sampler {fit.name} of step {loaded.config['model']['step']} is replaced by one "
+            f"of step {fit.trained.step}"
         )
         checkpoint.remove(folder)
         return None
-    ours, theirs = job.identity["settings"], loaded.config["settings"]
+    ours, theirs = fit.identity["settings"], loaded.config["settings"]
     changed = [f"{k}={ours[k]!r} (was {theirs.get(k)!r})" for k in ours if ours[k] != theirs.get(k)]
     if changed:
         raise UserError(
-            f"{job.folder} was fitted with other settings: {', '.join(changed)}; set them back, or "
+            f"{fit.folder} was fitted with other settings: {', '.join(changed)}; set them back, or "
             "delete that directory to fit it anew"
         )
     return loaded.state.get("params")
 
 
-def _posteriors(job: Job) -> aggregate.Posteriors:
+def _posteriors(fit: SamplerFit) -> aggregate.Posteriors:
     """The posteriors of all training images, with a progress bar on a terminal."""
-    model, variables, config, _ = job.trained
-    images = job.trained.images(config.dataset.split)
+    model, variables, config, _ = fit.trained
+    images = fit.trained.images(config.dataset.split)
 
     def watched(batches: Iterator[Any]) -> Iterator[Any]:
         terminal.say(f"encoding {len(images):,} training images")
@@ -134,19 +134,19 @@ def _posteriors(job: Job) -> aggregate.Posteriors:
                 yield batch
                 bar.update(len(batch[0]) if isinstance(batch, tuple) else len(batch))
 
-    key = jax.random.key(job.config.seed)
+    key = jax.random.key(fit.config.seed)
     return aggregate.Posteriors(
         lambda: watched(aggregate.encode(model, variables, images)),
         lambda: watched(aggregate.samples(model, variables, key, images)),
     )
 
 
-def _fit(job: Job, checkpoints: Checkpointer) -> PyTree:
+def _fit(fit: SamplerFit, checkpoints: Checkpointer) -> PyTree:
     """Fits to the last step; logs and saves along the way. A closed form is one step."""
-    sampler, posteriors = job.sampler, _posteriors(job)
+    sampler, posteriors = fit.sampler, _posteriors(fit)
     last = sampler.num_steps
-    log_every, save_every = sampler_config.every(job.config, job.name, last)
-    at, state = _restore_or_init(job, checkpoints, posteriors)
+    log_every, save_every = sampler_config.every(fit.config, fit.name, last)
+    at, state = _restore_or_init(fit, checkpoints, posteriors)
     with contextlib.ExitStack() as stack:
         if isinstance(sampler, Learned):  # the others take one step, which Ctrl-C may end
             progress = stack.enter_context(Progress(last, sampler.batch_size, step=at))
@@ -156,7 +156,7 @@ def _fit(job: Job, checkpoints: Checkpointer) -> PyTree:
             try:
                 state = jax.block_until_ready(sampler.step(state, posteriors, stop - at))
             except ValueError as error:
-                raise UserError(f"{job.name}.{error}") from None
+                raise UserError(f"{fit.name}.{error}") from None
             at = stop
             if not isinstance(sampler, Learned):
                 break
@@ -166,8 +166,8 @@ def _fit(job: Job, checkpoints: Checkpointer) -> PyTree:
             for metric, value in metrics.items():
                 if not np.isfinite(value):
                     raise UserError(
-                        f"the {metric} was not finite by step {at}; lower {job.name}.learning_rate "
-                        f"({job.config[job.name].learning_rate})"
+                        f"the {metric} was not finite by step {at}; lower {fit.name}.learning_rate "
+                        f"({fit.config[fit.name].learning_rate})"
                     )
             if at % log_every == 0 or at == last:
                 progress.train(at, metrics)
@@ -175,7 +175,7 @@ def _fit(job: Job, checkpoints: Checkpointer) -> PyTree:
             if at == last:
                 break
             if at % save_every == 0 or stopped_by is not None:
-                checkpoints.save(at, {"unfinished": state}, config=job.identity)
+                checkpoints.save(at, {"unfinished": state}, config=fit.identity)
             if stopped_by is not None:
                 checkpoints.wait()
                 raise interrupt.Stopped(stopped_by, f"saved at step {at}")
@@ -183,9 +183,9 @@ def _fit(job: Job, checkpoints: Checkpointer) -> PyTree:
 
 
 def _restore_or_init(
-    job: Job, checkpoints: Checkpointer, posteriors: aggregate.Posteriors
+    fit: SamplerFit, checkpoints: Checkpointer, posteriors: aggregate.Posteriors
 ) -> tuple[int, PyTree]:
     """The newest intact checkpoint, or the state before the first step."""
-    start = job.sampler.init(posteriors)
-    restored = checkpoints.restore({"unfinished": start}, config=job.identity)
+    start = fit.sampler.init(posteriors)
+    restored = checkpoints.restore({"unfinished": start}, config=fit.identity)
     return (0, start) if restored is None else (restored[0], restored[1]["unfinished"])

@@ -10,9 +10,9 @@ Record = Mapping[str, str]
 
 
 def evaluations(results: Sequence[Mapping[str, Any]]) -> str:
-    """Results of `assessment.evaluate`: tables of runs, of linear floors and of sets of samples.
+    """Results of `evaluating.evaluate`: tables of runs, of linear floors and of sets of samples.
 
-    A figure stands as value ± standard error. Distances are named as in `quality.report`.
+    A figure stands as value ± standard error. Distances are named as in `quality.comparison`.
     """
     blocks = [markdown(table(results)) for table in (runs, floors, sets) if table(results)]
     return "\n\n".join([*blocks, notes(results)])

@@ -85,7 +85,7 @@ def load(
     if name == ARRAYS:
         raise UserError(
             f"dataset.name={ARRAYS!r} are arrays from Python: give them as images=(train, test) to "
-            "loop.train, svae_jax.load, fitting.fit or assessment.evaluate"
+            "loop.train, svae_jax.load, fitting.fit or evaluating.evaluate"
         )
     *size, channels = image_shape
     for field, pixels in zip(("height", "width"), size, strict=True):

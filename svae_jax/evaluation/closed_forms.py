@@ -22,7 +22,7 @@ from svae_jax.evaluation import bounds
 from svae_jax.evaluation.estimates import Estimate
 from svae_jax.likelihoods import Likelihood
 from svae_jax.model import SpatialVAE, linear, networks
-from svae_jax.model.linear import PCA, LinearPath, Moments
+from svae_jax.model.linear import PCA, LinearPath, PatchMoments
 from svae_jax.recipe import Recipe
 
 Pixels = Num[np.ndarray, "_n h w c"]
@@ -66,7 +66,7 @@ def fit(path: LinearPath, likelihood: Likelihood, images: Pixels, flip: bool = F
 
 def moments(
     path: LinearPath, likelihood: Likelihood, images: Pixels, flip: bool = False
-) -> Moments:
+) -> PatchMoments:
     """The moments of the images' patches.
 
     Args:
@@ -105,7 +105,7 @@ def floors(
         return {}
     noise = dataclasses.replace(recipe.likelihood, sigma="optimal")
     found: dict[str, Floor] = {}
-    known: dict[tuple[int, int], Moments] = {}
+    known: dict[tuple[int, int], PatchMoments] = {}
     for name, path in _paths(recipe.model, noise, decoder_params).items():
         cells = path.height, path.width
         if cells not in known:

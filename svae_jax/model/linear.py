@@ -181,7 +181,7 @@ class PCA(NamedTuple):
     num_components: int
 
 
-class Moments(NamedTuple):
+class PatchMoments(NamedTuple):
     """What PCA needs of the patches; float64.
 
     Attributes:
@@ -200,7 +200,9 @@ class Moments(NamedTuple):
     residual: float
 
 
-def moments(path: LinearPath, batches: Iterable[Float[Array | np.ndarray, "_b y x c"]]) -> Moments:
+def moments(
+    path: LinearPath, batches: Iterable[Float[Array | np.ndarray, "_b y x c"]]
+) -> PatchMoments:
     """Adds up the moments of the patches of all images, in float64 on the host.
 
     Args:
@@ -227,7 +229,7 @@ def moments(path: LinearPath, batches: Iterable[Float[Array | np.ndarray, "_b y 
         raise ValueError("batches must hold at least one image, got none")
     offset = total / count
     covariance = np.asarray(products / count - np.multiply.outer(offset, offset))
-    return Moments(count, shift + offset, *_eigen(covariance), residual / num_values)
+    return PatchMoments(count, shift + offset, *_eigen(covariance), residual / num_values)
 
 
 def _eigen(
@@ -240,7 +242,7 @@ def _eigen(
     return values, (vectors * np.where(largest < 0, -1, 1)).T
 
 
-def pca(path: LinearPath, moments: Moments, min_sigma: float) -> PCA:
+def pca(path: LinearPath, moments: PatchMoments, min_sigma: float) -> PCA:
     """Probabilistic PCA from the moments of the patches, in closed form.
 
     Args:
@@ -273,7 +275,7 @@ def pca(path: LinearPath, moments: Moments, min_sigma: float) -> PCA:
     return PCA(to_mean.T, bias, to_patch, moments.mean, variances, sigma, num_components)
 
 
-def _gains(path: LinearPath, moments: Moments) -> Float64[np.ndarray, " p"]:
+def _gains(path: LinearPath, moments: PatchMoments) -> Float64[np.ndarray, " p"]:
     """The squared norm of the image of each direction, averaged over the cells it may be in."""
     if path.tiles:
         return np.ones(path.patch_size)

@@ -39,7 +39,7 @@ class FlowState(NamedTuple):
     loss: Float[Array, ""]
 
 
-class Fixed(NamedTuple):
+class FlowConstants(NamedTuple):
     """What fitting is given and does not change.
 
     Attributes:
@@ -64,7 +64,7 @@ class Fit(NamedTuple):
     """
 
     state: FlowState
-    fixed: Fixed
+    fixed: FlowConstants
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,13 @@ class Flow:
             self.shape, width=self.width, depth=self.depth, num_params=self.num_params
         )
 
-    def _fixed(self, moments: Moments) -> Fixed:
+    def _fixed(self, moments: Moments) -> FlowConstants:
         """What fitting is given and does not change, from the posteriors' moments."""
         variances = np.diag(moments.of_means)
         # An entry that never changes is left as it is.
         scale = np.sqrt(np.where(variances > 0, variances, 1.0))
         correlation = moments.of_means / scale / scale[:, None]
-        return Fixed(
+        return FlowConstants(
             mean=moments.mean.astype(np.float32),
             scale=scale.astype(np.float32),
             factor=base.cholesky(correlation).astype(np.float32),
@@ -201,7 +201,7 @@ class Flow:
         self,
         params: PyTree,
         key: PRNGKeyArray,
-        fixed: Fixed,
+        fixed: FlowConstants,
         data: Float[Array, "num d"],
         mesh: Mesh | None = None,
     ) -> Float[Array, ""]:
@@ -243,7 +243,7 @@ def _train(
     flow: Flow,
     mesh: Mesh,
     state: FlowState,
-    fixed: Fixed,
+    fixed: FlowConstants,
     data: Float[Array, "num d"],
     num_steps: Array,
 ) -> FlowState:
@@ -261,7 +261,9 @@ def _train(
     return lax.fori_loop(0, num_steps, update, state)
 
 
-def standardise(fixed: Fixed, means: Float32[np.ndarray, "num d"]) -> Float32[np.ndarray, "num d"]:
+def standardise(
+    fixed: FlowConstants, means: Float32[np.ndarray, "num d"]
+) -> Float32[np.ndarray, "num d"]:
     """The posteriors' means with each entry's mean at 0 and its variance at 1."""
     return (means - np.asarray(fixed.mean)) / np.asarray(fixed.scale)
 

@@ -15,7 +15,7 @@ from svae_jax import files, identity, sizes, terminal
 from svae_jax import model as models
 from svae_jax.devices import runtime, sharding
 from svae_jax.errors import UserError
-from svae_jax.evaluation import bounds, pictures
+from svae_jax.evaluation import bounds, previews
 from svae_jax.model import SpatialVAE
 from svae_jax.run import interrupt, workdir
 from svae_jax.run.checkpoint import Checkpointer
@@ -220,7 +220,7 @@ class _Loop:
     def _draw(self, variables: PyTree) -> None:
         """Writes samples and reconstructions."""
         images = (self._job.train_images, self._job.eval_images)
-        shown = pictures.draw(
+        shown = previews.draw(
             self._job.recipe, variables, *images, self._config.sample_every, self._job.mesh
         )
         self._writer.write_images(self._at, shown)

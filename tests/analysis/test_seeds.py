@@ -6,7 +6,7 @@ import pytest
 import svae_jax
 from svae_jax import config as configs
 from svae_jax import recipe, sampler_config, samplers
-from svae_jax.analysis import assessment, drawing
+from svae_jax.analysis import drawing, evaluating
 from svae_jax.analysis.report import page
 
 
@@ -30,7 +30,7 @@ PLACES = {
     ),
     "drawing.sample": lambda run, out: drawing.sample(run, "prior", out, "npz", num=1, seed=-1),
     "drawing.reconstruct": lambda run, out: drawing.reconstruct(run, ["a.png"], out, "npz", -1),
-    "evaluate": lambda run, out: assessment.evaluate(run, assessment.Settings(seed=2**40)),
+    "evaluate": lambda run, out: evaluating.evaluate(run, evaluating.Settings(seed=2**40)),
     "explore": lambda run, out: page.write([run], out, seed=-1),
 }
 

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import stats
 
 from experiments.compare import __main__ as command
-from experiments.compare import plan, summary, tables
+from experiments.compare import page, plan, summary
 from svae_jax import command_line
 from svae_jax import config as configs
 from svae_jax.errors import UserError
@@ -146,7 +146,7 @@ def test_without_a_search_each_model_has_its_own_or_the_given_learning_rate(tmp_
 
 
 def test_learning_rates_that_were_given_are_told():
-    text = tables.render({**comparison(), "search": []})
+    text = page.render({**comparison(), "search": []})
     assert "which were given: vector 0.001, mvn 0.001." in text
 
 
@@ -191,7 +191,7 @@ def comparison():
 
 
 def test_the_tables_say_what_the_runs_say():
-    text = tables.render(comparison())
+    text = page.render(comparison())
     assert "1,005.0 ± 7.1" in text  # of 1,000 and 1,010
     assert "+101" in text  # mvn, paired
     assert re.search(r"ELBO, nats +\| KL, nats +\| swd_mean, flow +\|", text)
@@ -233,7 +233,7 @@ def test_a_small_comparison_from_nothing_and_once_more(tmp_path):
     picture = np.asarray(Image.open(tmp_path / "comparison.png"))
     assert picture.std() > 10
     table = (tmp_path / "comparison.md").read_text()
-    assert table == tables.render(content)
+    assert table == page.render(content)
     evaluations = sorted((tmp_path / "runs").glob("*/evaluation.json"))
     written = [path.stat().st_mtime_ns for path in evaluations]
     subprocess.run(argv, cwd=ROOT, check=True, timeout=900)

@@ -8,14 +8,15 @@ import re
 
 import pytest
 
-from experiments.compare import summary, tables
+from experiments.compare import page as compare_page
+from experiments.compare import summary
 from experiments.results import rank
 from experiments.sweep.trial import ELBO
 from svae_jax.analysis import tables as evaluation_tables
 
 RESULTS = pathlib.Path(__file__).parents[2] / "experiments" / "results"
 RENDER = {
-    "experiments.compare": tables.render,
+    "experiments.compare": compare_page.render,
     "experiments.rank": rank.render,  # as the command was called
     "svae_jax.main": lambda content: (
         evaluation_tables.markdown([{k: str(v) for k, v in run.items()} for run in content["runs"]])
@@ -50,12 +51,12 @@ def test_the_tables_are_those_of_their_numbers(path):
 )
 def test_the_table_of_a_sweep_is_that_of_its_trials(path):
     pandas = pytest.importorskip("pandas")
-    from experiments.sweep import report
+    from experiments.sweep import results
 
     text = path.with_suffix(".md").read_text()
     title = text.splitlines()[0].removeprefix("# Sweep ")
     rows = pandas.read_csv(path, dtype=object)
-    assert report.markdown(title, rows, ELBO, has_figure=True) == text
+    assert results.markdown(title, rows, ELBO, has_figure=True) == text
 
 
 def comparison(directory):
@@ -73,7 +74,7 @@ def table(page, *begin):
 def spread(seeds, names):
     """Mean and standard deviation of each figure, as a comparison writes them."""
     spreads = summary.over_seeds(list(seeds.values()))
-    return [tables.mean_and_sd(spreads[name]) for name in names]
+    return [compare_page.mean_and_sd(spreads[name]) for name in names]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def spread(seeds, names):
 )
 def test_the_table_on_a_page_is_that_of_the_comparison(page, first, directory):
     content = comparison(directory)
-    models = tables.by_model(content, "elbo")
+    models = compare_page.by_model(content, "elbo")
     latents = {run["model"]: run["latent"] for run in content["runs"]}
     head, rows = table(page, first, "latent")
     assert [row[0] for row in rows] == list(models)
@@ -96,7 +97,7 @@ def test_the_table_on_a_page_is_that_of_the_comparison(page, first, directory):
 
 def test_the_table_of_the_first_page_is_that_of_its_runs():
     """Of the earlier comparison, and of the runs that start at PCA."""
-    compared = tables.by_model(comparison("cifar10"), "elbo")
+    compared = compare_page.by_model(comparison("cifar10"), "elbo")
     runs = json.loads((RESULTS / "cifar10_start" / "runs.json").read_text())["runs"]
     started: dict = {}
     for run in (run for run in runs if run["split"] == "test"):
@@ -134,9 +135,9 @@ def test_the_table_of_the_released_codes_objective_is_that_of_the_comparisons():
     }
     found = {}
     for data, (released, equal) in maps.items():
-        models = tables.by_model(comparison(released), "released_code")
+        models = compare_page.by_model(comparison(released), "released_code")
         found |= {(data, model): seeds for model, seeds in models.items()}
-        (found[data, "vector`, weighed like the maps"],) = tables.by_model(
+        (found[data, "vector`, weighed like the maps"],) = compare_page.by_model(
             comparison(equal), "elbo"
         ).values()
     assert len(rows) == 8
@@ -152,13 +153,13 @@ def test_the_table_of_low_rank_means_is_on_the_page():
 
 def test_the_table_of_long_runs_is_that_of_the_comparisons():
     head, (*rows, short) = table("experiments/results/README.md", "6,000 updates, seed 0", "vector")
-    models = tables.by_model(comparison("cifar10_long"), "elbo")
+    models = compare_page.by_model(comparison("cifar10_long"), "elbo")
     digits = {"ELBO": 0, "bits/dim": 3, "PSNR": 2, "swd_mean": 4}
     for name, *cells in rows:
         decimals = digits[name.split(",")[0]]
         expected = [f"{models[model][0][name]:,.{decimals}f}" for model in head[1:]]
         assert [cell.strip("*") for cell in cells] == expected
-    at_first = tables.by_model(comparison("cifar10"), "elbo")
+    at_first = compare_page.by_model(comparison("cifar10"), "elbo")
     expected = [f"{at_first[model][0]['ELBO, nats']:,.0f}" for model in head[1:]]
     assert [cell.strip("*") for cell in short[1:]] == expected
 

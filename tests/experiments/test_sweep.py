@@ -23,10 +23,10 @@ import numpy as np
 import pytest
 
 from experiments.sweep import __main__ as command
-from experiments.sweep import engines, process, report
+from experiments.sweep import engines, process, results
 from experiments.sweep import trials as trials_lib
 from experiments.sweep.board import Board
-from experiments.sweep.trial import ELBO, FAILED, PRUNED, Metric, Options, Outcome, Trial
+from experiments.sweep.trial import ELBO, FAILED, PRUNED, Criterion, Options, Outcome, Trial
 from svae_jax import command_line
 from svae_jax import config as configs
 from svae_jax.errors import UserError
@@ -568,18 +568,18 @@ def test_a_report_of_a_finished_sweep(config, tmp_path, capsys):
 def test_a_report_by_another_metric(config, tmp_path):
     trials = _results(config, tmp_path)
     found = [trial.outcome() for trial in trials]
-    report.write(tmp_path, "rates", found, Metric.of("eval/bits_per_dim"))
+    results.write(tmp_path, "rates", found, Criterion.of("eval/bits_per_dim"))
     text = re.sub(" +", " ", (tmp_path / "sweep.md").read_text())
     assert f"Best eval/bits_per_dim: 0, by {trials[0].name}" in text  # lower is better
     assert text.index("| 0.001 | 1 |") < text.index("| 0.1 | 4 |")  # 0 and 2: NaN does not count
     with pytest.raises(UserError, match="--metric=eval/x: the trials have eval/bits_per_dim, eval"):
-        report.write(tmp_path, "rates", found, Metric.of("eval/x"))
+        results.write(tmp_path, "rates", found, Criterion.of("eval/x"))
 
 
 def test_pandas_reads_a_sweep_in_one_call(config, tmp_path):
     pandas = pytest.importorskip("pandas")
     command_trials = _results(config, tmp_path)
-    report.write(tmp_path, "rates", [t.outcome() for t in command_trials], ELBO)
+    results.write(tmp_path, "rates", [t.outcome() for t in command_trials], ELBO)
     table = pandas.read_csv(tmp_path / "sweep.csv")
     assert len(table) == 9
     means = table.groupby("optimizer.learning_rate")["eval/elbo"].mean()
@@ -605,14 +605,14 @@ def drawn(monkeypatch):
 
 @pytest.mark.parametrize("name", ["eval/elbo", "eval/bits_per_dim"])
 def test_trials_that_diverged_do_not_flatten_the_figure(config, tmp_path, drawn, name):
-    metric = Metric.of(name)
+    metric = Criterion.of(name)
     values = {1e-4: 1.0, 3e-4: 2.0, 1e-3: 3.0, 3e-3: 4.0, 1e-2: -1e30}
     made = trials_lib.make(config, [{"optimizer.learning_rate": rate} for rate in values], tmp_path)
     found = [
         Outcome(t, "done", 8, {name: metric.sign * value})
         for t, value in zip(made, values.values(), strict=True)
     ]
-    report.write(tmp_path, "x", found, metric)
+    results.write(tmp_path, "x", found, metric)
     (axes,) = drawn[0].axes
     worst, best = sorted(metric.sign * end for end in axes.get_ylim())
     assert -100 < worst < 1 < 4 < best < 10
@@ -628,7 +628,7 @@ def test_the_figure_has_a_panel_for_each_parameter(config, tmp_path, drawn):
     ]
     made = trials_lib.make(config, sweep, tmp_path)
     found = [Outcome(t, "done", 8, {"eval/elbo": float(i)}) for i, t in enumerate(made)]
-    assert report.write(tmp_path, "x", found, ELBO)[-1] == tmp_path / "sweep.png"
+    assert results.write(tmp_path, "x", found, ELBO)[-1] == tmp_path / "sweep.png"
     (picture,) = drawn
     assert [axes.get_xlabel() for axes in picture.axes] == ["posterior", "objective.beta", "rank"]
     assert picture.axes[1].get_xscale() == "log"
@@ -646,7 +646,7 @@ def test_what_follows_from_another_parameter_has_no_panel(config, tmp_path, draw
     ]
     made = trials_lib.make(config, sweep, tmp_path)
     found = [Outcome(t, "done", 8, {"eval/elbo": float(i)}) for i, t in enumerate(made)]
-    report.write(tmp_path, "x", found, ELBO)
+    results.write(tmp_path, "x", found, ELBO)
     assert [axes.get_xlabel() for axes in drawn[0].axes] == ["d", "N"]
     (legend, _) = (axes.get_legend() for axes in drawn[0].axes)
     assert [text.get_text() for text in legend.get_texts()] == ["N=4", "N=8"]
@@ -657,7 +657,7 @@ def test_a_random_search_has_a_panel_for_each_parameter(config, tmp_path, drawn)
     sweep = [{"optimizer.learning_rate": 0.1 + i, "objective.beta": 1.5 + i} for i in range(4)]
     made = trials_lib.make(config, sweep, tmp_path)
     found = [Outcome(t, "done", 8, {"eval/elbo": float(i)}) for i, t in enumerate(made)]
-    report.write(tmp_path, "x", found, ELBO)
+    results.write(tmp_path, "x", found, ELBO)
     assert len(drawn[0].axes) == 2
 
 
@@ -675,7 +675,7 @@ def test_one_change_at_a_time_is_shown_against_the_first_setting(config, tmp_pat
     made = trials_lib.make(config, sweep, tmp_path)
     values = (10.0, 12.0, 14.0, 20.0, 3.0, 13.0, -1e9, 12.0, 13.0)
     found = [Outcome(t, "done", 8, {"eval/elbo": v}) for t, v in zip(made, values, strict=True)]
-    report.write(tmp_path, "x", found, ELBO)
+    results.write(tmp_path, "x", found, ELBO)
     (axes,) = drawn[0].axes
     assert [label.get_text() for label in axes.get_yticklabels()] == [
         "N=6, decoder=3x3/8 3x3/4 3x3/im…", "beta=2.0", "beta=0.5", "learning_rate=1.0",
@@ -712,7 +712,7 @@ def test_the_board_shows_what_runs_and_what_is_best(config, tmp_path, stream, mo
 
 
 def test_metrics_know_their_direction():
-    assert Metric.of("eval/elbo").mode == Metric.of("eval/psnr").mode == "max"
-    assert Metric.of("eval/bits_per_dim_iw").mode == Metric.of("eval/mse").mode == "min"
-    assert Metric.of("eval/mse", "max").sign == 1
+    assert Criterion.of("eval/elbo").mode == Criterion.of("eval/psnr").mode == "max"
+    assert Criterion.of("eval/bits_per_dim_iw").mode == Criterion.of("eval/mse").mode == "min"
+    assert Criterion.of("eval/mse", "max").sign == 1
     assert math.isnan(Outcome(None, "pending", None, {}).value(ELBO))

@@ -21,7 +21,7 @@ import pytest
 
 import svae_jax
 from svae_jax.errors import UserError
-from svae_jax.evaluation import bounds, pictures
+from svae_jax.evaluation import bounds, previews
 from svae_jax.run import checkpoint, interrupt, workdir
 from svae_jax.training import feed, loop
 from tests import command_line
@@ -157,7 +157,7 @@ def begun(monkeypatch):
 
     monkeypatch.setattr(feed, "make", once)
     monkeypatch.setattr(bounds, "held_out", lambda *args, **kwargs: {"elbo": -1.0})
-    monkeypatch.setattr(pictures, "draw", lambda *args: {})
+    monkeypatch.setattr(previews, "draw", lambda *args: {})
     return found
 
 
@@ -464,7 +464,7 @@ def test_a_run_goes_on_with_the_same_bits_on_another_number_of_devices(
     restored = """
 from unittest import mock
 from svae_jax.run import checkpoint, writer
-from svae_jax.evaluation import bounds, pictures
+from svae_jax.evaluation import bounds, previews
 from svae_jax.training import loop
 restore = loop._restore_or_init
 def told(job, checkpoints):
@@ -474,7 +474,7 @@ def told(job, checkpoints):
     return found
 loop._restore_or_init = told
 bounds.held_out = lambda *args, **kwargs: {"elbo": -1.0}
-pictures.draw = lambda *args: {}
+previews.draw = lambda *args: {}
 writer._summary_writer = lambda directory: mock.MagicMock()
 """
     last = 0

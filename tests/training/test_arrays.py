@@ -21,12 +21,12 @@ import svae_jax
 from svae_jax import config as configs
 from svae_jax import data, latents, likelihoods, sampler_config
 from svae_jax import recipe as recipe_lib
-from svae_jax.analysis import assessment, drawing, fitting
+from svae_jax.analysis import drawing, evaluating, fitting
 from svae_jax.analysis.report import page
 from svae_jax.data.record import Record
 from svae_jax.devices import sharding
 from svae_jax.errors import UserError
-from svae_jax.evaluation import bounds, pictures
+from svae_jax.evaluation import bounds, previews
 from svae_jax.evaluation.quality import wasserstein
 from svae_jax.model import linear
 from svae_jax.pixels import PixelRange
@@ -107,7 +107,7 @@ def case(request):
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(pictures, "draw", lambda *args: {})
+    monkeypatch.setattr(previews, "draw", lambda *args: {})
 
 
 @pytest.fixture
@@ -489,12 +489,12 @@ def studied(tmp_path_factory):
         if case.directory not in known:
             copy = shutil.copytree(case.directory, tmp_path_factory.mktemp("studied") / "run")
             fitted = fitting.fit(copy, "gaussian", sampler_config.base(), images=case.images)
-            settings = assessment.Settings(importance_samples=2, num_samples=20)
+            settings = evaluating.Settings(importance_samples=2, num_samples=20)
             with pytest.MonkeyPatch.context() as patch:  # nothing that takes long
                 patch.setattr(wasserstein, "NUM_DIRECTIONS", 16)
                 patch.setattr(wasserstein, "PATCHES_PER_IMAGE", 8)
                 patch.setattr(linear, "MAX_DIMS", 256)
-                found = assessment.evaluate(copy, settings, images=case.images)
+                found = evaluating.evaluate(copy, settings, images=case.images)
             known[case.directory] = copy, fitted, found
         return known[case.directory]
 
@@ -520,7 +520,7 @@ def test_an_evaluation_of_arrays(case, studied):
     assert ("bits_per_dim" in found["bounds"]) == has_bits
     assert ("bits_per_dim_iw" in found["bounds"]) == has_bits
     assert found["num_images"] == 24
-    assert list(found["samples"]) == [assessment.FLOOR, "prior", "gaussian"]
+    assert list(found["samples"]) == [evaluating.FLOOR, "prior", "gaussian"]
     assert ("prior" in found["parameters"]) == (not has_bits)
     assert 0 < found["reconstruction"]["mse"]["value"] < 4
 
@@ -539,7 +539,7 @@ def test_what_needs_the_arrays_says_so(floats, tmp_path):
     copy = shutil.copytree(floats.directory, tmp_path / "run")
     for call in (
         lambda: page.write([copy], tmp_path / "report.html"),
-        lambda: assessment.evaluate(copy, assessment.Settings()),
+        lambda: evaluating.evaluate(copy, evaluating.Settings()),
         lambda: fitting.fit(copy, "gaussian", sampler_config.base()),
     ):
         with pytest.raises(UserError, match="give them as images=") as error:
@@ -955,9 +955,9 @@ def test_a_learned_prior_is_the_same_on_any_number_of_devices():
 
 # Nothing but training is compared, and the rest takes long to compile.
 ALONE = """
-from svae_jax.evaluation import bounds, pictures
+from svae_jax.evaluation import bounds, previews
 bounds.held_out = lambda *args: {"elbo": -1.0}
-pictures.draw = lambda *args: {}
+previews.draw = lambda *args: {}
 """
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Num
 from svae_jax import config as configs
 from svae_jax import model as models
 from svae_jax import sizes, terminal
-from svae_jax.analysis import assessment, figures, fitted
+from svae_jax.analysis import evaluating, figures, fitted
 from svae_jax.analysis.exploring import Run
 from svae_jax.analysis.exploring.locality import Locality
 from svae_jax.errors import UserError
@@ -93,7 +93,7 @@ def of_run(run: Run, label: str, seed: int) -> Content:
     found = run.locality(images[:_LOCALITY])
     shown["locality"] = {"": _locality(found, label)}
     shown["kl"] = {"": _kl(run, label, images[:_COLUMNS])}
-    evaluation = assessment.read(run.directory)
+    evaluation = evaluating.read(run.directory)
     facts = _facts(run, metrics, found)
     identity = fitted.model_identity(run)
     if evaluation and any(evaluation.get(name) != value for name, value in identity.items()):

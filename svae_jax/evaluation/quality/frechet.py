@@ -13,14 +13,14 @@ _ROWS_AT_A_TIME = 2000
 Features = Float[np.ndarray, "_n d"]
 
 
-class Gaussian(NamedTuple):
+class FeatureGaussian(NamedTuple):
     """Mean and covariance of a set of features, in float64."""
 
     mean: Float[np.ndarray, " d"]
     covariance: Float[np.ndarray, "d d"]
 
 
-def fit(features: Features) -> Gaussian:
+def fit(features: Features) -> FeatureGaussian:
     """Returns the mean and the unbiased covariance of two or more rows.
 
     Raises:
@@ -33,10 +33,10 @@ def fit(features: Features) -> Gaussian:
     for begin in range(0, len(features), _ROWS_AT_A_TIME):
         centred = features[begin : begin + _ROWS_AT_A_TIME] - mean
         covariance += centred.T @ centred
-    return Gaussian(mean, covariance / (len(features) - 1))
+    return FeatureGaussian(mean, covariance / (len(features) - 1))
 
 
-def distance_of_gaussians(a: Gaussian, b: Gaussian) -> float:
+def distance_of_gaussians(a: FeatureGaussian, b: FeatureGaussian) -> float:
     """Returns the squared 2-Wasserstein distance ‖m_a − m_b‖² + tr(A + B − 2 (A^½ B A^½)^½).
 
     With A = F Fᵀ and B = G Gᵀ the last trace is the sum of the singular values of Fᵀ G. No

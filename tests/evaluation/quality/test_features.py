@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from svae_jax.errors import UserError
-from svae_jax.evaluation.quality import features, frechet, kernel, neighbours, report, wasserstein
+from svae_jax.evaluation.quality import (
+    comparison,
+    features,
+    frechet,
+    kernel,
+    neighbours,
+    wasserstein,
+)
 
 KEY = jax.random.key(0)
 
@@ -148,7 +155,7 @@ def test_a_report_names_its_numbers_and_only_inception_gives_fid(name):
     extractor = features.Extractor(name, "package 1.0", "network", "layer", 6, len, "cpu")
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, 60, 6)).astype(np.float32)
-    found = report.compare_features(KEY, extractor, a[:50], b, reference="test", k=3)
+    found = comparison.compare_features(KEY, extractor, a[:50], b, reference="test", k=3)
     assert ("fid" in found.figures) == (name == "inception")
     first, second, *others = found.figures
     assert (first, second) == (("fid", "kid") if name == "inception" else ("frechet", "kernel"))
@@ -156,7 +163,7 @@ def test_a_report_names_its_numbers_and_only_inception_gives_fid(name):
     assert found.figures[second] == kernel.kernel_distance(KEY, a[:50], b)
     expected = neighbours.manifolds(a[:50], b, k=3)._asdict()
     assert {name: found.figures[name] for name in others} == expected
-    values = json.loads(json.dumps(report.to_json(found), allow_nan=False))
+    values = json.loads(json.dumps(comparison.to_json(found), allow_nan=False))
     assert (values["reference"], values["num_samples"], values["num_reference"]) == ("test", 50, 60)
     for setting in ("package", "network", "layer"):
         assert values["settings"][setting] == getattr(extractor, setting)
@@ -166,8 +173,8 @@ def test_a_report_names_its_numbers_and_only_inception_gives_fid(name):
 
 def test_a_report_in_pixels_has_every_level_and_unknown_errors_are_null():
     a, b = images(6), images(7, seed=1)
-    found = report.compare_pixels(KEY, a, b, reference="test")
+    found = comparison.compare_pixels(KEY, a, b, reference="test")
     distances = wasserstein.sliced_wasserstein(KEY, a, b)
     assert list(found.figures) == ["swd_32", "swd_16", "swd_mean"]
     assert found.figures["swd_16"].value == distances.levels[1].value
-    assert report.to_json(found)["figures"]["swd_mean"]["standard_error"] is None
+    assert comparison.to_json(found)["figures"]["swd_mean"]["standard_error"] is None

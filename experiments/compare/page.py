@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.compare import summary
 from svae_jax.analysis import tables
-from svae_jax.analysis.assessment import FLOOR
+from svae_jax.analysis.evaluating import FLOOR
 from svae_jax.evaluation.per_image import METRICS
 
 Comparison = Mapping[str, Any]

@@ -20,8 +20,8 @@ from svae_jax.analysis.trained import Trained
 from svae_jax.devices import runtime, sharding
 from svae_jax.errors import UserError
 from svae_jax.evaluation import bounds, closed_forms, grids, reconstruction
+from svae_jax.evaluation.quality import comparison, neighbours
 from svae_jax.evaluation.quality import features as feature_lib
-from svae_jax.evaluation.quality import neighbours, report
 from svae_jax.pixels import UINT8
 from svae_jax.run import image_files, workdir
 
@@ -52,7 +52,7 @@ class Settings(NamedTuple):
     seed: int = 0
 
 
-class Real(NamedTuple):
+class RealImages(NamedTuple):
     """The images that samples are compared with, in 8 bits of the run's range of values.
 
     Attributes:
@@ -126,7 +126,7 @@ def evaluate(
         **likelihood(model, training, held_out, settings.importance_samples),
     }
     count = min(settings.num_samples, len(held_out), len(training))
-    real = Real(
+    real = RealImages(
         split,
         _pictures(model, held_out[:count]),
         _pictures(model, training),
@@ -143,7 +143,7 @@ def evaluate(
     result["samples"] = compare(sets, real, directory / name)
     grid = grids.row([grids.grid(sets[sampler.name][:_SHOWN], columns=4) for sampler in loaded])
     image_files.save_picture(directory / name / "samples.png", grid)
-    content = report.to_json(result)
+    content = comparison.to_json(result)
     workdir.write_json(directory / f"{name}.json", content)
     return content
 
@@ -217,7 +217,7 @@ def likelihood(
     }
 
 
-def compare(sets: dict[str, Pixels], real: Real, pictures: Path) -> dict[str, Any]:
+def compare(sets: dict[str, Pixels], real: RealImages, pictures: Path) -> dict[str, Any]:
     """Compares sets of images with held-out ones, in pixels and, if there are any, in features.
 
     Args:
@@ -242,9 +242,11 @@ def compare(sets: dict[str, Pixels], real: Real, pictures: Path) -> dict[str, An
             terminal.say(f"  {name}: distances of {space}")
             points, found = embed(images), result[name]
             if extractor is None or space == "pixels":
-                found[space] = report.compare_pixels(key, images, held_out, reference=real.split)
+                found[space] = comparison.compare_pixels(
+                    key, images, held_out, reference=real.split
+                )
             else:
-                found[space] = report.compare_features(
+                found[space] = comparison.compare_features(
                     key, extractor, points, held_out, reference=real.split
                 )
             if name == FLOOR:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.sweep import trial as trials
-from experiments.sweep.trial import Metric, Outcome
+from experiments.sweep.trial import Criterion, Outcome
 from svae_jax import files
 from svae_jax.analysis import tables
 from svae_jax.errors import UserError
@@ -20,7 +20,7 @@ _COLUMNS = 3  # of panels
 _LOGARITHMIC = 20  # the ratio of a parameter's values from which its axis is logarithmic
 
 
-def write(directory: Path, title: str, found: Sequence[Outcome], metric: Metric) -> list[Path]:
+def write(directory: Path, title: str, found: Sequence[Outcome], metric: Criterion) -> list[Path]:
     """Writes the files of a report; the figure needs matplotlib and a trial that is done.
 
     Returns:
@@ -72,7 +72,7 @@ def parameters(rows: pd.DataFrame) -> list[str]:
     return columns[columns.index("status") + 1 : columns.index("step")]
 
 
-def markdown(title: str, rows: pd.DataFrame, metric: Metric, has_figure: bool) -> str:
+def markdown(title: str, rows: pd.DataFrame, metric: Criterion, has_figure: bool) -> str:
     """The text of `sweep.md`."""
     counts = rows.status.value_counts(sort=False)
     states = ", ".join(f"{number} {status}" for status, number in counts.items())
@@ -95,7 +95,7 @@ def markdown(title: str, rows: pd.DataFrame, metric: Metric, has_figure: bool) -
     return "\n\n".join(parts) + "\n"
 
 
-def figure(done: pd.DataFrame, metric: Metric) -> Any:
+def figure(done: pd.DataFrame, metric: Criterion) -> Any:
     """A panel for each parameter with several values: small points are trials, large ones means.
 
     Trials that diverged are grey triangles at the edge. Of a sweep that makes one change at a time
@@ -138,7 +138,7 @@ def _swept(rows: pd.DataFrame) -> list[str]:
     return [n for n in parameters(rows) if n != trials.SEED and rows[n].notna().any()]
 
 
-def _settings(done: pd.DataFrame, metric: Metric) -> pd.DataFrame:
+def _settings(done: pd.DataFrame, metric: Criterion) -> pd.DataFrame:
     """A row for each setting of the parameters other than the seed, with what its trials say."""
     swept = _swept(done)
     own = done[["status", *swept]].assign(
@@ -152,7 +152,7 @@ def _settings(done: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     return own.drop_duplicates("setting").set_index("setting")[swept].join(found)
 
 
-def _records(done: pd.DataFrame, metric: Metric) -> list[dict[str, str]]:
+def _records(done: pd.DataFrame, metric: Criterion) -> list[dict[str, str]]:
     """The settings as text, best first; those without the metric last."""
     settings = _settings(done, metric)
     order = (-metric.sign * settings["mean"]).sort_values(kind="stable").index
@@ -225,7 +225,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def _draw_changes(
-    axes: Any, settings: pd.DataFrame, changes: Sequence[Any], metric: Metric, edge: float
+    axes: Any, settings: pd.DataFrame, changes: Sequence[Any], metric: Criterion, edge: float
 ) -> None:
     """What each change adds to the mean of the first setting, whose spread is the grey band."""
     first, *others = settings.to_dict("records")
@@ -249,7 +249,7 @@ def _draw_changes(
 
 
 def _draw(
-    axes: Any, done: pd.DataFrame, name: str, others: Sequence[str], metric: Metric, edge: float
+    axes: Any, done: pd.DataFrame, name: str, others: Sequence[str], metric: Criterion, edge: float
 ) -> None:
     """The metric against one parameter: a line for each setting of the others."""
     values = list(dict.fromkeys(done[name]))

@@ -1,4 +1,4 @@
-"""`assessment` and `tables`: a run's evaluation, by the function and by the command."""
+"""`evaluating` and `tables`: a run's evaluation, by the function and by the command."""
 
 import json
 import os
@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 
 import svae_jax
-from svae_jax.analysis import assessment, tables
+from svae_jax.analysis import evaluating, tables
 from svae_jax.errors import UserError
 from svae_jax.training import loop
 
-SETTINGS = assessment.Settings(importance_samples=5)
+SETTINGS = evaluating.Settings(importance_samples=5)
 
 
 @pytest.fixture(scope="module")
 def evaluated(trained_run):
-    return assessment.evaluate(trained_run, SETTINGS)
+    return evaluating.evaluate(trained_run, SETTINGS)
 
 
 def test_the_elbo_is_that_of_the_run(trained_run, evaluated):
@@ -50,7 +50,7 @@ def test_linear_floors_stand_beside_the_run(evaluated):
 
 def test_the_file_holds_what_is_returned_and_every_set_has_a_picture(trained_run, evaluated):
     assert json.loads((trained_run / "evaluation.json").read_text()) == evaluated
-    assert list(evaluated["samples"]) == [assessment.FLOOR, "prior", "gaussian"]
+    assert list(evaluated["samples"]) == [evaluating.FLOOR, "prior", "gaussian"]
     names = {path.name for path in (trained_run / "evaluation").iterdir()}
     assert names == {"samples.png", "nearest_prior_pixels.png", "nearest_gaussian_pixels.png"}
     grid = np.asarray(Image.open(trained_run / "evaluation" / "samples.png"))
@@ -64,10 +64,10 @@ def test_an_evaluation_is_deterministic_and_another_split_has_files_of_its_own(
     trained_run, evaluated, tmp_path
 ):
     copy = shutil.copytree(trained_run, tmp_path / "run")
-    again = assessment.evaluate(copy, SETTINGS)
+    again = evaluating.evaluate(copy, SETTINGS)
     assert again | {"workdir": ""} == evaluated | {"workdir": ""}
     before = (copy / "evaluation.json").read_bytes()
-    other = assessment.evaluate(copy, SETTINGS._replace(split="train[:24]"))
+    other = evaluating.evaluate(copy, SETTINGS._replace(split="train[:24]"))
     assert other["num_images"] == 24
     assert (copy / "evaluation.json").read_bytes() == before
     (file,) = copy.glob("evaluation_train_24_*.json")
@@ -76,10 +76,10 @@ def test_an_evaluation_is_deterministic_and_another_split_has_files_of_its_own(
 
 DEVICES = """
 import json, sys
-from svae_jax.analysis import assessment
+from svae_jax.analysis import evaluating
 import jax
 assert jax.device_count() == 4
-print(json.dumps(assessment.evaluate(sys.argv[1], assessment.Settings(importance_samples=5))))
+print(json.dumps(evaluating.evaluate(sys.argv[1], evaluating.Settings(importance_samples=5))))
 """
 
 
@@ -140,7 +140,7 @@ BAD = {
 @pytest.mark.parametrize(("changed", "message"), BAD.values(), ids=BAD.keys())
 def test_bad_settings_are_one_line(trained_run, changed, message):
     with pytest.raises(UserError, match=message) as error:
-        assessment.evaluate(trained_run, SETTINGS._replace(**changed))
+        evaluating.evaluate(trained_run, SETTINGS._replace(**changed))
     assert "\n" not in str(error.value)
 
 
@@ -151,12 +151,12 @@ def test_a_sampler_of_an_older_checkpoint_is_refused(trained_run, tmp_path):
     loop.train(config, copy)
     again = r"step 4.*step 5.*python -m svae_jax\.fit_sampler .*--sampler=gaussian"
     with pytest.raises(UserError, match=again):
-        assessment.evaluate(copy, SETTINGS)
+        evaluating.evaluate(copy, SETTINGS)
 
 
 def test_a_workdir_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"config\.json"):
-        assessment.evaluate(tmp_path, SETTINGS)
+        evaluating.evaluate(tmp_path, SETTINGS)
 
 
 def test_the_command_prints_one_line_for_a_mistake():

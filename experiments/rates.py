@@ -35,6 +35,8 @@ def _define(values: flags.FlagValues) -> None:
     models, betas = ["vector", "mvn", "best"], ["0.1", "0.3", "1", "3", "10", "30"]
     flags.DEFINE_spaceseplist("models", models, "after the config's colon", flag_values=values)
     flags.DEFINE_spaceseplist("betas", betas, "weights of the KL", flag_values=values)
+    for name in ("models", "betas"):
+        flags.register_validator(name, bool, "must have one word at least", values)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """What the studies share, which train several runs and write what they found beside its table."""
 
+import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,6 @@ import ml_collections
 from absl import flags
 
 from experiments import options
-from experiments.compare import summary
 from svae_jax import command_line
 from svae_jax.devices import runtime
 from svae_jax.files import os_errors_for_user
@@ -40,10 +40,19 @@ def settings(
         "split": config.dataset.eval_split,
         "num_steps": result["step"],
         "batch_size": config.batch_size,
-        "device": summary.device(result["device"]),
+        "device": device(result["device"]),
         "versions": result["versions"],
         "command": shlex.join(["python", "-m", f"experiments.{name}", *argv]),
     }
+
+
+def device(described: Mapping[str, Any]) -> str:
+    """The device of a `result.json` in words; of CPU cores, those that this process may use."""
+    if described["platform"] == "cpu":
+        affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
+        cores = len(affinity(0)) if affinity else os.cpu_count()
+        return f"{cores} CPU core{'s' if cores != 1 else ''}"
+    return f"{described['count']} x {described['kind']}"
 
 
 def write(path: Path, content: dict[str, Any], render: Callable[[Any], str]) -> None:

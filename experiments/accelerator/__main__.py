@@ -79,10 +79,13 @@ def _define(values: flags.FlagValues) -> None:
     flags.mark_flag_as_required("budget", values)
     command.define_path("out", "directory for the results; an empty or new one", values)
     flags.DEFINE_list("images", [], "files of packed images, separated by commas", values)
-    told = f"of {', '.join(PARTS)}"
-    flags.DEFINE_list("parts", [], f"{told} (default: all)", values)
+    allowed = f"among {', '.join(PARTS)}"
+    flags.DEFINE_list("parts", [], f"{allowed} (default: all)", values)
     flags.register_validator(
-        "parts", lambda parts: PARTS.keys() >= set(filter(None, parts)), f"must be {told}", values
+        "parts",
+        lambda parts: PARTS.keys() >= set(filter(None, parts)),
+        f"must be {allowed}",
+        values,
     )
     flags.DEFINE_bool("allow_cpu", False, "run although there is no accelerator", values)
     flags.DEFINE_bool("tiny", False, "tiny networks and few steps: only a rehearsal", values)

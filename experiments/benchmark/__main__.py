@@ -67,10 +67,16 @@ def _define(values: flags.FlagValues) -> None:
         "there is no such directory",
         values,
     )
-    for name, words in (("parts", _PARTS), ("against", tuple(baselines.NAMES))):
-        told = f"of {', '.join(words)}"
-        flags.DEFINE_list(name, list(words[:2]), told, values)
-        flags.register_validator(name, set(words).issuperset, f"must be {told}", values)
+    _define_list("parts", [*_COMPARED], _PARTS, values)
+    _define_list("against", ["plain", "pytorch"], tuple(baselines.NAMES), values)
+
+
+def _define_list(
+    name: str, default: list[str], words: Sequence[str], values: flags.FlagValues
+) -> None:
+    allowed = f"among {', '.join(words)}"
+    flags.DEFINE_list(name, default, allowed, values)
+    flags.register_validator(name, set(words).issuperset, f"must be {allowed}", values)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -96,6 +102,8 @@ def main(argv: Sequence[str]) -> None:
         elif part == "paper":
             file, fields = options.config_path(values).partition(":")[0], options.overrides(values)
             models = {name: options.load(f"{file}:{name}", fields) for name in _PAPER}
+            for model in models.values():
+                configs.check(model, num_devices=jax.device_count())
             records = paper(models, values.seconds)
         else:
             measure = processes.memory if part == "memory" else processes.whole_run
@@ -164,14 +172,14 @@ def paper(models: Mapping[str, ml_collections.ConfigDict], seconds: float) -> li
             {name: baselines.contender(OURS, what, c.to_json()) for name, c in models.items()},
             seconds,
         )
-        told = ("epoch", "10,000 images")[column]
+        work = ("epoch", "10,000 images")[column]
         for name, taken in times.items():
             theirs = _PAPER[name][column]
             records[name] |= {
-                f"{told}, s": float(np.median(taken)) * units[what],
-                f"{told} / vector": ratio(taken, times["vector"]),
-                f"paper, {told}, s": theirs,
-                f"paper, {told} / vector": theirs / _PAPER["vector"][column],
+                f"{work}, s": float(np.median(taken)) * units[what],
+                f"{work} / vector": ratio(taken, times["vector"]),
+                f"paper, {work}, s": theirs,
+                f"paper, {work} / vector": theirs / _PAPER["vector"][column],
             }
     return list(records.values())
 

@@ -222,7 +222,7 @@ def _write(
             "importance_samples": setting.importance_samples,
             "num_samples": setting.num_samples,
             "features": values.features,
-            "device": summary.device(first["device"]),
+            "device": study.device(first["device"]),
             "command": shlex.join(["python", "-m", "experiments.compare", *argv]),
         },
         "search": search.to_json(),

@@ -157,8 +157,8 @@ def best_rates(elbos: Mapping[PlannedRun, float | None]) -> dict[tuple[str, str]
     best = {(run.model, run.scaling): run.learning_rate for run in ranked}
     for run in elbos:
         if (run.model, run.scaling) not in best:
-            told = f"all runs of {run.model} ({run.scaling}) failed; see their last lines above"
-            raise UserError(told)
+            message = f"all runs of {run.model} ({run.scaling}) failed; see their last lines above"
+            raise UserError(message)
     return best
 
 

@@ -1,7 +1,6 @@
 """What the runs of a comparison say together: mean and spread over seeds, differences in pairs."""
 
 import math
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -44,15 +43,6 @@ def figures_of_run(result: Mapping[str, Any], evaluation: Mapping[str, Any]) -> 
         found[f"parameters, {part}"] = number
     found["images/s"] = result["images_per_second"]
     return {name: float(x) for name, x in found.items() if x is not None and math.isfinite(x)}
-
-
-def device(described: Mapping[str, Any]) -> str:
-    """The device of a `result.json` in words; of CPU cores, those that this process may use."""
-    if described["platform"] == "cpu":
-        affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
-        cores = len(affinity(0)) if affinity else os.cpu_count()
-        return f"{cores} CPU core{'s' if cores != 1 else ''}"
-    return f"{described['count']} x {described['kind']}"
 
 
 def latent(described: Mapping[str, Any]) -> str:

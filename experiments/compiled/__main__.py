@@ -83,7 +83,7 @@ def _examine(target: str, values: flags.FlagValues) -> dict[str, Any]:
 def _summary(
     compiled: Compiled, device: targets.Device, dtype: str, images: int, resident: bool
 ) -> dict[str, Any]:
-    """What is told of a program, as it stands in the JSON."""
+    """The figures of a program, as it stands in the JSON."""
     cost = compiled.program.cost()
     outside = compiled.program.outside_loop(at_least=0)
     number = sum(cost.kernels.values())
@@ -149,8 +149,8 @@ def _amount(value: float) -> str:
 
 
 def _define(values: flags.FlagValues) -> None:
-    told = f"device to compile for, of {', '.join(targets.DEVICES)}; may be given several times"
-    flags.DEFINE_multi_string("target", None, told, values)
+    meaning = f"device to compile for, of {', '.join(targets.DEVICES)}; may be given several times"
+    flags.DEFINE_multi_string("target", None, meaning, values)
     flags.mark_flag_as_required("target", values)
     flags.DEFINE_integer(
         "images", None, "size of the training split (default: the data set's)", flag_values=values

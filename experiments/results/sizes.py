@@ -63,7 +63,8 @@ def read(path: Path) -> pd.DataFrame:
         raise UserError(
             f"--sweep={path} is not of a sweep of d, N and C, such as latents"
         ) from None
-    best = found.sort_values("elbo").drop_duplicates(["line", "latents"], keep="last")
+    ordered = found.dropna(subset="elbo").sort_values("elbo")
+    best = ordered.drop_duplicates(["line", "latents"], keep="last")
     return best.sort_values(["line", "latents"])
 
 

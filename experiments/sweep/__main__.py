@@ -61,20 +61,20 @@ def main(argv: Sequence[str]) -> int:
     """
     values = options.parse(argv, __doc__, _define, config="")
     metric, workdir = Criterion.of(values.metric, values.mode), values.workdir
-    if importlib.util.find_spec("pandas") is None:
+    if not values.dry_run and importlib.util.find_spec("pandas") is None:
         raise UserError("a sweep's tables need pandas: pip install -e '.[sweep]'")
     if values.report:
         return _report(workdir, metric)
     if not (values.config and values.sweep):
         raise UserError("--config and --sweep are needed, or --report")
     chosen = Options(
-        values.engine,
-        metric,
-        values.retries,
-        values.address,
-        values.cpus,
-        values.gpus,
-        values.early_stopping,
+        engine=values.engine,
+        metric=metric,
+        retries=values.retries,
+        address=values.address,
+        cpus=values.cpus,
+        gpus=values.gpus,
+        early_stopping=values.early_stopping,
     )
     if not values.dry_run:
         engines.check(chosen)

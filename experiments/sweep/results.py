@@ -1,6 +1,5 @@
 """What a sweep has found: `sweep.csv`, `sweep.md` and the figure `sweep.png` in its directory."""
 
-import importlib.util
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -17,11 +16,12 @@ from svae_jax.errors import UserError
 
 _MOST_LABELS = 10  # lines of a panel with a legend, and ticks of an axis that names each value
 _COLUMNS = 3  # of panels
+_OVER_SEEDS = ["mean", "std", "size", "speed"]  # of a setting's trials
 _LOGARITHMIC = 20  # the ratio of a parameter's values from which its axis is logarithmic
 
 
 def write(directory: Path, title: str, found: Sequence[Outcome], metric: Criterion) -> list[Path]:
-    """Writes the files of a report; the figure needs matplotlib and a trial that is done.
+    """Writes the files of a report; the figure needs a trial that is done.
 
     Returns:
         The files that were written.
@@ -36,7 +36,7 @@ def write(directory: Path, title: str, found: Sequence[Outcome], metric: Criteri
         known = ", ".join(sorted({name for outcome in found for name in outcome.metrics}))
         raise UserError(f"--metric={metric.name}: the trials have {known}")
     written = [directory / "sweep.csv", directory / "sweep.md", directory / "sweep.png"]
-    if not (len(done) and parameters(done) and importlib.util.find_spec("matplotlib")):
+    if not (len(done) and parameters(done)):
         written.pop()
     with files.os_errors_for_user(f"--workdir={directory} cannot be written"):
         rows.to_csv(written[0], index=False)
@@ -181,7 +181,7 @@ def _changes(settings: pd.DataFrame) -> list[dict[str, Any]]:
     of a change belongs to a single setting: in a grid, values come again. A posterior may come with
     several ranks.
     """
-    first, *others = settings.drop(columns=["mean", "std", "size", "speed"]).to_dict("records")
+    first, *others = settings.drop(columns=_OVER_SEEDS).to_dict("records")
     changed = [
         {name: x for name, x in setting.items() if pd.notna(x) and x != first[name]}
         for setting in others
@@ -243,7 +243,7 @@ def _draw_changes(
     axes.invert_yaxis()
     axes.set_xlabel(f"change of {metric.name}; grey: two standard deviations over seeds")
     # Of the figure, which is wider than the panel and lets no title out of it.
-    setting = _short({name: first[name] for name in list(settings)[:-4]}, most=1000)
+    setting = _short({k: x for k, x in first.items() if k not in _OVER_SEEDS}, most=1000)
     title = textwrap.fill(f"One change at a time to {setting} ({base:.5g})", 80)
     axes.figure.suptitle(title, fontsize="medium")
 

@@ -201,12 +201,12 @@ def image_file(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--budget=59"], "--budget=59"),
-        (["--budget=soon"], "--budget=soon"),
+        (["--budget=59"], "--budget=59: 59 is not integer >= 60"),
+        (["--budget=soon"], "--budget=soon: invalid literal"),
         ([], "--budget"),
         (
             ["--budget=60", "--parts=device,nonsense"],
-            "--parts=['device', 'nonsense']: must be of device",
+            "--parts=['device', 'nonsense']: must be among device",
         ),
         (["--budget=60", "--images=missing.zip"], "missing.zip is no file of packed images"),
         (["--budget=60", "--images=wrong.zip"], "they are of shape (28, 28, 3); possible are"),

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from experiments import study
 from experiments.compare import __main__ as command
 from experiments.compare import page, plan, summary
 from svae_jax import command_line
@@ -56,7 +57,7 @@ def test_the_figures_of_a_run():
 @pytest.mark.parametrize(("cores", "words"), [(1, "1 CPU core"), (3, "3 CPU cores")])
 def test_cpu_cores_are_those_that_the_process_may_use(cores, words, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {*range(cores)}, raising=False)
-    assert summary.device({"platform": "cpu"}) == words
+    assert study.device({"platform": "cpu"}) == words
 
 
 def test_mean_and_standard_deviation_over_seeds():
@@ -246,7 +247,7 @@ def test_a_small_comparison_from_nothing_and_once_more(tmp_path):
     {
         "scaling": (["--scalings=elbow"], "--scalings=elbow must be among elbo, released_code"),
         "sampler": (["--samplers=prior"], "--samplers=prior must be among gaussian, mixture, flow"),
-        "seeds": (["--seeds=0"], "--seeds=0"),
+        "seeds": (["--seeds=0"], "--seeds=0: 0 is not a positive integer"),
         "model": (["--models=vektor"], "plain_vector (--models says what is compared)"),
         "field": (["--config.sed=1"], "--config.sed: there is no such field"),
         "set by the comparison": (["--config.seed=1"], "--config.seed=1: the sweep sets seed"),

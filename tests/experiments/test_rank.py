@@ -74,7 +74,7 @@ def test_the_table_says_what_the_runs_say():
 
 
 def test_no_seed_is_refused(tmp_path):
-    with pytest.raises(UserError, match="--seeds=0"):
+    with pytest.raises(UserError, match="--seeds=0: 0 is not a positive integer"):
         rank.main(["--config=configs/shapes.py", f"--workdir={tmp_path}", "--seeds=0"])
 
 

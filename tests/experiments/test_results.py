@@ -17,7 +17,7 @@ from svae_jax.analysis import tables as evaluation_tables
 RESULTS = pathlib.Path(__file__).parents[2] / "experiments" / "results"
 RENDER = {
     "experiments.compare": compare_page.render,
-    "experiments.rank": rank.render,  # as the command was called
+    "experiments.results.rank": rank.render,
     "svae_jax.main": lambda content: (
         evaluation_tables.markdown([{k: str(v) for k, v in run.items()} for run in content["runs"]])
         + "\n"

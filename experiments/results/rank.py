@@ -1,4 +1,4 @@
-"""Why low-rank means trail free ones: what they can express, and how they are trained.
+"""Why low-rank means trail unconstrained ones: what they can express, and how they are trained.
 
     python -m experiments.results.rank --config=configs/cifar10.py --workdir=runs/rank
 
@@ -38,7 +38,7 @@ SPEEDS = {"as fast as mu": 1.0, "a tenth of that": 0.1, "fixed": 1e-3}
 
 
 class Truncated(SpatialVAE):
-    """A model with free means that keeps of each map's mean its best approximation of a rank."""
+    """Of each map's unconstrained mean it keeps the best approximation of a rank."""
 
     rank: int = 1
 
@@ -104,11 +104,11 @@ def render(content: Mapping[str, Any]) -> str:
         return found
 
     ranks = sorted({record["rank"] for record in records if "rank" in record})
-    free = [{"elbo": r["elbo"]} for r in records if r["model"] == "mvn"]
+    unconstrained = [{"elbo": r["elbo"]} for r in records if r["model"] == "mvn"]
     rows = [
-        {"means": "free (`mvn`)"}
+        {"means": "unconstrained (`mvn`)"}
         | {f"rank {rank}": "" for rank in ranks[:-1]}
-        | {f"rank {ranks[-1]}": mean_and_sd(summary.over_seeds(free)["elbo"])},
+        | {f"rank {ranks[-1]}": mean_and_sd(summary.over_seeds(unconstrained)["elbo"])},
         row("the best approximations of these, nothing trained again", model="truncated mvn"),
         *(row(f"trained, nu {speed}", model="lowrank", nu=speed) for speed in SPEEDS),
     ]

@@ -25,7 +25,7 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch, stored):
         assert len(made) == len(_outputs(stored.cells, kind)) > 0
     text = " ".join(out.data["text/markdown"] for out in _outputs(executed.cells, "text/markdown"))
     assert "nan" not in text
-    assert "2 updates" in executed.cells[-3].outputs[0].text
+    assert "2 training steps" in executed.cells[-3].outputs[0].text
     streams = [o for c in executed.cells for o in c.get("outputs", []) if "name" in o]
     assert {stream.name for stream in streams} == {"stdout"}
 
@@ -39,6 +39,6 @@ def test_the_stored_page_is_whole_small_and_of_no_machine(stored):
     outputs = [out for cell in code for out in cell.outputs]
     assert {out.name for out in outputs if out.output_type == "stream"} == {"stdout"}
     assert not any(out.output_type == "error" for out in outputs)
-    assert "600 updates" in stored.cells[-3].outputs[0].text  # the full setting
+    assert "600 training steps" in stored.cells[-3].outputs[0].text  # the full setting
     assert all(cell.metadata == {} for cell in stored.cells)
     assert set(stored.metadata) == {"kernelspec", "language_info"}

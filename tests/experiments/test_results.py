@@ -81,7 +81,7 @@ def spread(seeds, names):
     ("page", "first", "directory"),
     [
         ("experiments/results/README.md", "model", "cifar10"),
-        ("experiments/results/README.md", "CelebA, 400 updates", "celeba"),
+        ("experiments/results/README.md", "CelebA, 400 training steps", "celeba"),
     ],
 )
 def test_the_table_on_a_page_is_that_of_the_comparison(page, first, directory):
@@ -152,7 +152,9 @@ def test_the_table_of_low_rank_means_is_on_the_page():
 
 
 def test_the_table_of_long_runs_is_that_of_the_comparisons():
-    head, (*rows, short) = table("experiments/results/README.md", "6,000 updates, seed 0", "vector")
+    head, (*rows, short) = table(
+        "experiments/results/README.md", "6,000 training steps, seed 0", "vector"
+    )
     models = compare_page.by_model(comparison("cifar10_long"), "elbo")
     digits = {"ELBO": 0, "bits/dim": 3, "PSNR": 2, "swd_mean": 4}
     for name, *cells in rows:

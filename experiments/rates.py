@@ -6,21 +6,21 @@ trains each model with each weight β of the KL, and computes PCA of the images 
 of components, in closed form. --config.FIELD=VALUE sets a field for all. Reconstructions are of
 held-out images, from one sample of z each.
 
-The workdir receives rates.json and rates.png. The same command continues what was stopped.
+The workdir receives rates.json, rates.md and rates.png. The same command continues what was
+stopped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 from experiments import options, study
-from svae_jax.analysis import figures, trained
+from svae_jax.analysis import figures, tables, trained
 from svae_jax.evaluation import bounds, closed_forms, reconstruction
 from svae_jax.files import os_errors_for_user
 from svae_jax.model import linear
 from svae_jax.model.linear import LinearPath
-from svae_jax.run import workdir as workdirs
 from svae_jax.training import job as jobs
 from svae_jax.training import loop
 
@@ -59,11 +59,32 @@ def main(argv: Sequence[str]) -> None:
             points.append({"model": model, "beta": config.objective.beta, **measured})
     points += _pca(job)
     settings = study.settings("rates", argv, config, result)
-    workdirs.write_json(values.workdir / "rates.json", {"settings": settings, "points": points})
+    study.write(values.workdir / "rates", {"settings": settings, "runs": points}, render)
     path = values.workdir / "rates.png"
     with os_errors_for_user(f"{path} cannot be written"):
         draw(points).savefig(path)
     print(f"written: {path}")
+
+
+def render(content: Mapping[str, Any]) -> str:
+    """The whole of `rates.md`, from the content of `rates.json`."""
+    settings = content["settings"]
+    rows = [
+        {
+            "model": point["model"],
+            "β, or components": f"{point.get('beta', point.get('components')):g}",
+            "KL, nats": f"{point['kl']:,.1f}",
+            "PSNR, dB": f"{point['psnr']:.2f}",
+            "SSIM": f"{point['ssim']:.4f}",
+        }
+        for point in content["runs"]
+    ]
+    return (
+        f"# Rate and distortion\n\n{tables.markdown(rows)}\n\n"
+        f"`{settings['split']}` of `{settings['dataset']}`; {settings['num_steps']:,} training "
+        f"steps of {settings['batch_size']} images; one seed; {settings['device']}.\n\n"
+        f"Made by `{settings['command']}`.\n"
+    )
 
 
 def draw(points: Sequence[Point]) -> Any:

@@ -115,7 +115,7 @@ def render(content: Mapping[str, Any]) -> str:
     return (
         f"# Low-rank means\n\n{tables.markdown(rows)}\n\n"
         f"ELBO in nats on `{settings['split']}` of `{settings['dataset']}`, mean ± standard "
-        f"deviation over {settings['seeds']} seeds; {settings['num_steps']:,} updates of "
+        f"deviation over {settings['seeds']} seeds; {settings['num_steps']:,} training steps of "
         f"{settings['batch_size']} images, learning rate {settings['learning_rate']:g} "
         f"({settings['schedule']}); {settings['device']}.\n\nMade by `{settings['command']}`.\n"
     )

@@ -30,7 +30,7 @@ def test_a_small_run_from_nothing_and_once_more(arguments, tmp_path, monkeypatch
     monkeypatch.setattr(rates, "COMPONENTS", (2, 20, 100))
     rates.main([*arguments, "--betas=1 1000"])
     content = json.loads((tmp_path / "rates" / "rates.json").read_text())
-    trained, pca = content["points"][:2], content["points"][2:]
+    trained, pca = content["runs"][:2], content["runs"][2:]
     assert [point["beta"] for point in trained] == [1, 1000]
     assert trained[0]["kl"] > trained[1]["kl"]
     assert [point["components"] for point in pca] == [2, 20, 100]

@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from experiments import rates
 from experiments.compare import page as compare_page
 from experiments.compare import summary
 from experiments.results import rank
@@ -18,6 +19,7 @@ RESULTS = pathlib.Path(__file__).parents[2] / "experiments" / "results"
 RENDER = {
     "experiments.compare": compare_page.render,
     "experiments.results.rank": rank.render,
+    "experiments.rates": rates.render,
     "svae_jax.main": lambda content: (
         evaluation_tables.markdown([{k: str(v) for k, v in run.items()} for run in content["runs"]])
         + "\n"
@@ -95,7 +97,8 @@ def test_the_table_on_a_page_is_that_of_the_comparison(page, first, directory):
         assert latent == latents[model]
 
 
-def test_the_table_of_the_first_page_is_that_of_its_runs():
+@pytest.mark.parametrize("page", ["README.md", "experiments/results/README.md"])
+def test_the_table_of_runs_that_start_at_pca_is_that_of_their_numbers(page):
     """Of the earlier comparison, and of the runs that start at PCA."""
     compared = compare_page.by_model(comparison("cifar10"), "elbo")
     runs = json.loads((RESULTS / "cifar10_start" / "runs.json").read_text())["runs"]
@@ -104,7 +107,7 @@ def test_the_table_of_the_first_page_is_that_of_its_runs():
         figures = {"ELBO, nats": run["elbo"], "bits/dim": run["bits_per_dim"]}
         started.setdefault(run["model"], {})[run["seed"]] = figures
     names = {"plain": "best", "plain_vector": "best_vector"}  # what the comparison calls them
-    head, rows = table("README.md", "model", "latent and what is new")
+    head, rows = table(page, "model", "latent and what is new")
     assert [row[0] for row in rows] == [
         "vector", "plain_vector", "mvn", "plain", "plain_vector` with `model.linear=pca", "linear",
         "linear`, prior `tensor_normal", "best_vector", "best",
@@ -119,12 +122,12 @@ def test_the_table_of_the_first_page_is_that_of_its_runs():
         return f"{means[0] - means[1]:,.0f}"
 
     content = json.loads((RESULTS / "cifar10_start" / "runs.json").read_text())
-    page = (RESULTS.parents[1] / "README.md").read_text()
+    text = (RESULTS.parents[1] / page).read_text()
     for floor in content["floors"].values():
-        assert f" {floor['elbo']:,.0f}" in page.replace("\n", " ")
+        assert f" {floor['elbo']:,.0f}" in text.replace("\n", " ")
     with_path = started["linear"], started["plain_vector with model.linear=pca"]
     leads = lead(compared["best"], compared["best_vector"]), lead(*with_path)
-    assert "{} nats without it (`plain`), {} with it".format(*leads) in page
+    assert "{} nats without it (`plain`), {} with it".format(*leads) in text
 
 
 def test_the_table_of_the_released_codes_objective_is_that_of_the_comparisons():

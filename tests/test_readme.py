@@ -77,7 +77,7 @@ def test_a_trained_model_is_one_call_away(tiny_config, tmp_path, monkeypatch):
     assert names["images"].shape == (8, 8, 8, 3)
     exploring = (ROOT / "svae_jax" / "README.md").read_text().replace("test[:500]", "test")
     exploring = exploring.replace("8:24", "2:5")
-    exec(_example("run.locality", exploring), names)
+    exec(_example("run.directions", exploring), names)
     assert names["encoding"].mean.shape == (1, 3, 3, 4)
     assert names["nats"].shape == (1, 3, 3)
     assert names["found"].energy.shape == (3, 3, 8, 8)
@@ -92,7 +92,9 @@ def test_the_gallery_is_made_by_its_lines(tiny_config, tmp_path, monkeypatch):
     tiny_config.latent.prior = "autoregressive"
     monkeypatch.chdir(tmp_path)
     loop.train(tiny_config, Path("runs/shapes"))
-    example = _example("figures.kl_maps").replace("test[:16]", "test")
+    example = _example("figures.kl_maps", (ROOT / "svae_jax" / "README.md").read_text()).replace(
+        "test[:16]", "test"
+    )
     exec(example.replace("12:24, 8:24", "3:6, 2:6"), {})  # our own README
     for name in ("edits", "fill", "locality", "kl_maps", "reconstructions"):
         assert np.asarray(Image.open(f"{name}.png")).std() > 1

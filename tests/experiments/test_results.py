@@ -97,16 +97,41 @@ def test_the_table_on_a_page_is_that_of_the_comparison(page, first, directory):
         assert latent == latents[model]
 
 
-@pytest.mark.parametrize("page", ["README.md", "experiments/results/README.md"])
-def test_the_table_of_runs_that_start_at_pca_is_that_of_their_numbers(page):
-    """Of the earlier comparison, and of the runs that start at PCA."""
-    compared = compare_page.by_model(comparison("cifar10"), "elbo")
+def started_at_pca():
+    """By model and seed, the runs of 600 steps on the test split that start at PCA."""
     runs = json.loads((RESULTS / "cifar10_start" / "runs.json").read_text())["runs"]
     started: dict = {}
     for run in (run for run in runs if run["split"] == "test"):
         figures = {"ELBO, nats": run["elbo"], "bits/dim": run["bits_per_dim"]}
         started.setdefault(run["model"], {})[run["seed"]] = figures
+    return started
+
+
+def test_the_table_of_the_first_page_is_that_of_its_runs():
+    short, long = (
+        compare_page.by_model(comparison(name), "elbo") for name in ("cifar10", "cifar10_long")
+    )
+    started = started_at_pca()
+    models = {name: (short[name][0], long[name][0]) for name in ("vector", "mvn")}
+    models["plain"] = short["best"][0], long["best"][0]  # what the comparisons call it
+    models["best"] = started["best"][0], started["best, 6,000 steps"][0]
+    _, rows = table("README.md", "model", "latent", "ELBO, 600 steps")
+    assert [row[0] for row in rows[:-2]] == list(models)
+    for (model, _, *cells), (first, last) in zip(rows, models.values(), strict=False):
+        expected = [f"{run['ELBO, nats']:,.0f}" for run in (first, last)]
+        assert cells == [*expected, f"{last['bits/dim']:.3f}"], model
+    content = json.loads((RESULTS / "cifar10_start" / "runs.json").read_text())
+    many, pixels = (
+        content["floors"][name]["elbo"] for name in ("as many latents", "Gaussian of the pixels")
+    )
+    assert rows[-2][2] == f"{many:,.0f}; {pixels:,.0f}"
+
+
+def test_the_table_of_runs_that_start_at_pca_is_that_of_their_numbers():
+    compared = compare_page.by_model(comparison("cifar10"), "elbo")
+    started = started_at_pca()
     names = {"plain": "best", "plain_vector": "best_vector"}  # what the comparison calls them
+    page = "experiments/results/README.md"
     head, rows = table(page, "model", "latent and what is new")
     assert [row[0] for row in rows] == [
         "vector", "plain_vector", "mvn", "plain", "plain_vector` with `model.linear=pca", "linear",
@@ -127,7 +152,8 @@ def test_the_table_of_runs_that_start_at_pca_is_that_of_their_numbers(page):
         assert f" {floor['elbo']:,.0f}" in text.replace("\n", " ")
     with_path = started["linear"], started["plain_vector with model.linear=pca"]
     leads = lead(compared["best"], compared["best_vector"]), lead(*with_path)
-    assert "{} nats without it (`plain`), {} with it".format(*leads) in text
+    for shown in (text, (RESULTS.parents[1] / "README.md").read_text()):
+        assert "{} nats without it (`plain`), {} with it".format(*leads) in shown
 
 
 def test_the_table_of_the_released_codes_objective_is_that_of_the_comparisons():

@@ -62,7 +62,8 @@ def write(
         files.os_errors_for_user(f"--out={out} cannot be written"),
         files.replacing(target) as file,
     ):
-        num_arrays = 2 if target.suffix == ".npz" else 1
+        # An .npz file takes the room of three: the second array waits while it is copied.
+        num_arrays = 3 if target.suffix == ".npz" else 1
         files.check_room(target.parent, num_arrays * math.prod(shape) * 4)  # of float32
         if target.suffix == ".npy":
             _write_means(file, shape, _encoded(model, pixels))

@@ -55,12 +55,6 @@ def command(directory: str | Path, name: str) -> str:
     return f"python -m svae_jax.fit_sampler --workdir={directory} --sampler={name}"
 
 
-def shape(trained: Trained) -> tuple[int, int, int]:
-    """Height, width and maps of the model's latents."""
-    posterior = trained.model.posterior
-    return posterior.height, posterior.width, posterior.maps
-
-
 def model_identity(trained: Trained) -> dict[str, Any]:
     """Which model a sampler is of: the step, and a hash of all its variables."""
     return {"step": trained.step, "fingerprint": checkpoint.fingerprint(trained.variables)}
@@ -108,7 +102,7 @@ def load_sampler(directory: str | Path, name: str, trained: Trained, **options: 
         )
     config = sampler_config.base()
     config.update_from_flattened_dict(loaded.config["settings"])
-    sampler = sampler_config.make(config, name, shape(trained))
+    sampler = sampler_config.make(config, name, trained.model.posterior.shape)
     return Fitted(name, _with(sampler, name, options), loaded.state["params"])
 
 

@@ -70,7 +70,7 @@ def fit(
     if name in samplers.names():
         sampler_config.check(config, name)
     model = trained.load(directory, images=images, data_dir=data_dir)
-    sampler = sampler_config.make(config, name, fitted.shape(model))
+    sampler = sampler_config.make(config, name, model.model.posterior.shape)
     identity: dict[str, Any] = {
         "sampler": name,
         "model": fitted.model_identity(model),

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32, Float64, Int, Num, PRNGKeyArray, PyTree
 
+from svae_jax import model as models
 from svae_jax.devices import batches as batch_lib
 from svae_jax.devices import compiler, sharding
 from svae_jax.model import SpatialVAE
@@ -97,7 +98,7 @@ def _encode(
     mask: Bool[Array | np.ndarray, " b"],
 ) -> tuple[Float[Array, "b d"], Float[Array, "n hw hw"]]:
     """The means, flattened, and the masked sum of the covariances."""
-    params: Any = model.apply(variables, model.pixels.to_float(pixels), method="encode")
+    params = models.encode(model, variables, pixels)
     means = model.posterior.mean(params)
     total = model.posterior.total_covariance(params, jnp.asarray(mask, means.dtype))
     return means.reshape(len(means), -1), total
@@ -125,7 +126,7 @@ def _sample(
     key: PRNGKeyArray,
     pixels: Num[Array, "b h w c"],
 ) -> Float[Array, "b _h _w n"]:
-    params: Any = model.apply(variables, model.pixels.to_float(pixels), method="encode")
+    params = models.encode(model, variables, pixels)
     return model.posterior.sample(key, params)
 
 
@@ -201,7 +202,10 @@ def neighbourhoods(
     chosen: Chosen | None = None,
     mirrored: bool = False,
 ) -> Neighbourhoods:
-    """The moments of neighbouring locations; memory and time grow with h·w, not with its square.
+    """The moments of neighbouring locations, without the covariance of all latents.
+
+    That has (h·w·n)² entries. Here the posteriors' part takes the prior's weights of each pair of
+    neighbours, (h·w)² entries at a time: 134 MB for 64×64 locations.
 
     Args:
         model: the networks and the posterior.
@@ -245,7 +249,7 @@ def _encode_neighbourhoods(
     mask: Bool[Array | np.ndarray, " b"],
 ) -> tuple[Float[Array, "b _h _w n"], Float[Array, "k k n"]]:
     """The means, and the masked sums of the posteriors' covariances of neighbours."""
-    params: Any = model.apply(variables, model.pixels.to_float(pixels), method="encode")
+    params = models.encode(model, variables, pixels)
 
     def noise(b: int, c: int) -> Float[Array, " n"]:
         traces = model.posterior.weighted_trace(params, prior.pair_weights(b, c))

@@ -112,8 +112,8 @@ def fit_prior(job: Job, prior: Any, params: PyTree, batch_stats: PyTree) -> PyTr
         found = aggregate.neighbourhoods(model, variables, images, prior, **which)
         return prior.of_neighbourhoods(found.mean, found.sums)
     moments = aggregate.moments(aggregate.encode(model, variables, images, **which))
-    shape = (model.posterior.height, model.posterior.width, model.posterior.maps)
-    return prior.of_moments(moments.mean.reshape(shape), moments.covariance)
+    mean = moments.mean.reshape(model.posterior.shape)
+    return prior.of_moments(mean, moments.covariance)
 
 
 def _replicated(job: Job, tree: PyTree) -> Any:

@@ -1,8 +1,5 @@
 """What all commands share, without a training."""
 
-import importlib.metadata
-import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -30,19 +27,6 @@ def _command(name, *arguments):
 def test_the_package_knows_its_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert svae_jax.__version__ in (project["version"], "unknown")
-
-
-def test_an_editable_install_is_found_from_the_directory_above_the_checkout(tmp_path):
-    found = [
-        d.read_text("direct_url.json") for d in importlib.metadata.distributions(name="svae_jax")
-    ]
-    if not any(json.loads(text or "{}").get("dir_info", {}).get("editable") for text in found):
-        pytest.skip("the package is not installed editable")
-    # There, the checkout is a folder of the package's name, in which Python may find no package.
-    (tmp_path / "svae_jax").mkdir()
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-c", "import svae_jax; svae_jax.load"]
-    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
 
 
 def test_the_package_lists_every_command():

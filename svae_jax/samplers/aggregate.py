@@ -9,7 +9,7 @@ Images are encoded in batches on all devices; sums are kept in float64 on the ho
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Float32, Float64, Int, Num, PRNGKeyArr
 from svae_jax import model as models
 from svae_jax.devices import batches as batch_lib
 from svae_jax.devices import compiler, sharding
+from svae_jax.latents.base import StartsAtNeighbourhoods
 from svae_jax.model import SpatialVAE
 
 _BATCH = 200  # images at a time, or fewer large ones
@@ -197,7 +198,7 @@ def neighbourhoods(
     model: SpatialVAE,
     variables: PyTree,
     images: Num[np.ndarray, "num h w c"],
-    prior: Any,
+    prior: StartsAtNeighbourhoods,
     *,
     chosen: Chosen | None = None,
     mirrored: bool = False,
@@ -243,7 +244,7 @@ def _gram_of(rows: Float64[np.ndarray, "*b k n"]) -> Float64[np.ndarray, "k n k 
 @functools.partial(compiler.jit, static_argnums=(0, 1))
 def _encode_neighbourhoods(
     model: SpatialVAE,
-    prior: Any,
+    prior: StartsAtNeighbourhoods,
     variables: PyTree,
     pixels: Num[Array, "b h w c"],
     mask: Bool[Array | np.ndarray, " b"],

@@ -73,7 +73,6 @@ def encode(
     *,
     chosen: Chosen | None = None,
     mirrored: bool = False,
-    batch_size: int = _BATCH,
 ) -> Iterator[Encoded]:
     """Encodes every image once, in batches.
 
@@ -84,9 +83,8 @@ def encode(
         mesh: the devices; by default all of this process.
         chosen: indices of the images that are encoded; all by default.
         mirrored: whether each batch is encoded again, flipped left to right.
-        batch_size: images at a time; the last batch may be smaller.
     """
-    for pixels, batch in _pixels(images, batch_size, mesh, chosen, mirrored):
+    for pixels, batch in _pixels(images, mesh, chosen, mirrored):
         found = sharding.on_host(_encode(model, variables, pixels, batch.inside))
         yield Encoded(found[0][: batch.size], found[1])
 
@@ -115,7 +113,7 @@ def samples(
     chosen: Chosen | None = None,
 ) -> Iterator[Float32[np.ndarray, "b h w n"]]:
     """One sample z ~ q(z|x) of every image, in batches as `encode`; of a key for each batch."""
-    for i, batch in enumerate(_batches(images, _BATCH, mesh, chosen)):
+    for i, batch in enumerate(_batches(images, mesh, chosen)):
         z = _sample(model, variables, jax.random.fold_in(key, i), batch.rows)
         yield sharding.on_host(z)[: batch.size]
 
@@ -133,24 +131,22 @@ def _sample(
 
 def _batches(
     images: Num[np.ndarray, "num h w c"],
-    batch_size: int,
     mesh: Mesh | None,
     chosen: Chosen | None,
 ) -> Iterator[batch_lib.Batch]:
     count = len(images) if chosen is None else len(chosen)
-    size = batch_lib.size_for(images.shape[1:], min(batch_size, count))
+    size = batch_lib.size_for(images.shape[1:], min(_BATCH, count))
     return batch_lib.split(images, size, mesh, chosen)
 
 
 def _pixels(
     images: Num[np.ndarray, "num h w c"],
-    batch_size: int,
     mesh: Mesh | None,
     chosen: Chosen | None,
     mirrored: bool,
 ) -> Iterator[tuple[Num[Array, "b h w c"], batch_lib.Batch]]:
     """The pixels of each batch, and flipped left to right where that is asked for."""
-    for batch in _batches(images, batch_size, mesh, chosen):
+    for batch in _batches(images, mesh, chosen):
         yield batch.rows, batch
         if mirrored:
             yield batch.rows[:, :, ::-1], batch
@@ -218,7 +214,7 @@ def neighbourhoods(
     """
     count, total, squares, noise = 0, np.zeros(()), np.zeros(()), np.zeros(())
     shift: np.ndarray | None = None
-    for pixels, batch in _pixels(images, _BATCH, None, chosen, mirrored):
+    for pixels, batch in _pixels(images, None, chosen, mirrored):
         found = _encode_neighbourhoods(model, prior, variables, pixels, batch.inside)
         means, added = sharding.on_host(found)
         means = means[: batch.size].astype(np.float64)

@@ -37,10 +37,10 @@ def toy(post, count):
 
 
 @one_of_each_name
-def test_moments_are_those_of_a_dense_computation(post):
+def test_moments_are_those_of_a_dense_computation(post, monkeypatch):
+    monkeypatch.setattr(aggregate, "_BATCH", 8)  # so that the last of three batches is not whole
     model, variables, pixels, params = toy(post, 23)
-    # The last batch of 8 is not whole.
-    moments = aggregate.moments(aggregate.encode(model, variables, pixels, batch_size=8))
+    moments = aggregate.moments(aggregate.encode(model, variables, pixels))
     mean, covariance = dense_moments(post, params)
     np.testing.assert_allclose(moments.mean, mean, atol=1e-6)
     np.testing.assert_allclose(moments.covariance, covariance, rtol=1e-5, atol=1e-6)

@@ -25,6 +25,9 @@ flags.disclaim_key_flags()
 Fields = Callable[[], Collection[str]]  # the dotted names that `--config.NAME=VALUE` can set
 Define = Callable[[], object]
 
+# Commands other than `main` choose the size of their batches themselves.
+_MORE_MEMORY = "take a device with more memory (JAX_PLATFORMS=cpu takes the machine's own)"
+
 
 def define_seed(meaning: str) -> flags.FlagHolder[int]:
     """Defines --seed of a command that draws."""
@@ -44,7 +47,13 @@ def training_fields() -> Collection[str]:
     return config.flatten(config.base().to_dict())
 
 
-def run(main: Main, fields: Fields = training_fields, define: Define = lambda: None) -> None:
+def run(
+    main: Main,
+    fields: Fields = training_fields,
+    define: Define = lambda: None,
+    *,
+    memory_cure: str = _MORE_MEMORY,
+) -> None:
     """Parses the flags and runs a command.
 
     Exit codes: 0 after --help; 2 after a user's mistake, which is one line on stderr; 143, 130 and
@@ -54,6 +63,7 @@ def run(main: Main, fields: Fields = training_fields, define: Define = lambda: N
         main: the command; its argument is the program's name alone.
         fields: the fields of the command's configuration.
         define: defines flags that read the command line at once, so that their errors are caught.
+        memory_cure: what helps where the command takes too much memory.
     """
     terminal.protect()
     logging.use_absl_handler()
@@ -78,7 +88,10 @@ def run(main: Main, fields: Fields = training_fields, define: Define = lambda: N
         keep_programs()
         main(argv)
 
-    app.run(lambda argv: guard(lambda: prepare_and_run(argv)), flags_parser=parse_flags)
+    def guarded(argv: Sequence[str]) -> None:
+        guard(lambda: prepare_and_run(argv), memory_cure)
+
+    app.run(guarded, flags_parser=parse_flags)
 
 
 def keep_programs() -> None:
@@ -169,12 +182,11 @@ def check_config_file(values: flags.FlagValues) -> None:
 
 def _check_config_flag(argv: Sequence[str]) -> None:
     """Refuses two configurations, and one in a directory with a colon, where it would be cut."""
-    if sum(argument.lstrip("-").partition("=")[0] == "config" for argument in argv[1:]) > 1:
+    places = [i for i, arg in enumerate(argv) if arg.partition("=")[0] in ("-config", "--config")]
+    if len(places) > 1:
         raise UserError("--config is given twice")
-    for i, argument in enumerate(argv):
-        name, is_pair, value = argument.lstrip("-").partition("=")
-        if name != "config" or not argument.startswith("-"):
-            continue
+    for i in places:
+        _, is_pair, value = argv[i].partition("=")
         path = value if is_pair else "".join(argv[i + 1 : i + 2])
         if os.path.dirname(path.rpartition(".py")[0]).count(":"):
             raise UserError(
@@ -188,27 +200,32 @@ def _missing(error: AttributeError, argv: Sequence[str], known: Collection[str])
     given = [arg.lstrip("-").removeprefix("config.") for arg in argv if "-config." in arg]
     names = [field.partition("=")[0] for field in given]
     unknown = next((field for field in names if field not in known), "")
-    if not unknown:
+    if not unknown and error.name == "get_config":
         return f"--config: {error}; a configuration is a Python file with get_config(arg)"
+    if not unknown:
+        frames = traceback.extract_tb(error.__traceback__)
+        # A ConfigDict raises in its own package what is wrong in the file that uses it.
+        last = [frame for frame in frames if "ml_collections" not in frame.filename][-1]
+        return f"--config: {last.filename}, line {last.lineno}: {files.reason(error)}"
     if unknown == "dataset.image_size":  # of older versions
         return f"--config.{unknown}: give --config.dataset.height and --config.dataset.width"
     nearest = difflib.get_close_matches(unknown, known) or known
     return f"--config.{unknown}: there is no such field; did you mean {' or '.join(nearest)}?"
 
 
-def guard(action: Callable[[], None]) -> None:
+def guard(action: Callable[[], None], memory_cure: str = _MORE_MEMORY) -> None:
     """Runs an action; ends the process as `ending` says if it is one of those exceptions."""
     try:
         action()
     except BaseException as error:
-        if (end := ending(error)) is None:
+        if (end := ending(error, memory_cure)) is None:
             raise
         message, code = end
         terminal.say(message)
         sys.exit(code)
 
 
-def ending(error: BaseException) -> tuple[str, int] | None:
+def ending(error: BaseException, memory_cure: str = _MORE_MEMORY) -> tuple[str, int] | None:
     """The line and the exit code with which an exception ends a command; None for a bug."""
     match error:
         case UserError():
@@ -222,8 +239,7 @@ def ending(error: BaseException) -> tuple[str, int] | None:
             name = os.environ.get("JAX_PLATFORMS", "")
             return f"error: JAX_PLATFORMS={name}: {reason}; set another, or leave it out", 2
         case MemoryError() | RuntimeError() if _is_out_of_memory(error):
-            cure = "lower batch_size, or the size of the model"
-            return f"error: too little memory ({files.reason(error)}); {cure}", 2
+            return f"error: too little memory ({files.reason(error)}); {memory_cure}", 2
     return None
 
 

@@ -252,14 +252,13 @@ def check_fields(config: ml_collections.ConfigDict, defaults: ml_collections.Con
 def check_type(field: str, value: Any, kind: type) -> None:
     """Raises UserError unless the value is of this type; an integer may stand for a float.
 
-    Integers are below 2^31, as JAX's are, but for seeds, which `seeds.check` checks.
+    Integers are between -2^31 and 2^31, as JAX's are, but for seeds, which `seeds.check` checks.
     """
     allowed = (int, float) if kind is float else (kind,)
     if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
         raise UserError(f"{field} must be of type {kind.__name__}, got {value!r}")
-    number: Any = value  # mypy has narrowed it to object
-    if kind is int and field != "seed" and abs(number) >= _INTEGERS:
-        raise UserError(f"{field} must be below 2^31, got {value}")
+    if isinstance(value, int) and field != "seed" and abs(value) >= _INTEGERS:
+        raise UserError(f"{field} must be between -2^31 and 2^31, got {value}")
 
 
 def require(

@@ -19,6 +19,7 @@ The workdir receives config.json, metrics.jsonl, TensorBoard events, samples/ an
 returns at once if the run is finished.
 """
 
+import functools
 import json
 from collections.abc import Sequence
 
@@ -48,6 +49,8 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
 )
 flags.mark_flag_as_required("config")
 
+_MEMORY_CURE = "lower batch_size, or the size of the model"
+
 
 def main(argv: Sequence[str]) -> None:
     """Trains, and prints the result."""
@@ -58,7 +61,8 @@ def main(argv: Sequence[str]) -> None:
     from svae_jax.run import interrupt
 
     given = (_DISTRIBUTED.value, _HEARTBEAT_TIMEOUT.value)
-    with processes.joined(*given, command_line.ending, agreed=interrupt.Stopped):
+    ending = functools.partial(command_line.ending, memory_cure=_MEMORY_CURE)
+    with processes.joined(*given, ending, agreed=interrupt.Stopped):
         command_line.check_config_file(flags.FLAGS)
         from svae_jax.training import loop
 
@@ -68,4 +72,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, memory_cure=_MEMORY_CURE)

@@ -12,7 +12,7 @@ from svae_jax.model import SpatialVAE
 from svae_jax.model.objective import Objective
 
 # Each use of randomness has a stream of its own, so that a change to one leaves the others alone.
-_STREAMS = ("init", "latent", "prior", "data", "eval", "sigma", "flip")
+_STREAMS = ("init", "latent", "prior", "data", "eval", "sigma", "flip", "preview")
 
 
 def stream(seed: int, name: str) -> PRNGKeyArray:

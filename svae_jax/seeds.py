@@ -12,12 +12,11 @@ LARGEST = 2**32 - 1
 """The largest seed that a key of JAX takes whole."""
 
 
-def check(seed: Any, name: str = "seed") -> int:
-    """Returns a seed as an integer.
+def check(seed: Any) -> None:
+    """Checks a seed.
 
     Args:
         seed: an integer, of Python or NumPy.
-        name: of the field or argument.
 
     Raises:
         UserError: it is none, or out of range.
@@ -27,8 +26,7 @@ def check(seed: Any, name: str = "seed") -> int:
     except TypeError:
         number = -1
     if isinstance(seed, bool) or not 0 <= number <= LARGEST:
-        raise UserError(f"{name} must be an integer from 0 to 2^32 - 1, got {seed!r}")
-    return number
+        raise UserError(f"seed must be an integer from 0 to 2^32 - 1, got {seed!r}")
 
 
 def key(seed: Any) -> "PRNGKeyArray":
@@ -39,4 +37,5 @@ def key(seed: Any) -> "PRNGKeyArray":
     """
     import jax  # late, so that --help answers at once
 
-    return jax.random.key(check(seed))
+    check(seed)
+    return jax.random.key(operator.index(seed))

@@ -13,9 +13,9 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # On arrays this small, XLA takes longer to optimise than to compute; also in the processes that
-# tests start, since the bits of a program depend on how it was compiled.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-jax.config.update("jax_disable_most_optimizations", True)
+# tests start, since the bits of a program depend on how it was compiled. With 0, all is as in use.
+_DISABLED = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"
+jax.config.update("jax_disable_most_optimizations", _DISABLED)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,11 +34,20 @@ def compilation_cache(tmp_path_factory):
 
 
 @pytest.fixture
-def optimised():
-    """Compilation as in use, with XLA's optimisations."""
+def optimised(monkeypatch):
+    """Compilation as in use, with XLA's optimisations, also in the processes that a test starts."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", _DISABLED)
+
+
+@pytest.fixture
+def fresh_programs():
+    """Nothing is compiled yet: JAX itself takes programs from before a change of `optimised`."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import tomllib
 
 import jax
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 import svae_jax
 from svae_jax import __main__ as listing
@@ -25,12 +27,6 @@ def _command(name, *arguments):
 def test_the_package_knows_its_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert svae_jax.__version__ in (project["version"], "unknown")
-
-
-def test_an_editable_install_is_found_from_the_directory_above_the_checkout():
-    # A path entry is searched for the package; setuptools' finder comes after the folder there.
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["tool"]["distutils"]["editable_wheel"]["mode"] == "compat"
 
 
 def test_the_package_lists_every_command():
@@ -95,10 +91,13 @@ def test_names_with_commas_are_paths(tmp_path, monkeypatch):
 CONFIGS = {
     "x = 1": "has no attribute 'get_config'; a configuration is a Python file with get_config",
     "def get_config(arg=''): return {'seed': 1}": "get_config returns a dict, not a ConfigDict",
+    "import ml_collections\ndef get_config(arg=''):\n    return ml_collections.ConfigDict().a": (
+        "own.py, line 3: "
+    ),
 }
 
 
-@pytest.mark.parametrize(("code", "message"), CONFIGS.items(), ids=["no function", "dict"])
+@pytest.mark.parametrize(("code", "message"), CONFIGS.items(), ids=["no function", "dict", "bug"])
 def test_a_file_that_is_no_configuration_is_one_line(tmp_path, code, message):
     path = tmp_path / "own.py"
     path.write_text(code)
@@ -108,6 +107,16 @@ def test_a_file_that_is_no_configuration_is_one_line(tmp_path, code, message):
     assert found.stderr.startswith("error: --config")
     assert message in found.stderr
     assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--workdir", "config"], ["--workdir=config"]])
+def test_a_value_called_config_is_no_flag(arguments):
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", "", "", values)
+    argv = ["", *arguments, f"--config={ROOT}/configs/shapes.py"]
+    config_flags.DEFINE_config_file("config", None, "", values, sys_argv=argv)
+    command_line.parse(values, argv)
+    assert values.workdir == "config"
 
 
 def test_two_configurations_are_refused():
@@ -124,11 +133,12 @@ def test_a_name_with_a_line_break_does_not_break_the_line():
     "error", [RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 8"), MemoryError("8 GiB")]
 )
 def test_too_little_memory_is_one_line(error):
-    line, code = command_line.ending(error)
-    assert code == 2
-    assert line.startswith("error: too little memory (")
-    assert line.endswith("); lower batch_size, or the size of the model")
-    assert "\n" not in line
+    for given, cure in ({}, command_line._MORE_MEMORY), ({"memory_cure": "eat"}, "eat"):
+        line, code = command_line.ending(error, **given)
+        assert code == 2
+        assert line.startswith("error: too little memory (")
+        assert line.endswith(f"); {cure}")
+        assert "\n" not in line
 
 
 _EVALUATE = """

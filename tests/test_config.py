@@ -8,6 +8,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
@@ -165,9 +166,10 @@ def test_unknown_names_and_keys_are_refused_with_those_that_exist(arg, message):
         ("checkpoint.keep", 0, "checkpoint.keep must be at least 1"),
         ("num_epochs", 0.0, "num_steps=0 and num_epochs=0"),
         ("num_epochs", math.inf, "num_epochs must be"),
-        ("num_steps", 2**31, "num_steps must be below 2.31, got 2147483648"),
-        ("optimizer.warmup_steps", 2**40, "optimizer.warmup_steps must be below"),
-        ("checkpoint.keep", 2**70, "checkpoint.keep must be below"),
+        ("num_steps", 2**31, "num_steps must be between -2.31 and 2.31, got 2147483648"),
+        ("optimizer.warmup_steps", 2**40, "optimizer.warmup_steps must be between"),
+        ("optimizer.warmup_steps", -(2**31), "must be between .*, got -2147483648"),
+        ("checkpoint.keep", 2**70, "checkpoint.keep must be between"),
         ("model.encoder", "5x5/99999999999", "model.encoder: '5x5/99999999999': kernel, features"),
         ("seed", -1, "seed must be an integer from 0 to"),
         ("dataset.channels", 4, "dataset.channels must be 1"),
@@ -231,6 +233,15 @@ def test_values_of_another_type_are_refused():
         config.batch_size = True
     with pytest.raises(UserError, match="batch_size must be of type int, got True"):
         configs.check(config)
+
+
+def test_an_integer_in_place_of_a_float_is_one_that_jax_holds():
+    fields = configs.base().to_dict()
+    fields["objective"]["beta"] = 2**70  # a ConfigDict made by hand keeps the integer
+    with pytest.raises(
+        UserError, match=r"objective.beta must be between -2\^31 and 2\^31, got 1180"
+    ):
+        configs.check(ml_collections.ConfigDict(fields))
 
 
 def test_a_dictionary_is_no_configuration():

@@ -14,7 +14,7 @@ from svae_jax import data, seeds, sizes, terminal
 from svae_jax.analysis import fitted, trained
 from svae_jax.analysis.fitted import Fitted
 from svae_jax.analysis.trained import Trained
-from svae_jax.devices import batches, runtime
+from svae_jax.devices import batches, runtime, sharding
 from svae_jax.devices.batches import Batch
 from svae_jax.errors import UserError
 from svae_jax.evaluation import grids, steps
@@ -85,14 +85,10 @@ def draw(
     model: Trained, sampler: Fitted, key: PRNGKeyArray, count: int
 ) -> Iterator[Float[np.ndarray, "_n h w c"]]:
     """Batches of images ``[_, h, w, c]`` in [-1, 1]; image i depends on the key and i alone."""
-
-    def generate(batch: Batch) -> Float[Array, "b h w c"]:
-        return steps.decode(model.model, model.variables, sampler.of_indices(key, batch.rows))
-
     size = batches.size_for(sizes.image_shape(model.config), _BATCH)
-    for begin in range(0, count, size):
-        indices = np.arange(begin, min(begin + size, count), dtype=np.int32)
-        yield from batches.over(generate, indices, size)
+    for batch in sampler.batches(key, count, size):
+        images = steps.decode(model.model, model.variables, batch.rows)
+        yield sharding.on_host(images)[: batch.size]
 
 
 @runtime.own_numerics()

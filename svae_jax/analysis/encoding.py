@@ -15,7 +15,8 @@ import tqdm
 from jaxtyping import Array, Float, Num, PyTree
 
 from svae_jax import files, terminal
-from svae_jax.analysis import fitted, trained
+from svae_jax import model as models
+from svae_jax.analysis import trained
 from svae_jax.analysis.trained import Trained
 from svae_jax.data import cache
 from svae_jax.devices import batches, compiler, runtime
@@ -57,12 +58,13 @@ def write(
     _check(target, out)
     model = trained.load(directory, images=images, data_dir=data_dir)
     pixels = model.images(split or model.config.dataset.split)
-    shape = (len(pixels), *fitted.shape(model))
+    shape = (len(pixels), *model.model.posterior.shape)
     with (
         files.os_errors_for_user(f"--out={out} cannot be written"),
         files.replacing(target) as file,
     ):
-        num_arrays = 2 if target.suffix == ".npz" else 1
+        # An .npz file takes the room of three: the second array waits while it is copied.
+        num_arrays = 3 if target.suffix == ".npz" else 1
         files.check_room(target.parent, num_arrays * math.prod(shape) * 4)  # of float32
         if target.suffix == ".npy":
             _write_means(file, shape, _encoded(model, pixels))
@@ -99,7 +101,7 @@ def _posteriors(
     model: SpatialVAE, variables: PyTree, pixels: Num[Array, "b height width c"]
 ) -> tuple[Float[Array, "b h w n"], Float[Array, "b h w n"]]:
     """The means and the standard deviations of a batch."""
-    params: Any = model.apply(variables, model.pixels.to_float(pixels), method="encode")
+    params = models.encode(model, variables, pixels)
     return model.posterior.mean(params), model.posterior.stddev(params)
 
 

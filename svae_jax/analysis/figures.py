@@ -79,9 +79,9 @@ def reconstructions(originals: Any, reconstructed: Any) -> "Figure":
     return rows({"image": originals, "reconstruction": reconstructed})
 
 
-def traversal(path: Any, values: Sequence[float], name: str = "") -> "Figure":
-    """The images of `Run.traverse`, or of `Run.interpolate`, under their values."""
-    return rows({name: path}, [f"{value:.2g}" for value in values])
+def traversal(paths: Mapping[str, Any], values: Sequence[float]) -> "Figure":
+    """Rows of images of `Run.traverse`, each with its name, under their values."""
+    return rows(paths, [f"{value:+.2g}" for value in values])
 
 
 def edits(a: Any, b: Any, changed: Any, where: Bool[np.ndarray, "h w"]) -> "Figure":

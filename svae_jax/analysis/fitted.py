@@ -1,14 +1,16 @@
 """Fitted samplers in a workdir: where they stand, which model they are of, and how to load one."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from svae_jax import sampler_config, samplers
 from svae_jax.analysis.trained import Trained
 from svae_jax.devices import runtime
+from svae_jax.devices.batches import Batch
 from svae_jax.errors import UserError
 from svae_jax.run import checkpoint
 
@@ -33,11 +35,9 @@ class Fitted(NamedTuple):
         """Draws latents; see `samplers.draw`."""
         return samplers.draw(self.sampler, self.params, key, count, first)
 
-    def of_indices(
-        self, key: PRNGKeyArray, indices: Int[Array, " count"]
-    ) -> Float[Array, "count h w n"]:
-        """Draws the latents of these indices; see `samplers.draw_batch`."""
-        return samplers.draw_batch(self.sampler, self.params, key, indices)
+    def batches(self, key: PRNGKeyArray, count: int, size: int) -> Iterator[Batch]:
+        """Draws latents in batches of a size, which stay on the devices."""
+        return samplers.draw_batches(self.sampler, self.params, key, count, size=size)
 
 
 def place(directory: str | Path, name: str) -> Path:
@@ -53,12 +53,6 @@ def is_fitted(directory: str | Path, name: str) -> bool:
 def command(directory: str | Path, name: str) -> str:
     """The command that fits a sampler."""
     return f"python -m svae_jax.fit_sampler --workdir={directory} --sampler={name}"
-
-
-def shape(trained: Trained) -> tuple[int, int, int]:
-    """Height, width and maps of the model's latents."""
-    posterior = trained.model.posterior
-    return posterior.height, posterior.width, posterior.maps
 
 
 def model_identity(trained: Trained) -> dict[str, Any]:
@@ -108,7 +102,7 @@ def load_sampler(directory: str | Path, name: str, trained: Trained, **options: 
         )
     config = sampler_config.base()
     config.update_from_flattened_dict(loaded.config["settings"])
-    sampler = sampler_config.make(config, name, shape(trained))
+    sampler = sampler_config.make(config, name, trained.model.posterior.shape)
     return Fitted(name, _with(sampler, name, options), loaded.state["params"])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import tqdm
 from jaxtyping import PyTree
 
-from svae_jax import files, sampler_config, samplers, terminal
+from svae_jax import files, sampler_config, samplers, seeds, terminal
 from svae_jax.analysis import fitted, trained
 from svae_jax.devices import runtime
 from svae_jax.errors import UserError
@@ -70,7 +70,7 @@ def fit(
     if name in samplers.names():
         sampler_config.check(config, name)
     model = trained.load(directory, images=images, data_dir=data_dir)
-    sampler = sampler_config.make(config, name, fitted.shape(model))
+    sampler = sampler_config.make(config, name, model.model.posterior.shape)
     identity: dict[str, Any] = {
         "sampler": name,
         "model": fitted.model_identity(model),
@@ -134,7 +134,7 @@ def _posteriors(fit: SamplerFit) -> aggregate.Posteriors:
                 yield batch
                 bar.update(len(batch[0]) if isinstance(batch, tuple) else len(batch))
 
-    key = jax.random.key(fit.config.seed)
+    key = seeds.key(fit.config.seed)
     return aggregate.Posteriors(
         lambda: watched(aggregate.encode(model, variables, images)),
         lambda: watched(aggregate.samples(model, variables, key, images)),

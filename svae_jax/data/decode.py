@@ -52,8 +52,9 @@ def decode(
     def attempt(image: tuple[str, Reader]) -> tuple[Pixels, list[str]] | str:
         name, read = image
         try:
-            picture = read()
-            with pillow.alone(picture):
+            with pillow.one_large_at_a_time():
+                picture = read()
+                pillow.wait_if_large(picture)  # where the reader opens it in its own way
                 return convert(picture)
         except Exception as err:  # damaged bytes make a decoder raise anything
             if isinstance(err, OSError) and err.errno in _PASSING:

@@ -19,7 +19,8 @@ _LARGE = 2**26  # pixels from which on there is one picture in memory at a time
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
-_unlimited_lock, _large_lock = threading.Lock(), threading.Lock()
+_unlimited_lock, _large_lock = threading.Lock(), threading.RLock()
+_of_thread = threading.local()
 
 
 def open_picture(content: bytes, formats: tuple[str, ...] | None = None) -> Image.Image:
@@ -40,6 +41,7 @@ def open_picture(content: bytes, formats: tuple[str, ...] | None = None) -> Imag
             f"{image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read: make it "
             "smaller"
         )
+    wait_if_large(image)
     return image
 
 
@@ -52,11 +54,21 @@ def crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
 
 
 @contextlib.contextmanager
-def alone(image: Image.Image) -> Iterator[None]:
-    """Waits, before a large picture is read, until no other large one is in memory."""
-    is_large = image.width * image.height > _LARGE
-    with _large_lock if is_large else contextlib.nullcontext():
-        yield
+def one_large_at_a_time() -> Iterator[None]:
+    """A block in which a large picture is opened and used, while other threads wait with theirs."""
+    with contextlib.ExitStack() as held:
+        _of_thread.held = held
+        try:
+            yield
+        finally:
+            _of_thread.held = None
+
+
+def wait_if_large(image: Image.Image) -> None:
+    """Within `one_large_at_a_time`, waits until no other thread has a large picture in memory."""
+    held = getattr(_of_thread, "held", None)
+    if held is not None and image.width * image.height > _LARGE:
+        held.enter_context(_large_lock)
 
 
 @contextlib.contextmanager

@@ -204,16 +204,14 @@ def check_outside(dataset: Mapping[str, Any], directory: Path) -> None:
         directory: the workdir.
 
     Raises:
-        UserError: the workdir lies in a part of a folder that the run's splits read.
+        UserError: the workdir lies in a part of a folder that the run's splits read; or as `load`.
     """
     root = Path(dataset["data_dir"]).expanduser().resolve()
     if dataset["name"] != "folder" or not directory.resolve().is_relative_to(root):
         return
-    read = {
-        part.partition("[")[0].strip()
-        for field in ("split", "eval_split")
-        for part in dataset[field].split("+")
-    }
+    source = Folder(dataset["data_dir"], cache_directory(dataset["cache_dir"]))
+    splits = (dataset["split"], dataset["eval_split"])
+    read = {key for split in splits for key, _, _ in _ranges(split, source)}
     if read & {"all", *directory.resolve().relative_to(root).parts[:1]}:
         raise UserError(
             f"--workdir={directory} lies among the pictures of dataset.data_dir={str(root)!r}, and "

@@ -1,6 +1,7 @@
 """Data parallelism: where arrays live on a mesh with one axis, "data"."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -54,10 +55,16 @@ def put_rows(array: np.ndarray, rows: np.ndarray, mesh: Mesh) -> Array:
 
 def on_host(tree: PyTree) -> Any:
     """The arrays of a tree in this process's memory, also those that lie on other processes too."""
-    meshes = {leaf.sharding.mesh for leaf in jax.tree.leaves(tree) if _is_remote(leaf)}
-    for mesh in meshes:
-        tree = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    for leaf in jax.tree.leaves(tree):
+        if _is_remote(leaf):
+            tree = _on_all_devices(leaf.sharding.mesh)(tree)
+            break
     return jax.device_get(tree)
+
+
+@functools.cache  # of one function, since JAX compiles a new one anew
+def _on_all_devices(mesh: Mesh) -> Callable[[PyTree], PyTree]:
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
 
 
 def _is_remote(leaf: Any) -> bool:

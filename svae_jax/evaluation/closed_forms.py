@@ -127,7 +127,7 @@ def _paths(model: SpatialVAE, noise: Likelihood, decoder_params: int) -> dict[st
     num_cells = cells[0] * cells[1]
     size = math.prod(noise.image_shape) // num_cells
     wanted = {
-        "same latent": (posterior.height, posterior.width, posterior.maps),
+        "same latent": posterior.shape,
         "as many latents": (*cells, model.num_latents // num_cells),
         "as large a decoder": (*cells, decoder_params // size - 1),
         f"Gaussian of {'the pixels' if num_cells == 1 else 'patches'}": (*cells, size - 1),

@@ -1,5 +1,7 @@
 """The pictures of a run: samples and reconstructions, laid out as grids."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Num, PyTree, UInt8
@@ -47,17 +49,12 @@ def draw(
         and `reconstructions`. Where the posteriors' covariance is not finite, there is no
         `samples_gaussian`.
     """
+    z = recipe.model.sample_prior(stream(recipe.seed, "prior"), _NUM_SAMPLES, variables)
     originals = np.asarray(eval_images[:_NUM_RECONSTRUCTIONS])
     shown = recipe.model.pixels.to_float(originals)
-    prior_key, key = (stream(recipe.seed, name) for name in ("prior", "eval"))
-    z = recipe.model.sample_prior(prior_key, _NUM_SAMPLES, variables)
-    samples = _decoded(recipe, variables, z, mesh)
-    reconstructions = batches.gather(
-        lambda batch: steps.reconstruct(recipe.model, variables, key, batch.rows),
-        *(originals, len(originals), mesh),
-    )
+    reconstructions = _reconstructed(recipe, variables, originals, mesh)
     pictures = {
-        "samples": grids.grid(samples),
+        "samples": grids.grid(_decoded(recipe, variables, z, mesh)),
         "reconstructions": grids.pairs(shown, reconstructions),
     }
     wanted = int(_FITTED_SHARE * sample_every * recipe.batch_size)
@@ -69,13 +66,35 @@ def draw(
     return pictures
 
 
+def _reconstructed(
+    recipe: Recipe, variables: PyTree, originals: Pixels, mesh: Mesh
+) -> Float[np.ndarray, "n h w c"]:
+    """The images of one sample of each posterior, which do not depend on the size of batches."""
+    params = batches.gather(
+        lambda batch: steps.encode(recipe.model, variables, batch.rows),
+        originals,
+        size=_batch_size(recipe, len(originals)),
+        mesh=mesh,
+    )
+    params = jax.tree.map(jnp.asarray, params)
+    z = recipe.model.posterior.sample(stream(recipe.seed, "eval"), params)
+    return _decoded(recipe, variables, z, mesh)
+
+
 def _decoded(
     recipe: Recipe, variables: PyTree, z: Float[Array, "b _h _w n"], mesh: Mesh
 ) -> Float[np.ndarray, "b h w c"]:
     return batches.gather(
         lambda batch: steps.decode(recipe.model, variables, batch.rows),
-        *(np.asarray(z), len(z), mesh),
+        np.asarray(z),
+        size=_batch_size(recipe, len(z)),
+        mesh=mesh,
     )
+
+
+def _batch_size(recipe: Recipe, count: int) -> int:
+    """Images at a time, in the memory that training takes."""
+    return batches.size_for(recipe.image_shape, min(count, recipe.batch_size))
 
 
 def _draw_from_gaussian(
@@ -86,13 +105,15 @@ def _draw_from_gaussian(
     mesh: Mesh,
 ) -> Float[Array, "b _h _w n"] | None:
     """Latents from the Gaussian of the aggregate posterior of chosen images, if it is finite."""
-    model, key = recipe.model, stream(recipe.seed, "prior")
-    shape = (model.posterior.height, model.posterior.width, model.posterior.maps)
+    model, shape = recipe.model, recipe.model.posterior.shape
+    of_posteriors, of_draws = jax.random.split(stream(recipe.seed, "preview"))
     is_small = model.num_latents <= _MOST_LATENTS
     sampler = samplers.Gaussian(shape) if is_small else samplers.Kronecker(shape)
     try:
-        posteriors = aggregate.posteriors(model, variables, images, key, mesh, chosen=chosen)
+        posteriors = aggregate.posteriors(
+            model, variables, images, of_posteriors, mesh, chosen=chosen
+        )
         params = samplers.fit(sampler, posteriors)
     except ValueError:  # a picture is no reason to end a run
         return None
-    return samplers.draw(sampler, params, key, _NUM_SAMPLES, mesh=mesh)
+    return samplers.draw(sampler, params, of_draws, _NUM_SAMPLES, mesh=mesh)

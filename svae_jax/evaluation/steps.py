@@ -6,8 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
+from svae_jax import model as models
 from svae_jax.devices import compiler
 from svae_jax.evaluation import per_image
+from svae_jax.latents import Params
 from svae_jax.likelihoods import Likelihood
 from svae_jax.model import SpatialVAE
 from svae_jax.model import objective as objectives
@@ -117,6 +119,12 @@ def generate(
 ) -> Float[Array, "{count} h w c"]:
     """Draws images from the model: E[x|z], in [-1, 1], for latents drawn from the prior."""
     return _apply(model, variables, model.sample_prior(key, count, variables), method="images")
+
+
+@functools.partial(compiler.jit, static_argnums=0)
+def encode(model: SpatialVAE, variables: PyTree, pixels: Num[Array, "b h w c"]) -> Params:
+    """Encodes images in the units of the data to the arrays of their posteriors."""
+    return models.encode(model, variables, pixels)
 
 
 @functools.partial(compiler.jit, static_argnums=0)

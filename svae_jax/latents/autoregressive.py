@@ -175,7 +175,7 @@ class Autoregressive(LearnedGaussian):
     def of_neighbourhoods(
         self, mean: Float64[np.ndarray, "h w n"], sums: Float64[np.ndarray, "k n k n"]
     ) -> Params:
-        """`of_moments` from all that it needs of the covariance, for latents of any size.
+        """`of_moments` from all that it needs of the covariance, which may be too large to hold.
 
         Args:
             mean: E[z].
@@ -209,6 +209,8 @@ class Autoregressive(LearnedGaussian):
 
     def pair_weights(self, first: int, second: int) -> Float64[np.ndarray, "hw hw"]:
         """1 at (a + b, a + c) for all locations a that have both, for `Posterior.weighted_trace`.
+
+        A dense matrix, as every covariance takes; for a diagonal one only its diagonal is kept.
 
         Args:
             first: b, 0 for a itself, or 1 to 4 for a neighbour.

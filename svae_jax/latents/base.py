@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Float64, PRNGKeyArray
 
 Params = dict[str, Float[Array, "..."]]
 """Arrays by name: a posterior's, the batch axes in front of each, or a prior's, without any."""
@@ -185,6 +185,44 @@ class Prior(Sizes, Protocol):
         self, key: PRNGKeyArray, params: Params, batch: tuple[int, ...]
     ) -> Float[Array, "*batch h w n"]:
         """Draws z ``[*batch, h, w, n]``, of JAX's default float."""
+
+
+@runtime_checkable
+class StartsAtMoments(Protocol):
+    """An optional method of a `Prior`: its parameters from the moments of latents.
+
+    With it, a model that starts at PCA starts at the aggregate posterior's, too.
+    """
+
+    def of_moments(
+        self, mean: Float64[np.ndarray, "h w n"], covariance: Float64[np.ndarray, "d d"]
+    ) -> Params:
+        """The parameters of highest likelihood for latents of this mean and covariance."""
+
+
+@runtime_checkable
+class StartsAtNeighbourhoods(Protocol):
+    """Optional methods of a `Prior`: the same from the moments of neighbouring locations.
+
+    A neighbourhood is a location and those near it, the members b and c of it.
+    """
+
+    @property
+    def num_members(self) -> int:
+        """How many locations a neighbourhood has."""
+
+    def neighbourhoods(
+        self, deviation: Float64[np.ndarray, "*batch h w n"]
+    ) -> Float64[np.ndarray, "*batch h w k n"]:
+        """The deviations from the mean of the members of each location's neighbourhood."""
+
+    def pair_weights(self, first: int, second: int) -> Float64[np.ndarray, "hw hw"]:
+        """How often each pair of locations is a pair of the members b and c."""
+
+    def of_neighbourhoods(
+        self, mean: Float64[np.ndarray, "h w n"], sums: Float64[np.ndarray, "k n k n"]
+    ) -> Params:
+        """The parameters of highest likelihood for the summed covariances of all members."""
 
 
 def check_positive(**sizes: object) -> None:

@@ -59,6 +59,11 @@ class Posterior:
         return self.mean_model.maps
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and maps: the shape of one z."""
+        return self.height, self.width, self.maps
+
+    @property
     def shapes(self) -> Shapes:
         """Name -> shape for one example of every array in `params`, in the order of emission."""
         return self.mean_model.shapes | self.covariance_model.shapes

@@ -63,6 +63,9 @@ def conv(
         strides: how many times each axis shrinks.
         paddings: "SAME" or "VALID", for each axis.
         kind: "auto", with the gradients above; or "lax", with XLA's own.
+
+    Raises:
+        ValueError: kind is none of these.
     """
     lows = tuple(
         _low(*axis) for axis in zip(x.shape[1:3], kernel.shape[:2], strides, paddings, strict=True)
@@ -71,6 +74,7 @@ def conv(
         output_size(*axis)
         for axis in zip(x.shape[1:3], kernel.shape[:2], strides, paddings, strict=True)
     )
+    _check(kind)
     function = _plain_conv if kind == "lax" else _conv
     return function(x, kernel, strides, lows, sizes)
 
@@ -90,6 +94,9 @@ def conv_transpose(
         strides: how many times each axis grows.
         paddings: "SAME" (size · stride) or "VALID" (plus what the kernel overhangs), for each axis.
         kind: "auto", with the gradients above; or "lax", with XLA's own.
+
+    Raises:
+        ValueError: kind is none of these.
     """
     lows = tuple(
         _transposed_low(*axis) for axis in zip(kernel.shape[:2], strides, paddings, strict=True)
@@ -98,8 +105,14 @@ def conv_transpose(
         transposed_output_size(*axis)
         for axis in zip(x.shape[1:3], kernel.shape[:2], strides, paddings, strict=True)
     )
+    _check(kind)
     function = _dilated if kind == "lax" else _adjoint
     return function(x, jnp.swapaxes(jnp.flip(kernel, (0, 1)), 2, 3), strides, lows, sizes)
+
+
+def _check(kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
 
 
 # C_k and its adjoint take strides, the `low` of each axis, and the sizes of their results.

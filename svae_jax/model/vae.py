@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from svae_jax import latents
 from svae_jax.latents.means import FreeMean
@@ -130,7 +130,7 @@ class SpatialVAE(nn.Module):
     @property
     def num_latents(self) -> int:
         """Z, the number of latents of an image."""
-        return self.posterior.height * self.posterior.width * self.posterior.maps
+        return math.prod(self.posterior.shape)
 
     def sample_prior(
         self, key: PRNGKeyArray, count: int, variables: dict | None = None
@@ -381,6 +381,12 @@ def with_lax_convolutions(model: SpatialVAE) -> SpatialVAE:
             for name, part in styled.items()
         }
     )
+
+
+def encode(model: SpatialVAE, variables: PyTree, pixels: Num[Array, "b h w c"]) -> latents.Params:
+    """The posteriors of images in the units of the data, as named arrays."""
+    params: Any = model.apply(variables, model.pixels.to_float(pixels), method="encode")
+    return params
 
 
 def init(model: SpatialVAE, key: PRNGKeyArray, image_shape: tuple[int, int, int]) -> dict:

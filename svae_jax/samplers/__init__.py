@@ -21,7 +21,7 @@ Each is a frozen dataclass of static settings whose `sample` is a pure function 
 """
 
 from svae_jax.samplers.aggregate import Posteriors
-from svae_jax.samplers.base import MOST_LATENTS, Sampler, draw, draw_batch, fit, image_keys
+from svae_jax.samplers.base import MOST_LATENTS, Sampler, draw, draw_batches, fit, image_keys
 from svae_jax.samplers.flow import Flow
 from svae_jax.samplers.gaussian import Gaussian
 from svae_jax.samplers.kronecker import Kronecker
@@ -39,7 +39,7 @@ __all__ = [
     "Prior",
     "Sampler",
     "draw",
-    "draw_batch",
+    "draw_batches",
     "fit",
     "image_keys",
     "names",

@@ -9,7 +9,7 @@ Images are encoded in batches on all devices; sums are kept in float64 on the ho
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32, Float64, Int, Num, PRNGKeyArray, PyTree
 
+from svae_jax import model as models
 from svae_jax.devices import batches as batch_lib
 from svae_jax.devices import compiler, sharding
+from svae_jax.latents.base import StartsAtNeighbourhoods
 from svae_jax.model import SpatialVAE
 
 _BATCH = 200  # images at a time, or fewer large ones
@@ -71,7 +73,6 @@ def encode(
     *,
     chosen: Chosen | None = None,
     mirrored: bool = False,
-    batch_size: int = _BATCH,
 ) -> Iterator[Encoded]:
     """Encodes every image once, in batches.
 
@@ -82,9 +83,8 @@ def encode(
         mesh: the devices; by default all of this process.
         chosen: indices of the images that are encoded; all by default.
         mirrored: whether each batch is encoded again, flipped left to right.
-        batch_size: images at a time; the last batch may be smaller.
     """
-    for pixels, batch in _pixels(images, batch_size, mesh, chosen, mirrored):
+    for pixels, batch in _pixels(images, mesh, chosen, mirrored):
         found = sharding.on_host(_encode(model, variables, pixels, batch.inside))
         yield Encoded(found[0][: batch.size], found[1])
 
@@ -97,7 +97,7 @@ def _encode(
     mask: Bool[Array | np.ndarray, " b"],
 ) -> tuple[Float[Array, "b d"], Float[Array, "n hw hw"]]:
     """The means, flattened, and the masked sum of the covariances."""
-    params: Any = model.apply(variables, model.pixels.to_float(pixels), method="encode")
+    params = models.encode(model, variables, pixels)
     means = model.posterior.mean(params)
     total = model.posterior.total_covariance(params, jnp.asarray(mask, means.dtype))
     return means.reshape(len(means), -1), total
@@ -113,7 +113,7 @@ def samples(
     chosen: Chosen | None = None,
 ) -> Iterator[Float32[np.ndarray, "b h w n"]]:
     """One sample z ~ q(z|x) of every image, in batches as `encode`; of a key for each batch."""
-    for i, batch in enumerate(_batches(images, _BATCH, mesh, chosen)):
+    for i, batch in enumerate(_batches(images, mesh, chosen)):
         z = _sample(model, variables, jax.random.fold_in(key, i), batch.rows)
         yield sharding.on_host(z)[: batch.size]
 
@@ -125,30 +125,28 @@ def _sample(
     key: PRNGKeyArray,
     pixels: Num[Array, "b h w c"],
 ) -> Float[Array, "b _h _w n"]:
-    params: Any = model.apply(variables, model.pixels.to_float(pixels), method="encode")
+    params = models.encode(model, variables, pixels)
     return model.posterior.sample(key, params)
 
 
 def _batches(
     images: Num[np.ndarray, "num h w c"],
-    batch_size: int,
     mesh: Mesh | None,
     chosen: Chosen | None,
 ) -> Iterator[batch_lib.Batch]:
     count = len(images) if chosen is None else len(chosen)
-    size = batch_lib.size_for(images.shape[1:], min(batch_size, count))
+    size = batch_lib.size_for(images.shape[1:], min(_BATCH, count))
     return batch_lib.split(images, size, mesh, chosen)
 
 
 def _pixels(
     images: Num[np.ndarray, "num h w c"],
-    batch_size: int,
     mesh: Mesh | None,
     chosen: Chosen | None,
     mirrored: bool,
 ) -> Iterator[tuple[Num[Array, "b h w c"], batch_lib.Batch]]:
     """The pixels of each batch, and flipped left to right where that is asked for."""
-    for batch in _batches(images, batch_size, mesh, chosen):
+    for batch in _batches(images, mesh, chosen):
         yield batch.rows, batch
         if mirrored:
             yield batch.rows[:, :, ::-1], batch
@@ -196,12 +194,15 @@ def neighbourhoods(
     model: SpatialVAE,
     variables: PyTree,
     images: Num[np.ndarray, "num h w c"],
-    prior: Any,
+    prior: StartsAtNeighbourhoods,
     *,
     chosen: Chosen | None = None,
     mirrored: bool = False,
 ) -> Neighbourhoods:
-    """The moments of neighbouring locations; memory and time grow with h·w, not with its square.
+    """The moments of neighbouring locations, without the covariance of all latents.
+
+    That has (h·w·n)² entries. Here the posteriors' part takes the prior's weights of each pair of
+    neighbours, (h·w)² entries at a time: 134 MB for 64×64 locations.
 
     Args:
         model: the networks and the posterior.
@@ -213,7 +214,7 @@ def neighbourhoods(
     """
     count, total, squares, noise = 0, np.zeros(()), np.zeros(()), np.zeros(())
     shift: np.ndarray | None = None
-    for pixels, batch in _pixels(images, _BATCH, None, chosen, mirrored):
+    for pixels, batch in _pixels(images, None, chosen, mirrored):
         found = _encode_neighbourhoods(model, prior, variables, pixels, batch.inside)
         means, added = sharding.on_host(found)
         means = means[: batch.size].astype(np.float64)
@@ -239,13 +240,13 @@ def _gram_of(rows: Float64[np.ndarray, "*b k n"]) -> Float64[np.ndarray, "k n k 
 @functools.partial(compiler.jit, static_argnums=(0, 1))
 def _encode_neighbourhoods(
     model: SpatialVAE,
-    prior: Any,
+    prior: StartsAtNeighbourhoods,
     variables: PyTree,
     pixels: Num[Array, "b h w c"],
     mask: Bool[Array | np.ndarray, " b"],
 ) -> tuple[Float[Array, "b _h _w n"], Float[Array, "k k n"]]:
     """The means, and the masked sums of the posteriors' covariances of neighbours."""
-    params: Any = model.apply(variables, model.pixels.to_float(pixels), method="encode")
+    params = models.encode(model, variables, pixels)
 
     def noise(b: int, c: int) -> Float[Array, " n"]:
         traces = model.posterior.weighted_trace(params, prior.pair_weights(b, c))

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
@@ -10,7 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float64, Int, Key, PRNGKeyArray, PyTree
 
-from svae_jax.devices import batches
+from svae_jax.devices import batches, sharding
+from svae_jax.devices.batches import Batch
 from svae_jax.samplers.aggregate import Posteriors
 
 Keys = Key[Array, " count"]
@@ -92,11 +94,40 @@ def image_keys(key: PRNGKeyArray, indices: Int[Array | np.ndarray, " count"]) ->
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def draw_batch(
+def _draw(
     sampler: Sampler, params: PyTree, key: PRNGKeyArray, indices: Int[Array, " count"]
 ) -> Float[Array, "count h w n"]:
-    """Draws the latents of these indices, compiled for their number."""
     return sampler.sample(params, image_keys(key, indices))
+
+
+def draw_batches(
+    sampler: Sampler,
+    params: PyTree,
+    key: PRNGKeyArray,
+    count: int,
+    first: int = 0,
+    size: int = _BATCH,
+    mesh: Mesh | None = None,
+) -> Iterator[Batch]:
+    """Draws latents as `draw` does, one batch after the other; its rows stay on the devices.
+
+    Args:
+        sampler: its settings.
+        params: its arrays.
+        key: the root of all latents.
+        count: how many.
+        first: the index of the first.
+        size: of a batch.
+        mesh: the devices; by default all of this process.
+    """
+    mesh = sharding.make_mesh(jax.local_devices()) if mesh is None else mesh
+    everywhere = sharding.replicated(mesh)
+    params = jax.tree.map(lambda leaf: sharding.put(np.asarray(leaf), everywhere), params)
+    for begin in range(first, first + count, size):
+        indices = np.arange(begin, min(begin + size, first + count), dtype=np.int32)
+        for batch in batches.split(indices, size, mesh):
+            z = _draw(sampler, params, key, batch.rows)
+            yield batch._replace(begin=begin - first, rows=z)
 
 
 def draw(
@@ -127,14 +158,10 @@ def draw(
         raise ValueError(f"count must be at least 1, got count={count}")
     if first < 0:
         raise ValueError(f"first must be at least 0, got first={first}")
-    params = jax.tree.map(jnp.asarray, params)
     # Whole batches at fixed places, so that neighbours do not change an image's rounding either.
     begin = first // _BATCH * _BATCH
-    z = batches.gather(
-        lambda batch: draw_batch(sampler, params, key, batch.rows),
-        np.arange(begin, first + count, dtype=np.int32),
-        *(_BATCH, mesh),
-    )
+    drawn = draw_batches(sampler, params, key, first + count - begin, begin, mesh=mesh)
+    z = np.concatenate([sharding.on_host(batch.rows)[: batch.size] for batch in drawn])
     return jnp.asarray(z[first - begin :])
 
 

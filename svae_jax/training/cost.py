@@ -10,6 +10,7 @@ import numpy as np
 from svae_jax import model as models
 from svae_jax import terminal
 from svae_jax.model import SpatialVAE, convolutions, networks
+from svae_jax.training import feed
 from svae_jax.training.job import Job
 
 # Of the peak, as training reaches it: of a product of matrices on this CPU, and assumed elsewhere.
@@ -26,7 +27,7 @@ def summary(job: Job) -> str:
     """Parameters, memory and seconds an epoch, as one line.
 
     Memory is that of one device, and on a CPU that of the process. Both are rough: they are
-    multiples of the networks' features and multiply-adds.
+    multiples of the networks' features and multiply-adds, and the images that live on the device.
     """
     shape = job.recipe.image_shape
     variables = jax.eval_shape(lambda: models.init(job.recipe.model, jax.random.key(0), shape))
@@ -39,7 +40,10 @@ def summary(job: Job) -> str:
     batch = job.recipe.batch_size / job.mesh.size
     features = _COPIES_OF_FEATURES * batch * sum(size for size, _ in layers)
     memory = 4 * (features + _COPIES_OF_PARAMS * sum(sizes.values()))
-    memory += _CPU_PROCESS if jax.default_backend() == "cpu" else 0
+    if jax.default_backend() == "cpu":  # all devices of the process are in its memory
+        memory = memory * len(job.mesh.local_devices) + _CPU_PROCESS
+    if feed.is_resident(job.train_images, job.mesh, job.config.dataset.resident_share):
+        memory += job.train_images.nbytes
     flops = 2 * _PASSES * sum(products for _, products in layers) * len(job.train_images)
     seconds = flops / (_flops_per_second() * job.mesh.size)
     return (

@@ -45,9 +45,13 @@ _FLAT = {"tpu": 2**10}
 
 def make(recipe: Recipe, images: Images, mesh: Mesh, resident_share: float) -> Feed:
     """The feed for these images: resident if they fit `resident_share` of a device's memory."""
-    if images.nbytes <= resident_share * _device_memory(mesh):
-        return _resident(recipe, images, mesh)
-    return _streamed(recipe, images, mesh)
+    make = _resident if is_resident(images, mesh, resident_share) else _streamed
+    return make(recipe, images, mesh)
+
+
+def is_resident(images: Images, mesh: Mesh, resident_share: float) -> bool:
+    """Whether the images live on every device."""
+    return images.nbytes <= resident_share * _device_memory(mesh)
 
 
 def _device_memory(mesh: Mesh) -> int:

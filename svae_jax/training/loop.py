@@ -77,7 +77,7 @@ def train(
         if before.get("step") == job.num_steps:  # only the evaluation was repeated
             result["images_per_second"] = before["images_per_second"]
         if is_first:
-            workdir.write_json(job.directory / "result.json", result)
+            workdir.write_json(path, result)
     return result
 
 
@@ -99,7 +99,7 @@ def run(job: jobs.Job, is_first: bool = True) -> dict[str, Any]:
         ):
             if begin == 0:
                 writer.write_config(configs.flatten(config.to_dict()))
-            return _Loop(job, loop_state, checkpoints, writer, progress, request).run()
+            return _Loop(job, loop_state, checkpoints, writer, progress, request).finish()
 
 
 def _restore_or_init(job: jobs.Job, checkpoints: Checkpointer) -> LoopState:
@@ -141,13 +141,14 @@ class _Loop:
         self._checkpoints, self._writer, self._progress = checkpoints, writer, progress
         self._request = request
         self._evaluation: dict[str, float] | None = None  # the last one
+        self._evaluated_at: int | None = None
         self._rates: list[float] = []  # images per second
         self._train_steps = feed.make(
             job.recipe, job.train_images, job.mesh, self._config.dataset.resident_share
         )
         self._no_totals = jax.jit(TrainMetrics.empty, out_shardings=sharding.replicated(job.mesh))
 
-    def run(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Trains to the last step; logs, evaluates, samples and saves along the way."""
         begin, config = self._at, self._config
         for stop in _stops(self._job, begin, self._checkpoints.latest_step() is not None):
@@ -210,7 +211,7 @@ class _Loop:
 
     def _evaluate(self, variables: PyTree) -> None:
         """Writes and keeps the held-out metrics."""
-        self._evaluation = _evaluate(self._job, variables)
+        self._evaluation, self._evaluated_at = _held_out(self._job, variables), self._at
         self._report(self._evaluation)
 
     def _report(self, evaluation: dict[str, float]) -> None:
@@ -232,7 +233,7 @@ class _Loop:
             self._at,
             LoopState(self._state, self._totals),
             config=self._config.to_dict(),
-            metrics=self._evaluation if self._is_due(self._config.eval_every) else None,
+            metrics=self._evaluation if self._evaluated_at == self._at else None,
         )
 
     def _result(self) -> dict[str, Any]:
@@ -240,7 +241,7 @@ class _Loop:
         variables = step.evaluated_variables(self._state)
         evaluation = self._evaluation
         if evaluation is None:  # killed between the last checkpoint and the result
-            evaluation = _evaluate(self._job, variables)
+            evaluation = _held_out(self._job, variables)
         if num_samples := self._config.importance_samples:  # last: it may take long
             scale = bounds.scale_of(self._job.recipe.likelihood, evaluation, "eval/")
             assert scale is not None  # the evaluation holds it
@@ -271,7 +272,7 @@ def _stops(job: jobs.Job, begin: int, is_saved: bool) -> Iterator[int]:
         yield at
 
 
-def _evaluate(job: jobs.Job, variables: PyTree) -> dict[str, float]:
+def _held_out(job: jobs.Job, variables: PyTree) -> dict[str, float]:
     """Held-out metrics, by their names in metrics.jsonl."""
     images = (job.train_images, job.eval_images)
     return _named(bounds.held_out(job.recipe, variables, *images, job.mesh))

@@ -14,6 +14,8 @@ from svae_jax import likelihoods
 from svae_jax.devices import batches, sharding
 from svae_jax.devices.batches import Batch
 from svae_jax.evaluation import bounds, closed_forms, steps
+from svae_jax.latents import Prior
+from svae_jax.latents.base import StartsAtMoments, StartsAtNeighbourhoods
 from svae_jax.model import is_exact_at_pca, start_at_pca
 from svae_jax.recipe import stream
 from svae_jax.samplers import MOST_LATENTS, aggregate
@@ -46,7 +48,7 @@ def initial(job: Job, state: TrainState) -> TrainState:
         batch_stats = jax.device_get(state.batch_stats)
         if job.recipe.likelihood.learns_scale and not is_exact_at_pca(job.recipe.model):
             params["log_sigma"] = jnp.log(fit_scale(job, params, batch_stats))
-        prior: Any = job.recipe.model.prior
+        prior = job.recipe.model.prior
         if prior.shapes and (reason := _lacks_start(job.recipe.model.num_latents, prior)):
             logging.warning("latent.prior=%s starts at N(0, I): %s", prior.name, reason)
         elif prior.shapes:
@@ -60,12 +62,12 @@ def initial(job: Job, state: TrainState) -> TrainState:
     return state._replace(params=params, ema=ema)
 
 
-def _lacks_start(num_latents: int, prior: Any) -> str:
+def _lacks_start(num_latents: int, prior: Prior) -> str:
     """Why a learned prior cannot start at the moments of the aggregate posterior, if it cannot."""
-    if not hasattr(prior, "of_moments"):
-        return "it has no method of_moments"
-    if hasattr(prior, "of_neighbourhoods"):
+    if isinstance(prior, StartsAtNeighbourhoods):
         return ""
+    if not isinstance(prior, StartsAtMoments):
+        return "it has no method of_moments"
     if num_latents > MOST_LATENTS:
         return f"moments of {num_latents:,} latents are more than the {MOST_LATENTS:,} that fit"
     return ""
@@ -101,19 +103,20 @@ def _with_optimal(likelihood: likelihoods.Likelihood) -> tuple[likelihoods.Likel
     return gaussian, likelihood.unit_stddev
 
 
-def fit_prior(job: Job, prior: Any, params: PyTree, batch_stats: PyTree) -> PyTree:
+def fit_prior(job: Job, prior: Prior, params: PyTree, batch_stats: PyTree) -> PyTree:
     """The prior's parameters at the moments of the aggregate posterior of training images."""
     model, images = job.recipe.model, job.train_images
     variables = {"params": params, "batch_stats": batch_stats}
     # Evenly spaced; each mirrored too where training flips them.
     chosen = np.linspace(0, len(images) - 1, min(_MOST_ENCODED, len(images))).astype(int)
     which: dict[str, Any] = {"chosen": chosen, "mirrored": job.recipe.flip}
-    if hasattr(prior, "of_neighbourhoods"):
+    if isinstance(prior, StartsAtNeighbourhoods):
         found = aggregate.neighbourhoods(model, variables, images, prior, **which)
         return prior.of_neighbourhoods(found.mean, found.sums)
+    assert isinstance(prior, StartsAtMoments)  # see `_lacks_start`
     moments = aggregate.moments(aggregate.encode(model, variables, images, **which))
-    shape = (model.posterior.height, model.posterior.width, model.posterior.maps)
-    return prior.of_moments(moments.mean.reshape(shape), moments.covariance)
+    mean = moments.mean.reshape(model.posterior.shape)
+    return prior.of_moments(mean, moments.covariance)
 
 
 def _replicated(job: Job, tree: PyTree) -> Any:

@@ -49,9 +49,12 @@ def test_mistakes_are_one_line_and_write_nothing(trained_run, tmp_path, changed,
     assert [path.name for path in tmp_path.iterdir()] == ["there.npz"]
 
 
-@pytest.mark.parametrize("name", ["a.npz", "a.npy"])
-def test_a_disk_without_room_is_told_before_the_work(trained_run, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+@pytest.mark.parametrize(("name", "arrays"), [("a.npz", 2.5), ("a.npy", 0.5)])
+def test_a_disk_without_room_is_told_before_the_work(
+    trained_run, tmp_path, monkeypatch, name, arrays
+):
+    free = arrays * 48 * 3 * 3 * 4 * 4  # 48 latents of 3 x 3 x 4, float32
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     monkeypatch.setattr(encoding.batches, "over", None)
     with pytest.raises(UserError, match=rf"{name} cannot be written: it takes .* MB are free"):
         encoding.write(trained_run, tmp_path / name)

@@ -22,7 +22,7 @@ CALLS = {
     "grey": (lambda: figures.rows({"grey": FLOATS[..., :1]}), 4),
     "reconstructions": (lambda: figures.reconstructions(PICTURES, FLOATS), 8),
     "uneven rows": (lambda: figures.rows({"prior": FLOATS, "flow": FLOATS[:2]}), 6),
-    "traversal": (lambda: figures.traversal(FLOATS, [-1.0, 0.0, 1.0, 2.0]), 4),
+    "traversal": (lambda: figures.traversal({"": FLOATS}, [-1.0, 0.0, 1.0, 2.0]), 4),
     "edits": (lambda: figures.edits(PICTURES, FLOATS[:1], FLOATS, MASK), 12),
     "one edit": (lambda: figures.edits(PICTURES[0], FLOATS[0], FLOATS[:1], MASK), 3),
     "reach": (lambda: figures.reach(REACH), 6),

@@ -98,6 +98,7 @@ def test_a_flow_is_the_same_under_other_rules_of_numbers(run, tmp_path):
     np.testing.assert_array_equal(drawn, svae_jax.load(plain).sample(2, "flow", ode_steps=2))
 
 
+@pytest.mark.usefixtures("optimised", "fresh_programs")
 def test_interrupted_anywhere_a_flow_ends_in_the_same_bits(run, monkeypatch):
     """Also one that is logged and saved at other steps."""
     fitting.fit(run, "flow", tiny("flow"))

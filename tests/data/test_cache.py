@@ -206,7 +206,6 @@ BUILDER = """
 import os, signal, sys, time
 import numpy as np
 from pathlib import Path
-from svae_jax import files
 from svae_jax.data import cache
 path, log, die = Path(sys.argv[1]), Path(sys.argv[2]), len(sys.argv) > 3
 def batches():

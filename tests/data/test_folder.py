@@ -460,11 +460,19 @@ def test_a_pipe_among_the_pictures_is_named(root, refused):
 
 @pytest.mark.parametrize(
     ("split", "workdir"),
-    [("all[:90%]", "runs/a"), ("train", "train"), ("test+train[:1]", "train/runs/a"), ("all", ".")],
+    [
+        *[("all[:90%]", "runs/a"), ("train", "train"), ("test+train[:1]", "train/runs/a")],
+        *[("all", "."), ("a+b", "a+b/run"), ("train + x[1][:50%]", "x[1]/run")],
+    ],
 )
 def test_a_run_does_not_write_among_its_pictures(root, split, workdir):
+    for top in ("train", "test", "a+b", "x[1]"):
+        for i in range(2):
+            save(noise(8, 8, 3), root / top / f"{i}.png")
     dataset = {"name": "folder", "data_dir": str(root), "split": split, "eval_split": "test"}
-    with pytest.raises(UserError, match=rf"^--workdir=.*{workdir} lies among the pictures of "):
+    dataset["cache_dir"] = ""
+    message = rf"^--workdir={re.escape(str(root / workdir))} lies among the pictures of "
+    with pytest.raises(UserError, match=message):
         data.check_outside(dataset, root / workdir)
     data.check_outside(dataset, root.parent / "runs")
     data.check_outside(dataset | {"split": "train"}, root / "runs" / "a")

@@ -1,6 +1,10 @@
 """Large pictures, and PNG files with long texts, which Pillow alone refuses."""
 
+import functools
 import io
+import os
+import threading
+import time
 import warnings
 import zlib
 
@@ -10,6 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from svae_jax.data import pillow
 from svae_jax.data.decode import decode, to_array
+from svae_jax.data.sources import tfds
 from tests.data import pictures
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
@@ -86,6 +91,33 @@ def test_pictures_beyond_pillows_limit_are_read(shape):
         found = _decoded(_png(), _png(), shape=shape)
     np.testing.assert_array_equal(found, [PIXELS[:, (8 - shape[1]) // 2 :][:, : shape[1]]] * 2)
     assert Image.MAX_IMAGE_PIXELS == 20
+
+
+READERS = {"folder": pillow.open_picture, "TFDS": functools.partial(tfds._open_record, mode="L")}
+
+
+@pytest.mark.usefixtures("small_limits")
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS.keys())
+def test_two_large_pictures_are_never_in_memory_together(monkeypatch, read):
+    in_memory, most, load = set(), 0, PngImagePlugin.PngImageFile.load
+
+    def watched(image):
+        nonlocal most
+        in_memory.add(threading.get_ident())
+        most = max(most, len(in_memory))
+        time.sleep(0.01)
+        return load(image)
+
+    def convert(image):
+        image.load()
+        in_memory.remove(threading.get_ident())
+        return PIXELS, []
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", watched)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    readers = ((f"{i}.png", functools.partial(read, _png())) for i in range(8))
+    (found,) = decode(readers, convert, count=8, title="", field="folder")
+    assert (len(found), most) == (8, 1)
 
 
 def test_a_picture_that_would_fill_the_memory_is_refused_with_its_size():

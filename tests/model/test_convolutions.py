@@ -192,3 +192,10 @@ def test_an_empty_batch(x64):
     for padding in ("SAME", "VALID"):
         made = convolutions.conv_transpose(x[:0], w, (2, 2), (padding, padding))
         assert made.shape[0] == 0
+
+
+@pytest.mark.parametrize("apply", [convolutions.conv, convolutions.conv_transpose])
+def test_another_kind_is_refused(apply):
+    x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
+    with pytest.raises(ValueError, match="kind must be one of auto, lax, got 'fast'"):
+        apply(x, kernel, (1, 1), ("SAME", "SAME"), "fast")

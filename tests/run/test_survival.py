@@ -123,6 +123,7 @@ def _survives(start, config, directory, *, kills, before, seed):
     assert results[0] == results[1]
 
 
+@pytest.mark.usefixtures("optimised", "fresh_programs")
 def test_killed_thrice_a_run_ends_in_the_same_bits(start, tiny_config, tmp_path):
     _survives(start, tiny_config, tmp_path, kills=3, before="", seed=3)
 

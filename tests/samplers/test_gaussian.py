@@ -37,10 +37,10 @@ def toy(post, count):
 
 
 @one_of_each_name
-def test_moments_are_those_of_a_dense_computation(post):
+def test_moments_are_those_of_a_dense_computation(post, monkeypatch):
+    monkeypatch.setattr(aggregate, "_BATCH", 8)  # so that the last of three batches is not whole
     model, variables, pixels, params = toy(post, 23)
-    # The last batch of 8 is not whole.
-    moments = aggregate.moments(aggregate.encode(model, variables, pixels, batch_size=8))
+    moments = aggregate.moments(aggregate.encode(model, variables, pixels))
     mean, covariance = dense_moments(post, params)
     np.testing.assert_allclose(moments.mean, mean, atol=1e-6)
     np.testing.assert_allclose(moments.covariance, covariance, rtol=1e-5, atol=1e-6)
@@ -49,7 +49,8 @@ def test_moments_are_those_of_a_dense_computation(post):
 
 @one_of_each_name
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_moments_of_neighbours_are_those_of_a_dense_covariance(post, mirrored):
+def test_moments_of_neighbours_are_those_of_a_dense_covariance(post, mirrored, monkeypatch):
+    monkeypatch.setattr(aggregate, "_BATCH", 8)  # so that the last of three batches is not whole
     model, variables, pixels, _ = toy(post, 23)
     size = {"height": post.height, "width": post.width, "maps": post.maps}
     prior = latents.make_prior("autoregressive", **size)
@@ -57,6 +58,12 @@ def test_moments_of_neighbours_are_those_of_a_dense_covariance(post, mirrored):
     found = aggregate.neighbourhoods(model, variables, pixels, prior, **which)
     dense = aggregate.moments(aggregate.encode(model, variables, pixels, **which))
     expected = prior.of_moments(dense.mean.reshape(found.mean.shape), dense.covariance)
+    np.testing.assert_allclose(found.mean.ravel(), dense.mean, atol=1e-6)
+    cells = post.height * post.width
+    blocks = dense.covariance.reshape(cells, post.maps, cells, post.maps)
+    for b, c in np.ndindex(prior.num_members, prior.num_members):
+        sums = np.einsum("ac,akcl->kl", prior.pair_weights(b, c), blocks)
+        np.testing.assert_allclose(found.sums[b, :, c], sums, rtol=1e-6, atol=1e-6)
     params = prior.of_neighbourhoods(found.mean, found.sums)
     for name in expected:
         np.testing.assert_allclose(params[name], expected[name], rtol=1e-3, atol=1e-4)

@@ -11,6 +11,7 @@ import svae_jax
 from svae_jax import latents
 from svae_jax.errors import UserError
 from svae_jax.evaluation import closed_forms
+from svae_jax.latents.autoregressive import Autoregressive
 from svae_jax.model import SpatialVAE
 from svae_jax.model.linear import LinearPath
 from svae_jax.training import job as jobs
@@ -144,6 +145,17 @@ def test_a_learned_prior_of_too_many_latents_starts_at_the_standard_one(
     config.latent.prior = "autoregressive"  # which needs the moments of neighbours alone
     _, state = _state(config, tmp_path)
     assert np.std(state.params["prior"]["mean"]) > 0
+
+
+class NoMoments(Autoregressive):
+    """A prior that takes the moments of neighbours, and no others."""
+
+    of_moments = None
+
+
+def test_the_moments_of_neighbours_are_enough_for_a_start():
+    for prior in (NoMoments, Autoregressive):
+        assert start._lacks_start(10**6, prior(height=2, width=2, maps=4)) == ""
 
 
 def test_a_learned_sigma_starts_at_pcas(config, tmp_path):

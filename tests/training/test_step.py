@@ -26,9 +26,9 @@ def test_streams_are_distinct():
     draws = {
         float(jax.random.uniform(recipe_lib.stream(seed, name)))
         for seed in (0, 1)
-        for name in ("init", "latent", "prior", "data", "eval", "sigma")
+        for name in recipe_lib._STREAMS
     }
-    assert len(draws) == 12
+    assert len(draws) == 2 * len(recipe_lib._STREAMS)
 
 
 def test_an_epoch_visits_every_image_once_and_epochs_differ():

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from svae_jax.devices import compiler, runtime
-from svae_jax.model import SpatialVAE, with_lax_convolutions
+from svae_jax.model import SpatialVAE
 
 _CHUNK = 64  # columns of the Jacobian at a time
 
@@ -122,10 +122,11 @@ def _squared_columns(
     entries = start + jnp.arange(count)
     tangents = jax.nn.one_hot(entries, z.size, dtype=z.dtype).reshape(count, *z.shape)
 
-    model = with_lax_convolutions(model)
-
     def decode(z: Array) -> Any:
         return model.apply(variables, z, method="decode")
 
-    _, changes = jax.jvp(decode, (jnp.broadcast_to(z, tangents.shape),), (tangents,))
-    return jnp.sum(jnp.square(changes), axis=-1)
+    # The columns are J·t for the Jacobian J. The convolutions, like every `jax.custom_vjp`, have no
+    # forward mode; but g -> Jᵀg is linear, and its own reverse mode gives J·t.
+    images, transposed = jax.vjp(decode, jnp.broadcast_to(z, tangents.shape))
+    _, product = jax.vjp(lambda cotangents: transposed(cotangents)[0], jnp.zeros_like(images))
+    return jnp.sum(jnp.square(product(tangents)[0]), axis=-1)

@@ -84,7 +84,7 @@ class Run(Trained):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Height, width and maps of a latent."""
-        return fitted.shape(self)
+        return self.model.posterior.shape
 
     @property
     def samplers(self) -> list[str]:

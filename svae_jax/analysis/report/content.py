@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Bool, Num
 
 from svae_jax import config as configs
 from svae_jax import model as models
@@ -170,11 +170,8 @@ def _edits(run: Run, label: str, images: Pixels) -> dict[str, Row]:
     count = min(_PAIRS, len(images) // 2)
     a, b = images[:count], images[count : 2 * count]
     h, w, _ = run.latent_shape
-    right = np.zeros((h, w), bool)
-    right[:, w // 2 :] = True
-    masks = {"one cell": run.cell(h // 2, w // 2), "the right half": right}
     rows: dict[str, Row] = {}
-    for name, where in masks.items() if h * w > 1 else [("the whole latent", right)]:
+    for name, where in _edited_cells(h, w).items():
         shown_a, shown_b = run.display(a), run.display(b)
         changed = run.display(run.edit(a, b, where))
         if run.config.dataset.channels in (1, 3):
@@ -184,6 +181,18 @@ def _edits(run: Run, label: str, images: Pixels) -> dict[str, Row]:
         alt = f"images A, images B, and A with {name} of the latent of B, by {label}"
         rows[name] = Shown(png(figure), alt)
     return rows
+
+
+def _edited_cells(h: int, w: int) -> dict[str, Bool[np.ndarray, "{h} {w}"]]:
+    one, half = np.zeros((2, h, w), bool)
+    if h * w == 1:
+        return {"the whole latent": ~one}
+    one[h // 2, w // 2] = True
+    if w > 1:
+        half[:, w // 2 :] = True
+        return {"one cell": one, "the right half": half}
+    half[h // 2 :] = True
+    return {"one cell": one, "the lower half": half}
 
 
 def _interpolation(run: Run, label: str, images: Pixels) -> dict[str, Row]:
@@ -205,7 +214,7 @@ def _directions(run: Run, label: str, images: Pixels) -> dict[str, Row]:
     alt = (
         f"an image's latent by {label}, moved along {len(paths)} principal directions, a line each"
     )
-    return {"": Shown(png(figures.rows(paths, [f"{value:+g}" for value in _VALUES])), alt)}
+    return {"": Shown(png(figures.traversal(paths, _VALUES)), alt)}
 
 
 def _locality(found: Locality, label: str) -> Row:

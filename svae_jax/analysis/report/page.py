@@ -89,13 +89,16 @@ def html(runs: Sequence[Content]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["png"] = _data_url
+    config = _by_name([run.config for run in runs])
     evaluations = [run.evaluation | {"workdir": run.label} for run in runs if run.evaluation]
     return environment.get_template("page.html").render(
         runs=runs,
         names=", ".join(run.label for run in runs),
         differing_data=len({run.data for run in runs}) > 1,
+        head=["", *(run.label for run in runs)],
         facts=_by_name([run.facts for run in runs]),
-        config=_by_name([run.config for run in runs]),
+        config=config,
+        differing=[line for line in config if len(set(line[1:])) > 1],
         charts=list(_charts(runs)),
         sections=[(title, text, _rows(runs, key)) for key, title, text in _SECTIONS],
         evaluations=[
@@ -109,19 +112,22 @@ def html(runs: Sequence[Content]) -> str:
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """The directories' names where these differ, else their paths."""
-    names = [path.resolve().name for path in paths]
-    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+    """The directories' names where these differ, else their paths, else numbered paths."""
+    names, whole = [path.resolve().name for path in paths], [str(path) for path in paths]
+    for labels in (names, whole):
+        if len(set(labels)) == len(labels):
+            return labels
+    return [f"{path} ({i})" for i, path in enumerate(whole, 1)]
 
 
 def _data_url(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _by_name(columns: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """For each name that occurs, its value in each column."""
+def _by_name(columns: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """For each name that occurs a line: the name, and its value in each column."""
     names = dict.fromkeys(name for column in columns for name in column)
-    return {name: [_value(column.get(name)) for column in columns] for name in names}
+    return [[name, *(_value(column.get(name)) for column in columns)] for name in names]
 
 
 def _value(value: object) -> str:

@@ -3,11 +3,16 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from svae_jax import config as configs
+from svae_jax import latents
+from svae_jax import model as models
 from svae_jax.analysis.exploring import locality, networks
+from svae_jax.model.layers import Convolution, Layer, Style
 
 
 def _reached(size, layers, axis):
@@ -89,6 +94,26 @@ def test_neither_chunks_nor_the_choice_of_a_cell_change_it(run):
         np.testing.assert_allclose(chunked, whole, rtol=1e-5, atol=1e-9)
     one = run.reach(run.images()[:1], 1, 2)
     np.testing.assert_allclose(one, whole[5], rtol=1e-5, atol=1e-9)
+
+
+class Own(nn.Module):
+    """A decoder of the user's own, of the package's layers, whose style is no field of it."""
+
+    @nn.compact
+    def __call__(self, z, train):
+        layer = Layer(3, 4, strides=(4, 4))
+        return Convolution(layer, Style(), transposed=True, use_bias=True)(jnp.sin(z))[..., :3]
+
+
+def test_a_network_of_ones_own_of_the_packages_convolutions_has_an_energy():
+    posterior = latents.make("naive", height=2, width=2, maps=2)
+    model = models.SpatialVAE(posterior, encoder=Own(), decoder=Own())
+    z = jax.random.normal(jax.random.key(0), (2, 2, 2))
+    variables = model.init(jax.random.key(1), z[None], method="decode")
+    jacobian = jax.jacrev(lambda z: model.apply(variables, z[None], method="decode")[0])(z)
+    expected = np.square(jacobian).sum((2, 5)).transpose(2, 3, 0, 1).reshape(4, 8, 8)
+    found = locality.energy(model, variables, np.asarray(z))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_memory_does_not_grow_with_the_maps(untrained):

@@ -11,13 +11,14 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import svae_jax
 from svae_jax.analysis import fitted
-from svae_jax.analysis.report import page
+from svae_jax.analysis.report import content, page
 from svae_jax.errors import UserError
 
 VOID = {"img", "meta"}
@@ -161,6 +162,48 @@ def test_what_is_of_another_checkpoint_is_left_out_and_named(runs, tmp_path):
     assert "of another checkpoint: run svae_jax.evaluate again" in parsed.text
     assert "Evaluation" not in parsed.text
     assert len(parsed.of("img")) == CHARTS + 8
+
+
+def _content(label, data_dir):
+    """A run without pictures, with metrics that lack one of the charts."""
+    row = {"step": 1, "eval/elbo": -3.0, "train/loss": 3.0, "train/reconstruction": -2.0}
+    pictures = {key: {} for key, _, _ in page._SECTIONS}
+    config = {"dataset.data_dir": data_dir, "seed": 0}
+    return content.Content(label, "folder test, 8 x 8", {}, config, [row], pictures, None)
+
+
+def test_configurations_may_differ_in_case_alone():
+    same, other = _content("a", "/data/Cats"), _content("b", "/data/cats")
+    differ = "Where the configurations differ"
+    parsed = Page(page.html([same, other]))
+    regions = [attributes["aria-label"] for attributes in parsed.of("div") if "role" in attributes]
+    assert regions == ["facts", "differences", "configuration"]
+    assert parsed.text.count("/data/Cats") == 2
+    assert differ in parsed.text
+    assert differ not in Page(page.html([same, same])).text
+
+
+def test_a_metric_that_no_run_has_gets_no_chart():
+    assert len(Page(page.html([_content("a", "/data")])).of("img")) == CHARTS - 1
+
+
+def test_labels_differ():
+    assert page._labels([Path("runs/a"), Path("runs/b")]) == ["a", "b"]
+    assert page._labels([Path("runs/a"), Path("old/a")]) == ["runs/a", "old/a"]
+    assert page._labels([Path("runs/a"), Path("runs/a")]) == ["runs/a (1)", "runs/a (2)"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "names"),
+    [
+        ((1, 1), {"the whole latent": 1}),
+        ((3, 1), {"one cell": 1, "the lower half": 2}),
+        ((2, 5), {"one cell": 1, "the right half": 6}),
+    ],
+)
+def test_a_half_of_a_latent_is_not_the_whole(shape, names):
+    masks = content._edited_cells(*shape)
+    assert {name: where.sum() for name, where in masks.items()} == names
 
 
 MISTAKES = {

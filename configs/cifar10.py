@@ -1,9 +1,10 @@
 """CIFAR-10, 32×32 (Wang, Yuan, Ji 2017, §4.2): N = 128 maps of 3×3, or a vector of C = 150.
 
 `best` was chosen by the ELBO of short runs with a linear path on the validation split, as in
-`sweep_linear`; `best_vector` is a vector with its noise. Of the models without a linear
-path (`experiments/results`), `plain` is the one with the highest ELBO, `plain_vector` is among the
-best vectors, and the samples of `best_samples` are among the closest to real images.
+`sweep_linear`; `best_32` is the same with 32 maps in place of 48, and `best_vector` is a vector
+with its noise. Of the models without a linear path (`experiments/results`), `plain` is the one with
+the highest ELBO, `plain_vector` is among the best vectors, and the samples of `best_samples` are
+among the closest to real images.
 """
 
 import functools
@@ -21,7 +22,11 @@ _DECODERS = {
     maps: stacks.matching_stack(_STACK, maps=maps, like=128)
     for maps in (128, 64, 32, 16, 8, 4, 256)
 }
-_MODELS = sweeps.named(_DECODERS, maps=8) | {"best_samples": ("mvn", sweeps.SHORT)}
+# As many latents as an image has values.
+_WIDE = {48: stacks.matching_stack(_STACK, maps=48, like=128)}
+_MODELS = sweeps.named(_DECODERS | _WIDE, maps=8, best=48)
+_MODELS["best_32"] = sweeps.named(_DECODERS, maps=8)["best"]
+_MODELS["best_samples"] = ("mvn", sweeps.SHORT)
 
 
 def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
@@ -40,7 +45,7 @@ def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:
 
 
 sweep_models = sweeps.models
-sweep_linear = functools.partial(sweeps.linear, _DECODERS)
+sweep_linear = functools.partial(sweeps.linear, _DECODERS | _WIDE)
 sweep_learning_rate = sweeps.learning_rate
 sweep_objective = sweeps.objective
 sweep_latents = functools.partial(sweeps.latent_sizes, _DECODERS, lengths=(50, 150, 500))

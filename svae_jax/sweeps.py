@@ -16,20 +16,23 @@ SHORT: dict[str, Any] = {"optimizer.learning_rate": 1e-3, "optimizer.schedule": 
 LINEAR = {**SHORT, "model.norm": "none", "model.linear": "pca"}
 
 
-def named(decoders: Mapping[int, str], maps: int) -> dict[str, tuple[str, dict[str, Any]]]:
+def named(
+    decoders: Mapping[int, str], maps: int, best: int = 32
+) -> dict[str, tuple[str, dict[str, Any]]]:
     """The models that a configuration names, each with its posterior and the fields that differ.
 
     Args:
-        decoders: as of `choices`; it has those of 32 maps and of `maps`.
+        decoders: as of `choices`; it has those of `maps` and `best`.
         maps: of 8×8 in `plain` and `linear`.
+        best: maps of 8×8 in `best`.
     """
     plain = {**SHORT, "model.norm": "none"}
     noise = {**LINEAR, "objective.likelihood": "gaussian_blocks"}
-    rich = {"latent.prior": "autoregressive", "model.decoder": decoders[32]}
+    rich = {"latent.prior": "autoregressive", "model.decoder": decoders[best]}
     few, decoder = f"mvn,d=8,N={maps}", {"model.decoder": decoders[maps]}
     fast = {"optimizer.learning_rate": 2e-3}
     return {
-        "best": ("mvn,d=8,N=32", {**noise, **rich}),
+        "best": (f"mvn,d=8,N={best}", {**noise, **rich}),
         # A vector has one location: a prior of dependence between locations is none.
         "best_vector": ("vector", {**noise, **fast}),
         "linear": (few, {**LINEAR, **decoder}),
@@ -140,7 +143,7 @@ def refinements(size: int, maps: int, decoder: str) -> Sweep:
 def linear(decoders: Mapping[int, str]) -> Sweep:
     """Maps of `mvn` with a linear path that starts at PCA: sizes, noise and prior.
 
-    Maps of 4×4 and 8×8, as many as give 256 to 2,048 latents; one σ, or one for each direction of a
+    Maps of 4×4 and 8×8, as many as give 256 to 3,072 latents; one σ, or one for each direction of a
     2×2 block; the prior N(0, I), or a learned one.
 
     Args:
@@ -148,7 +151,7 @@ def linear(decoders: Mapping[int, str]) -> Sweep:
     """
     noises, priors = ("gaussian", "gaussian_blocks"), ("standard", "autoregressive")
     for size, maps in itertools.product((4, 8), sorted(decoders)):
-        if 256 <= size * size * maps <= 2048:
+        if 256 <= size * size * maps <= 3072:
             model = {"posterior": f"mvn,d={size},N={maps}", "model.decoder": decoders[maps]}
             for noise, prior in itertools.product(noises, priors):
                 changes = {"objective.likelihood": noise, "latent.prior": prior}

@@ -30,7 +30,7 @@ def held_out(
 ) -> dict[str, float]:
     """Fixes σ on training images, then evaluates on held-out ones."""
     scale = calibrate(recipe, variables, train_images, mesh)
-    return evaluate(recipe, variables, eval_images, scale, mesh)
+    return terms(recipe, variables, eval_images, scale, mesh)
 
 
 def calibrate(
@@ -62,7 +62,7 @@ def known_scale(likelihood: Likelihood, variables: PyTree) -> Scale | None:
     return None if given is None else np.asarray(given)
 
 
-def evaluate(
+def terms(
     recipe: Recipe, variables: PyTree, images: Pixels, scale: Scale, mesh: Mesh
 ) -> dict[str, float]:
     """The values of `estimate`, and the scale as `sigma` where there is one."""

@@ -47,7 +47,7 @@ def evaluate(
     scale: Float[np.ndarray, "*k"],
     mesh: Mesh,
 ) -> tuple[dict[str, dict[str, Estimate]], LatentUse]:
-    """Evaluates all images in one pass, with the samples of z that `bounds.evaluate` takes.
+    """Evaluates all images in one pass, with the samples of z that `bounds.terms` takes.
 
     Args:
         recipe: what was trained.

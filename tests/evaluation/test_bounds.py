@@ -82,7 +82,7 @@ def test_sigma_is_fixed_and_refitting_it_would_exceed_the_true_likelihood(linear
 
     sigma = bounds.calibrate(recipe, variables, train, mesh)
     assert sigma == pytest.approx(NOISE, rel=0.25)
-    kept = bounds.evaluate(recipe, variables, held_out, sigma, mesh)
+    kept = bounds.terms(recipe, variables, held_out, sigma, mesh)
     error = truth.std() / math.sqrt(len(truth))
     assert kept["elbo"] < truth.mean()
     bound = bounds.importance_weighted(recipe, variables, held_out, sigma, mesh, num_samples=20)
@@ -157,7 +157,7 @@ def test_every_image_counts_once_whatever_fills_the_last_batch(tiny_config, coun
     variables = step.evaluated_variables(step.init_state(recipe))
     pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3)).astype(np.uint8)
     scale = np.asarray(0.5, np.float32)
-    actual = bounds.evaluate(recipe, variables, pixels, scale, sharding.make_mesh())
+    actual = bounds.terms(recipe, variables, pixels, scale, sharding.make_mesh())
     bits = []
     for i in range(0, count, 12):
         rows = np.minimum(np.arange(i, i + 12), count - 1)

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from svae_jax.devices import compiler, runtime
-from svae_jax.model import SpatialVAE
+from svae_jax.model import SpatialVAE, with_lax_convolutions
+from svae_jax.model.networks import Decoder
 
 _CHUNK = 64  # columns of the Jacobian at a time
 
@@ -122,11 +123,18 @@ def _squared_columns(
     entries = start + jnp.arange(count)
     tangents = jax.nn.one_hot(entries, z.size, dtype=z.dtype).reshape(count, *z.shape)
 
+    model = with_lax_convolutions(model)
+
     def decode(z: Array) -> Any:
         return model.apply(variables, z, method="decode")
 
-    # The columns are J·t for the Jacobian J. The convolutions, like every `jax.custom_vjp`, have no
-    # forward mode; but g -> Jᵀg is linear, and its own reverse mode gives J·t.
-    images, transposed = jax.vjp(decode, jnp.broadcast_to(z, tangents.shape))
-    _, product = jax.vjp(lambda cotangents: transposed(cotangents)[0], jnp.zeros_like(images))
-    return jnp.sum(jnp.square(product(tangents)[0]), axis=-1)
+    z = jnp.broadcast_to(z, tangents.shape)
+    if isinstance(model.decoder, Decoder):
+        _, columns = jax.jvp(decode, (z,), (tangents,))
+    else:
+        # A network of the user's own may hold a `jax.custom_vjp`, which has no forward mode. But
+        # g -> Jᵀg is linear, and its own reverse mode gives the columns.
+        images, transposed = jax.vjp(decode, z)
+        _, product = jax.vjp(lambda cotangents: transposed(cotangents)[0], jnp.zeros_like(images))
+        (columns,) = product(tangents)
+    return jnp.sum(jnp.square(columns), axis=-1)

@@ -142,17 +142,24 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             with contextlib.suppress(OSError):  # the error that ended the block says more
                 file.close()
         temporary.replace(path)
-        _sync_directory(path.parent)
+        with contextlib.suppress(OSError):  # not every operating system opens directories
+            sync(path.parent)  # makes the rename last
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _sync_directory(path: Path) -> None:
-    """Makes a rename last; not every file system and operating system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def sync(path: Path) -> None:
+    """Flushes a file or a directory to disk; not every file system can flush directories.
+
+    Raises:
+        OSError: the file cannot be flushed.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)

@@ -113,9 +113,10 @@ def _restore_or_init(job: jobs.Job, checkpoints: Checkpointer) -> LoopState:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
         jax.eval_shape(init),
     )
-    identity, defaults = (configs.identity(c) for c in (job.config, configs.from_dict({})))
     restored = checkpoints.restore(
-        target, config=identity, defaults=defaults, migrate=configs.migrated
+        target,
+        config=configs.identity(job.config),
+        migrate=lambda saved: configs.identity(configs.from_dict(saved)),
     )
     if restored is not None:
         return restored[1]

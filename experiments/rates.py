@@ -15,12 +15,12 @@ from typing import Any
 from absl import flags
 
 from experiments import options, study
+from svae_jax import files
 from svae_jax.analysis import figures, trained
 from svae_jax.evaluation import bounds, closed_forms, reconstruction
 from svae_jax.files import os_errors_for_user
 from svae_jax.model import linear
 from svae_jax.model.linear import LinearPath
-from svae_jax.run import workdir as workdirs
 from svae_jax.training import job as jobs
 from svae_jax.training import loop
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
             points.append({"model": model, "beta": config.objective.beta, **measured})
     points += _pca(job)
     settings = study.settings("rates", argv, config, result)
-    workdirs.write_json(values.workdir / "rates.json", {"settings": settings, "points": points})
+    files.write_json(values.workdir / "rates.json", {"settings": settings, "points": points})
     path = values.workdir / "rates.png"
     with os_errors_for_user(f"{path} cannot be written"):
         draw(points).savefig(path)

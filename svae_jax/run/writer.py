@@ -19,10 +19,9 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
-from svae_jax import files
+from svae_jax import files, image_files
 from svae_jax.devices.lazy_tensorflow import tensorflow
 from svae_jax.errors import UserError
-from svae_jax.run import image_files
 
 PICTURES = ("samples", "samples_gaussian", "reconstructions")  # subdirectories of the workdir
 _JSON_LINES = "metrics.jsonl"

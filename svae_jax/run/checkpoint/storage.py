@@ -113,11 +113,12 @@ class _NumpyHandler(ocp.type_handlers.NumpyHandler):
     async def deserialize(self, infos: Any, args: Any = None) -> list[np.ndarray]:
         read = super().deserialize
         alone = [read([info], args and [args[i]]) for i, info in enumerate(infos)]
-        results = await asyncio.gather(*alone, return_exceptions=True)
-        for result in results:
+        found: list[np.ndarray] = []
+        for result in await asyncio.gather(*alone, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
-        return [array for (array,) in results]
+            found += result
+        return found
 
 
 # Files.

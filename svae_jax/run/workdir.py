@@ -1,4 +1,4 @@
-"""The directory of a run: its lock, and the JSON files `config.json` and `result.json`."""
+"""The directory of a run: its lock, whether it is of a run, and what it holds so far."""
 
 import contextlib
 import json

@@ -532,7 +532,8 @@ def test_an_interrupt_while_waiting_forgets_no_failure(copy, monkeypatch):
 
 
 def test_rubbish_of_a_killed_save_is_no_step_and_in_nobodys_way(copy, monkeypatch):
-    for name in ("30.orbax-checkpoint-tmp", "40.orbax-checkpoint-tmp", "5.deleted"):
+    names = ("30.orbax-checkpoint-tmp", "40.orbax-checkpoint-tmp", "5.deleted", "30.deleted/10")
+    for name in names:
         shutil.copytree(copy / "20", copy / name)
     orbax_save = storage.save
 
@@ -545,6 +546,15 @@ def test_rubbish_of_a_killed_save_is_no_step_and_in_nobodys_way(copy, monkeypatc
         assert saver.latest_step() == 20
         saver.save(30, make_state(30), config=CONFIG)
     assert sorted(path.name for path in copy.iterdir()) == ["10", "20", "30"]
+
+
+def test_only_a_runs_own_rubbish_goes(copy):
+    for name in ("notes.deleted", "mine.orbax-checkpoint-tmp", "old"):
+        shutil.copytree(copy / "20", copy / name)
+    with Checkpointer(copy, keep=1) as saver:
+        saver.save(30, make_state(30), config=CONFIG)
+    left = {"30", "notes.deleted", "mine.orbax-checkpoint-tmp", "old"}
+    assert {path.name for path in copy.iterdir()} == left
 
 
 def test_a_half_deleted_step_is_never_on_offer(copy, monkeypatch):

@@ -10,10 +10,9 @@ import ml_collections
 from absl import flags
 
 from experiments import options
-from svae_jax import command_line
+from svae_jax import command_line, files
 from svae_jax.devices import runtime
 from svae_jax.files import os_errors_for_user
-from svae_jax.run import workdir as workdirs
 
 
 def begin(
@@ -61,7 +60,7 @@ def write(path: Path, content: dict[str, Any], render: Callable[[Any], str]) -> 
     Raises:
         UserError: a file cannot be written.
     """
-    workdirs.write_json(path.with_suffix(".json"), content)
+    files.write_json(path.with_suffix(".json"), content)
     page = path.with_suffix(".md")
     with os_errors_for_user(f"{page} cannot be written"):
         page.write_text(render(content))

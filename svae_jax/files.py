@@ -1,12 +1,13 @@
-"""Files: errors in one line, locks between processes, and writes that are whole or absent."""
+"""Files: errors in one line, locks between processes, writes that are whole or absent, JSON."""
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from absl import logging
 
@@ -142,17 +143,61 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             with contextlib.suppress(OSError):  # the error that ended the block says more
                 file.close()
         temporary.replace(path)
-        _sync_directory(path.parent)
+        with contextlib.suppress(OSError):  # not every operating system opens directories
+            sync(path.parent)  # makes the rename last
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _sync_directory(path: Path) -> None:
-    """Makes a rename last; not every file system and operating system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def sync(path: Path) -> None:
+    """Flushes a file or a directory to disk; not every file system can flush directories.
+
+    Raises:
+        OSError: the file cannot be flushed.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path, cure: str = "use another --workdir") -> dict[str, Any] | None:
+    """Returns the JSON object in a file, or None if there is no such file.
+
+    Args:
+        path: the file.
+        cure: what the user can do if it is damaged.
+
+    Raises:
+        UserError: the file cannot be read or holds no JSON object.
+    """
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {reason(error)}; mend that, and run the same command again"
+        ) from error
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); {cure}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object; {cure}")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replaces a file, atomically and durably, by the JSON of `content`.
+
+    Raises:
+        UserError: the file cannot be written; the old one, if any, is still there.
+    """
+    with os_errors_for_user(f"{path} cannot be written"), replacing(path) as file:
+        file.write(f"{json.dumps(content, indent=2)}\n".encode())

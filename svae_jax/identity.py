@@ -18,7 +18,7 @@ from svae_jax.data.images import Pixels
 from svae_jax.data.record import Record
 from svae_jax.devices import runtime
 from svae_jax.errors import UserError
-from svae_jax.run import checkpoint, workdir
+from svae_jax.run import checkpoint
 
 Arrays = Mapping[str, Pixels]
 
@@ -47,7 +47,7 @@ def read(directory: Path) -> Identity:
         UserError: the directory is not a workdir, or a file in it is damaged.
     """
     config = configuration(directory)
-    fields = workdir.read_json(directory / "data.json")
+    fields = files.read_json(directory / "data.json")
     _tell_versions(directory)
     return Identity(config, None if fields is None else Record.from_json(fields))
 
@@ -58,7 +58,7 @@ def configuration(directory: Path) -> ml_collections.ConfigDict:
     Raises:
         UserError: the directory is not a workdir, or its `config.json` is damaged.
     """
-    fields: dict[str, Any] | None = workdir.read_json(directory / "config.json")
+    fields: dict[str, Any] | None = files.read_json(directory / "config.json")
     if fields is None:
         raise UserError(f"{directory} is no workdir of a run: it holds no config.json")
     return configs.from_dict(fields)
@@ -193,9 +193,9 @@ def keep_places(directory: Path, config: ml_collections.ConfigDict) -> None:
         UserError: it cannot be written.
     """
     path = directory / "config.json"
-    fields = workdir.read_json(path)
+    fields = files.read_json(path)
     assert fields is not None  # the run is finished
     places = {name: config.dataset[name] for name in ("data_dir", "cache_dir")}
     if not places.items() <= fields["dataset"].items():
         fields["dataset"] |= places
-        workdir.write_json(path, fields)
+        files.write_json(path, fields)

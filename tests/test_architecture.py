@@ -22,7 +22,7 @@ ROWS = [
     {"recipe"},
     {"model", "data", "run"},
     {"likelihoods"},
-    {"latents", "devices", "pixels"},
+    {"latents", "devices", "pixels", "image_files"},
     {"files", "seeds"},
     {"errors", "terminal"},
 ]
@@ -51,7 +51,7 @@ HOMES = {
     "tensorboard": {"run/writer"},
     "torch": {"evaluation/quality/features"},
     "clu": {"evaluation/metrics", "training/metrics", "run/writer"},
-    "PIL": {"data", "run/image_files"},
+    "PIL": {"data", "image_files"},
     "filelock": {"files"},
     "sklearn": {"samplers/mixture"},
     "jinja2": {"analysis/report"},

@@ -43,10 +43,11 @@ from experiments.accelerator.speed import goals
 from experiments.accelerator.worker import GRACE, Worker
 from experiments.benchmark import terminal
 from experiments.benchmark.stopwatch import say
+from svae_jax import files, image_files
 from svae_jax.data import cache
 from svae_jax.errors import UserError
 from svae_jax.files import os_errors_for_user, replacing
-from svae_jax.run import image_files, interrupt, workdir
+from svae_jax.run import interrupt
 
 _LEAST = 5.0  # seconds that a part gets; with fewer left, none is begun
 
@@ -165,7 +166,7 @@ def _can_run(name: str, options: _Options) -> bool:
 
 
 def _write(out: Path, report: Mapping[str, Any]) -> None:
-    workdir.write_json(out / "results.json", dict(report))
+    files.write_json(out / "results.json", dict(report))
     lines = [f"`{report['command']}`", "", terminal.table(goals(_rows(report)))]
     for name, entry in report["parts"].items():
         lines += _section(name, entry)

@@ -11,12 +11,12 @@ import jax
 from experiments.accelerator import packing
 from experiments.accelerator.sizes import BY_SHAPE, Context, Row, configuration
 from experiments.accelerator.worker import halving
-from svae_jax import sampler_config
+from svae_jax import image_files, sampler_config
 from svae_jax import samplers as sampler_lib
 from svae_jax.analysis import drawing, evaluating, fitted, fitting, trained
 from svae_jax.errors import UserError
 from svae_jax.evaluation import grids
-from svae_jax.run import image_files, interrupt
+from svae_jax.run import interrupt
 from svae_jax.run import workdir as workdirs
 from svae_jax.training import loop
 

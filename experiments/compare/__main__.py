@@ -27,10 +27,10 @@ from experiments.compare.plan import PlannedRun, Setting
 from experiments.sweep import engines
 from experiments.sweep import trials as trials_lib
 from experiments.sweep.trial import DONE, POSTERIOR, Options, Trial
+from svae_jax import files
 from svae_jax.analysis import evaluating
 from svae_jax.errors import UserError
 from svae_jax.files import os_errors_for_user
-from svae_jax.run import workdir as workdirs
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -157,7 +157,7 @@ def _finish(
         "num_samples": setting.num_samples,
         "features": values.features,
     }
-    result = workdirs.read_json(trial.workdir / "result.json") or {}
+    result = files.read_json(trial.workdir / "result.json") or {}
     evaluation = evaluating.read(trial.workdir, values.split)
     if not _is_current(evaluation, wanted, result["step"], setting.samplers):
         _command("evaluate", f"--workdir={directory}", *(f"--{k}={v}" for k, v in wanted.items()))

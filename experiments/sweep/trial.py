@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from svae_jax import files
 from svae_jax.run import workdir as workdirs
 
 POSTERIOR = "posterior"  # the override that stands for the text after the configuration's colon
@@ -112,12 +113,12 @@ class Trial:
         Raises:
             UserError: a file in its workdir is damaged.
         """
-        if (result := workdirs.read_json(self.workdir / "result.json")) is not None:
+        if (result := files.read_json(self.workdir / "result.json")) is not None:
             metrics, speed = _finite(result["metrics"]), result["images_per_second"]
             size = sum(result["parameters"].values())
             return Outcome(self, DONE, result["step"], metrics, speed, size)
         step, metrics = [(None, {}), *self.evaluations()][-1]
-        if (mark := workdirs.read_json(self.workdir / _MARK)) is not None:
+        if (mark := files.read_json(self.workdir / _MARK)) is not None:
             return Outcome(self, mark["status"], step, metrics, reason=mark["reason"])
         begun = workdirs.has_begun(self.workdir)
         return Outcome(self, UNFINISHED if begun else PENDING, step, metrics)
@@ -125,11 +126,11 @@ class Trial:
     def mark(self, status: str, reason: str) -> None:
         """Notes in its workdir that it failed, or was pruned."""
         workdirs.create(self.workdir)
-        workdirs.write_json(self.workdir / _MARK, {"status": status, "reason": reason})
+        files.write_json(self.workdir / _MARK, {"status": status, "reason": reason})
 
     def is_pruned(self) -> bool:
         """Whether early stopping has pruned it."""
-        return (workdirs.read_json(self.workdir / _MARK) or {}).get("status") == PRUNED
+        return (files.read_json(self.workdir / _MARK) or {}).get("status") == PRUNED
 
     def forget_mark(self) -> None:
         """Removes the note."""

@@ -12,7 +12,7 @@ from types import MappingProxyType
 import ml_collections
 
 from experiments.sweep.trial import POSTERIOR, Overrides, Trial
-from svae_jax import command_line
+from svae_jax import command_line, files
 from svae_jax import config as configs
 from svae_jax.errors import UserError
 from svae_jax.run import workdir as workdirs
@@ -106,7 +106,7 @@ def claim(workdir: Path, sweep: str, config: str, trials: Sequence[Trial]) -> No
         raise UserError(
             f"--workdir={workdir} holds a folder ray that is of no sweep; choose another --workdir"
         )
-    if (earlier := workdirs.read_json(path)) is not None:
+    if (earlier := files.read_json(path)) is not None:
         known = {trial["name"] for trial in earlier["trials"]}
         if earlier["sweep"] != sweep or known.isdisjoint(trial.name for trial in trials):
             raise UserError(
@@ -114,7 +114,7 @@ def claim(workdir: Path, sweep: str, config: str, trials: Sequence[Trial]) -> No
                 f"{earlier['config']}, such as {min(known)}; choose another --workdir"
             )
     listed = [{"name": t.name, "overrides": t.overrides, "arguments": t.arguments} for t in trials]
-    workdirs.write_json(path, {"sweep": sweep, "config": config, "trials": listed})
+    files.write_json(path, {"sweep": sweep, "config": config, "trials": listed})
 
 
 def read(workdir: Path) -> tuple[str, list[Trial]]:
@@ -123,7 +123,7 @@ def read(workdir: Path) -> tuple[str, list[Trial]]:
     Raises:
         UserError: the directory holds no sweep.
     """
-    content = workdirs.read_json(workdir / "sweep.json")
+    content = files.read_json(workdir / "sweep.json")
     if content is None:
         raise UserError(f"--workdir={workdir} holds no sweep: there is no sweep.json")
     trials = [

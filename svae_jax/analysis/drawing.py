@@ -10,7 +10,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Float, Num, PRNGKeyArray, UInt8
 
-from svae_jax import data, seeds, sizes, terminal
+from svae_jax import data, image_files, seeds, sizes, terminal
 from svae_jax.analysis import fitted, trained
 from svae_jax.analysis.fitted import Fitted
 from svae_jax.analysis.trained import Trained
@@ -19,7 +19,6 @@ from svae_jax.devices.batches import Batch
 from svae_jax.errors import UserError
 from svae_jax.evaluation import grids, steps
 from svae_jax.files import os_errors_for_user, user_path
-from svae_jax.run import image_files
 
 Pixels = Num[np.ndarray, "_n h w c"]
 

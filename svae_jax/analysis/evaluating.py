@@ -12,7 +12,7 @@ import tqdm
 from jaxtyping import Num, UInt8
 
 from svae_jax import config as configs
-from svae_jax import files, identity, samplers, seeds, terminal
+from svae_jax import files, identity, image_files, samplers, seeds, terminal
 from svae_jax import model as models
 from svae_jax import pixels as pixel_lib
 from svae_jax.analysis import drawing, fitted, trained
@@ -23,7 +23,7 @@ from svae_jax.evaluation import bounds, closed_forms, grids, reconstruction
 from svae_jax.evaluation.quality import comparison, neighbours
 from svae_jax.evaluation.quality import features as feature_lib
 from svae_jax.pixels import UINT8
-from svae_jax.run import image_files, workdir
+from svae_jax.run import workdir
 
 Pixels = Num[np.ndarray, "_n h w c"]
 Pictures = UInt8[np.ndarray, "_n h w c"]
@@ -144,7 +144,7 @@ def evaluate(
     grid = grids.row([grids.grid(sets[sampler.name][:_SHOWN], columns=4) for sampler in loaded])
     image_files.save_picture(directory / name / "samples.png", grid)
     content = comparison.to_json(result)
-    workdir.write_json(directory / f"{name}.json", content)
+    files.write_json(directory / f"{name}.json", content)
     return content
 
 
@@ -170,7 +170,7 @@ def read(directory: str | Path, split: str = "") -> dict[str, Any] | None:
     split = split or own
     # An older version left out the hash, so its file may be of another split.
     for name in dict.fromkeys((_name(split, own), _readable(split))):
-        content = workdir.read_json(directory / f"{name}.json")
+        content = files.read_json(directory / f"{name}.json")
         if content is not None and content.get("split") == split:
             return content
     return None

@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from jax._src import distributed  # JAX has no public name for its key-value store
 from jax.experimental import multihost_utils
 
 from svae_jax import terminal
@@ -141,7 +140,7 @@ class _Watch:
 
     def __init__(self, heartbeat_timeout: int):
         self._timeout = float(heartbeat_timeout)
-        self._me = str(distributed.global_state.process_id)
+        self._me = str(_service().process_id)
         self._name = f"process {self._me} on {socket.gethostname()}"
         self._ending = threading.Lock()
         self._leaving = threading.Event()
@@ -181,7 +180,7 @@ class _Watch:
             _client().key_value_set(_READ + self._me, "", True)
             until = time.monotonic() + _LAST_WORDS
             while self._me == "0" and time.monotonic() < until:
-                if len(_read(_READ)) == distributed.global_state.num_processes:
+                if len(_read(_READ)) == _service().num_processes:
                     break
                 time.sleep(0.05)
         below_the_bar = "\n" if terminal.stderr().isatty() else ""
@@ -209,7 +208,7 @@ class _Pulse:
     """When each process last gave a new sign of life, by the clock of this process."""
 
     def __init__(self) -> None:
-        now, count = time.monotonic(), distributed.global_state.num_processes
+        now, count = time.monotonic(), _service().num_processes
         self._last = {str(i): ("", now) for i in range(count)}
 
     def dead(self, patience: float) -> str | None:
@@ -228,8 +227,18 @@ def _died(process: str) -> str:
     return f"error: {process} has died; the same command goes on from the last checkpoint"
 
 
+def _service() -> Any:
+    """JAX's coordination service: its client, and which process this is of how many.
+
+    JAX 0.10.2, with which this was tested, has no public name for it.
+    """
+    from jax._src import distributed
+
+    return distributed.global_state
+
+
 def _client() -> Any:
-    return distributed.global_state.client
+    return _service().client
 
 
 def _set_first(key: str, value: str) -> None:

@@ -21,7 +21,7 @@ _MADV_HUGEPAGE = 14
 _HEAP = 2**30  # bytes of address space in large pages
 _LARGE_PAGE = 2**21
 
-_DEVICE_FILES = ("/dev/nvidia*", "/dev/accel*", "/dev/vfio/*", "/dev/dxg", "/dev/kfd")
+_DEVICE_FILES = ("/dev/nvidia*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/dxg", "/dev/kfd")
 
 # JAX's defaults.
 _NUMERICS: dict[str, Any] = {
@@ -38,9 +38,11 @@ def keep_freed_memory() -> None:
 
     On a CPU, XLA allocates a step's temporaries anew each time. glibc returns such large blocks to
     the operating system, which must clear each page again. Keeping them, in large pages where Linux
-    has them, makes a training step faster by a fifth. Without glibc this does nothing.
+    has them, makes a training step faster by a fifth. Without glibc this does nothing, nor where
+    JAX may use another device, on which it was not measured.
     """
-    if platform.libc_ver()[0] != "glibc":
+    is_on_cpu = _chosen_platforms() == "cpu" or not _has_device_files()
+    if platform.libc_ver()[0] != "glibc" or not is_on_cpu:
         return
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_ARENA_MAX, 1)  # other arenas cannot hold large blocks
@@ -69,9 +71,12 @@ def leave_out_compilers() -> None:
 
     JAX would try to start the devices of its compilers, which print pages of what they lack.
     """
-    is_chosen = getattr(jax.config, "jax_platforms")  # noqa: B009, unknown to mypy
-    if not is_chosen and importlib.util.find_spec("libtpu") and not _has_device_files():
+    if not _chosen_platforms() and importlib.util.find_spec("libtpu") and not _has_device_files():
         jax.config.update("jax_platforms", "cpu")
+
+
+def _chosen_platforms() -> str | None:
+    return getattr(jax.config, "jax_platforms")  # noqa: B009, unknown to mypy
 
 
 def shorten_plugin_errors() -> None:

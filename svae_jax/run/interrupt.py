@@ -35,7 +35,6 @@ class Request:
 
     def __init__(self) -> None:
         self._checks = 0
-        self._has_told = False
 
     def agreed(self) -> int | None:
         """The signal for which to stop now, or None.
@@ -52,9 +51,8 @@ class Request:
         if jax.process_count() == 1:
             return number
         self._checks += 1
-        if number is not None and not self._has_told:
+        if number is not None:
             processes.ask_to_stop(number)
-            self._has_told = True
         return processes.asked_to_stop(self._checks)
 
 

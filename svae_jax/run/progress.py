@@ -14,7 +14,7 @@ from svae_jax import terminal
 _SHOWN = ("loss", "kl")  # of a training step; all of an evaluation
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager):
     """Reports training on stderr; stdout is for results.
 
     On a terminal it shows a bar, with evaluations as lines above it. Elsewhere each log is a line:
@@ -51,9 +51,9 @@ class Progress:
         self._batch_size = batch_size
         self._stream = terminal.stderr() if stream is None else terminal.Stream(stream)
         self._enabled = enabled
-        self._paused_s = 0.0  # since the last mark
         self._begin: tuple[int, float] | None = None  # step and time at which the clock started
-        self._mark: tuple[int, float] | None = None  # and of the last log
+        self._mark = (step, 0.0)  # and of the last log
+        self._paused_s = 0.0  # since then
         self._bar = None
         if enabled and self._stream.isatty():
             self._bar = tqdm.tqdm(
@@ -66,8 +66,7 @@ class Progress:
 
     def start(self, step: int) -> None:
         """Starts the clock: `step` is done on the device, and everything is compiled."""
-        now = time.monotonic()
-        self._begin = self._mark = (step, now)
+        self._begin = self._mark = (step, time.monotonic())
         self._paused_s = 0.0
 
     def advance(self, step: int) -> None:
@@ -96,19 +95,17 @@ class Progress:
           Images per second since the last log, or None if nothing has been measured yet.
         """
         shown = {_label(name): float(value) for name, value in values.items()}
-        rate, eta = self._measure(step)
+        measured = self._measure(step)
         parts = [f"{name} {_number(shown[name])}" for name in _SHOWN if name in shown]
-        if rate is not None:
-            parts.append(f"{rate:,.0f} images/s")
-        if eta is not None:
-            parts.append(f"ETA {terminal.duration(eta)}")
+        if measured:
+            parts += [f"{measured[0]:,.0f} images/s", f"ETA {terminal.duration(measured[1])}"]
         if self._bar is not None:
             self._bar.set_postfix_str("  ".join(parts), refresh=False)
             self.advance(step)
             self._bar.refresh()
         else:
             self.print("  ".join([f"step {step}/{self._num_steps}", *parts]))
-        return rate
+        return measured and measured[0]
 
     def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
         """Reports all held-out numbers; names may have a prefix such as `eval/`."""
@@ -122,35 +119,26 @@ class Progress:
         elif self._enabled:
             print(line, file=self._stream, flush=True)
 
-    def close(self) -> None:
+    def __exit__(self, *_: Any) -> None:
         """Closes the bar."""
         if self._bar is not None:
             self._bar.close()
 
-    def __enter__(self) -> "Progress":
-        """Itself."""
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        """Closes."""
-        self.close()
-
-    def _measure(self, step: int) -> tuple[float | None, float | None]:
-        """Returns images per second since the last mark and seconds left; moves the mark."""
-        now = time.monotonic()
-        if self._mark is None or self._begin is None:
+    def _measure(self, step: int) -> tuple[float, float] | None:
+        """Returns images per second since the last log and seconds left; None if unmeasured."""
+        if self._begin is None:
             self.start(step)
-            return None, None
-        running = now - self._mark[1] - self._paused_s
-        rate = _per_second((step - self._mark[0]) * self._batch_size, running)
-        speed = _per_second(step - self._begin[0], now - self._begin[1])
+            return None
+        now = time.monotonic()
+        (first, began), (last, logged) = self._begin, self._mark
+        running = now - logged - self._paused_s
         self._mark, self._paused_s = (step, now), 0.0
-        return rate, None if speed is None else (self._num_steps - step) / speed
-
-
-def _per_second(count: int, seconds: float) -> float | None:
-    """Returns None if nothing has been measured."""
-    return count / seconds if count > 0 and seconds > 0 else None
+        if step == last or running <= 0:
+            return None
+        seconds_per_step = (now - began) / (step - first)
+        return (step - last) * self._batch_size / running, (
+            self._num_steps - step
+        ) * seconds_per_step
 
 
 def _label(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The directory of a run: its lock, and the JSON files `config.json` and `result.json`."""
+"""The directory of a run: its lock, whether it is of a run, and what it holds so far."""
 
 import contextlib
 import json
@@ -71,7 +71,7 @@ def check_own(workdir: Path) -> None:
         UserError: it holds files that a run writes, and no `config.json` of a run; the message
             names them.
     """
-    fields = read_json(workdir / "config.json")
+    fields = files.read_json(workdir / "config.json")
     if fields is not None:
         if not fields.keys() >= _SECTIONS:
             raise UserError(
@@ -115,41 +115,3 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines if line.endswith(b"}")]
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); remove the damaged line") from None
-
-
-def read_json(path: Path, cure: str = "use another --workdir") -> dict[str, Any] | None:
-    """Returns the JSON object in a file, or None if there is no such file.
-
-    Args:
-        path: the file.
-        cure: what the user can do if it is damaged.
-
-    Raises:
-        UserError: the file cannot be read or holds no JSON object.
-    """
-    try:
-        text = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read: {files.reason(error)}; mend that, and run the same command "
-            "again"
-        ) from error
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}); {cure}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object; {cure}")
-    return content
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replaces a file, atomically and durably, by the JSON of `content`.
-
-    Raises:
-        UserError: the file cannot be written; the old one, if any, is still there.
-    """
-    with files.os_errors_for_user(f"{path} cannot be written"), files.replacing(path) as file:
-        file.write(f"{json.dumps(content, indent=2)}\n".encode())

@@ -19,14 +19,13 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
-from svae_jax import files
+from svae_jax import files, image_files
 from svae_jax.devices.lazy_tensorflow import tensorflow
 from svae_jax.errors import UserError
-from svae_jax.run import image_files
 
 PICTURES = ("samples", "samples_gaussian", "reconstructions")  # subdirectories of the workdir
-_JSON_LINES = "metrics.jsonl"
 EVENT_FILES = "events.out.tfevents.*"
+JSON_LINES = "metrics.jsonl"
 _MOST_PENDING = 256  # writes; beyond these a slow disk slows the run, so memory is bounded
 
 
@@ -92,7 +91,7 @@ class Writer(contextlib.AbstractContextManager):
         """Waits and closes the files; raises UserError if a write failed."""
         try:
             self.flush()
-            if self._summaries is not None:
+            if self._summaries:
                 with _as_user_error(self._workdir):
                     self._summaries.close()
         finally:
@@ -116,21 +115,20 @@ class Writer(contextlib.AbstractContextManager):
     # All below runs in the writer's thread. TensorBoard comes last: its first write is slow.
 
     def _run(self, write: Callable[..., None], *args: Any) -> None:
-        if self._error is not None:
-            raise self._error
         try:
-            write(*args)
+            if self._error is None:
+                write(*args)
         except Exception as error:
             self._error = error
-            raise
+        if self._error is not None:
+            raise self._error
 
     def _scalars(self, step: int, scalars: dict[str, Any]) -> None:
         row = {name: np.asarray(value).item() for name, value in scalars.items()}
         row = {name: value if math.isfinite(value) else None for name, value in row.items()}
-        line = json.dumps({"step": step, **row}, allow_nan=False)
-        path = self._workdir / _JSON_LINES
+        path = self._workdir / JSON_LINES
         with _as_user_error(path), path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
         self._summarise("write_scalars", step, scalars)
 
     def _images(self, step: int, images: dict[str, np.ndarray]) -> None:
@@ -145,7 +143,35 @@ class Writer(contextlib.AbstractContextManager):
         with _as_user_error(self._workdir):
             if self._summaries is None:
                 self._summaries = _summary_writer(self._workdir)
-            getattr(self._summaries, method)(*args)  # it flushes, so a killed run loses nothing
+            if self._summaries:
+                getattr(self._summaries, method)(*args)  # flushes: a killed run loses nothing
+
+
+def _summary_writer(workdir: pathlib.Path) -> Any:
+    """Creates clu's TensorBoard writer, with TensorFlow silent and off the GPU.
+
+    Where TensorFlow or TensorBoard is not installed, one line says so, and it is False.
+    """
+    try:
+        tensorflow()  # silences it before clu imports it
+        from clu import metric_writers
+    except ImportError as error:
+        logging.warning("metrics go to %s alone, not to TensorBoard: %s", JSON_LINES, error)
+        return False
+    return metric_writers.SummaryWriter(os.fspath(workdir))
+
+
+@contextlib.contextmanager
+def _as_user_error(path: pathlib.Path) -> Iterator[None]:
+    """Re-raises errors of the operating system, from Python or TensorFlow, as UserError."""
+    with files.os_errors_for_user(f"workdir: cannot write {path}"):
+        try:
+            yield
+        except Exception as error:
+            # TensorFlow's error types cannot be named without importing TensorFlow.
+            if type(error).__module__.startswith("tensorflow"):
+                raise OSError(str(error)) from error
+            raise
 
 
 def truncate(workdir: str | os.PathLike[str], step: int) -> None:
@@ -164,12 +190,13 @@ def truncate(workdir: str | os.PathLike[str], step: int) -> None:
     """
     workdir = pathlib.Path(workdir)
     with _as_user_error(workdir):
-        for pattern, steps in ((_JSON_LINES, _row_steps), (EVENT_FILES, _event_steps)):
-            for path in workdir.glob(pattern):
-                try:
-                    _cut(path, steps, step)
-                except ImportError as error:  # events of a machine that had TensorBoard
-                    logging.warning("%s may hold steps after %d: %s", path, step, error)
+        for path in workdir.glob(JSON_LINES):
+            _cut(path, _row_steps, step)
+        for path in workdir.glob(EVENT_FILES):
+            try:
+                _cut(path, _event_steps, step)
+            except ImportError as error:  # events of a machine that had TensorBoard
+                logging.warning("%s may hold steps after %d: %s", path, step, error)
         for name in PICTURES:
             for path in (workdir / name).glob("*.png*"):
                 number = re.fullmatch(r"(\d+)\.png(\.tmp)?", path.name)
@@ -200,11 +227,9 @@ def _row_steps(file: Any) -> Iterator[tuple[int, int]]:
         if not line.endswith(b"\n"):
             return  # torn, so it is the last
         try:
-            step = int(json.loads(line)["step"])
+            yield int(json.loads(line)["step"]), file.tell()
         except (ValueError, KeyError, TypeError):
             logging.warning("%s: line %d is damaged", file.name, number)
-        else:
-            yield step, file.tell()
 
 
 def _event_steps(file: Any) -> Iterator[tuple[int, int]]:
@@ -225,41 +250,6 @@ def _event_steps(file: Any) -> Iterator[tuple[int, int]]:
         if len(record) < length + 4:
             return
         try:
-            step = event_pb2.Event.FromString(record[:-4]).step
+            yield event_pb2.Event.FromString(record[:-4]).step, file.tell()
         except message.DecodeError:
             return
-        yield step, file.tell()
-
-
-def _summary_writer(workdir: pathlib.Path) -> Any:
-    """Creates clu's TensorBoard writer, with TensorFlow silent and off the GPU.
-
-    Where TensorFlow or TensorBoard is not installed, one line says so and nothing is written.
-    """
-    try:
-        tensorflow()  # silences it before clu imports it
-        from clu import metric_writers
-    except ImportError as error:
-        logging.warning("metrics go to %s alone, not to TensorBoard: %s", _JSON_LINES, error)
-        return _NoSummaries()
-    return metric_writers.SummaryWriter(os.fspath(workdir))
-
-
-class _NoSummaries:
-    """Stands for clu's writer, and writes nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_: None
-
-
-@contextlib.contextmanager
-def _as_user_error(path: pathlib.Path) -> Iterator[None]:
-    """Re-raises errors of the operating system, from Python or TensorFlow, as UserError."""
-    with files.os_errors_for_user(f"workdir: cannot write {path}"):
-        try:
-            yield
-        except Exception as error:
-            # TensorFlow's error types cannot be named without importing TensorFlow.
-            if type(error).__module__.startswith("tensorflow"):
-                raise OSError(str(error)) from error
-            raise

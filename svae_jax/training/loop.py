@@ -65,7 +65,7 @@ def train(
     with workdir.locked(job.directory) if is_first else contextlib.nullcontext():
         jobs.check_same(job)
         path = job.directory / "result.json"
-        before = workdir.read_json(path, "remove it, and run the same command again") or {}
+        before = files.read_json(path, "remove it, and run the same command again") or {}
         wanted = {"step": job.num_steps, "importance_samples": config.importance_samples}
         if wanted.items() <= before.items():
             if is_first:
@@ -77,7 +77,7 @@ def train(
         if before.get("step") == job.num_steps:  # only the evaluation was repeated
             result["images_per_second"] = before["images_per_second"]
         if is_first:
-            workdir.write_json(path, result)
+            files.write_json(path, result)
     return result
 
 
@@ -90,8 +90,8 @@ def run(job: jobs.Job, is_first: bool = True) -> dict[str, Any]:
         if is_first:
             # A run of no steps has its checkpoint at step 0.
             truncate(job.directory, begin if checkpoints.latest_step() is not None else -1)
-            workdir.write_json(job.directory / "config.json", config.to_dict())
-            workdir.write_json(job.directory / "data.json", job.record.to_json())
+            files.write_json(job.directory / "config.json", config.to_dict())
+            files.write_json(job.directory / "data.json", job.record.to_json())
         with (
             Writer(job.directory, enabled=is_first) as writer,
             Progress(job.num_steps, config.batch_size, step=begin, enabled=is_first) as progress,
@@ -113,9 +113,10 @@ def _restore_or_init(job: jobs.Job, checkpoints: Checkpointer) -> LoopState:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
         jax.eval_shape(init),
     )
-    identity, defaults = (configs.identity(c) for c in (job.config, configs.from_dict({})))
     restored = checkpoints.restore(
-        target, config=identity, defaults=defaults, migrate=configs.migrated
+        target,
+        config=configs.identity(job.config),
+        migrate=lambda saved: configs.identity(configs.from_dict(saved)),
     )
     if restored is not None:
         return restored[1]

@@ -14,8 +14,10 @@ from svae_jax.devices import runtime
 
 FAULTS = """
 import resource
+import jax
 import numpy as np
 from svae_jax.devices import runtime
+jax.config.update("jax_platforms", "cpu")
 if {keep}:
     runtime.keep_freed_memory()
 for _ in range(3):
@@ -45,7 +47,9 @@ def test_memory_that_was_freed_is_not_cleared_again():
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="Linux")
 def test_what_is_reserved_takes_no_memory():
     code = """
+import jax
 from svae_jax.devices import runtime
+jax.config.update("jax_platforms", "cpu")
 def resident():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
@@ -57,6 +61,19 @@ print(resident() - before)
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
     assert int(output) < 20_000  # kB
+
+
+def test_the_allocator_stays_as_it_is_where_another_device_may_compute(monkeypatch):
+    chosen = jax.config.jax_platforms
+    monkeypatch.setattr(runtime.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(runtime.glob, "glob", lambda pattern: ["/dev/nvidia0"])
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: pytest.fail("the allocator is set"))
+    try:
+        for platforms in (None, "cuda", "cuda,cpu"):
+            jax.config.update("jax_platforms", platforms)
+            runtime.keep_freed_memory()
+    finally:
+        jax.config.update("jax_platforms", chosen)
 
 
 def test_the_users_own_compilation_cache_stays(tmp_path):

@@ -177,8 +177,6 @@ def test_buffers_may_be_donated_when_save_returns(tmp_path, monkeypatch):
 def test_saving_does_not_wait_for_the_disk(tmp_path, monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(storage, "save", lambda *args: release.wait(10))
-    monkeypatch.setattr(storage, "flush", lambda path: None)
-    monkeypatch.setattr(Checkpointer, "_delete_old", lambda self: None)
     with Checkpointer(tmp_path) as saver:
         saver.save(1, make_state(1), config=CONFIG)
         assert not saver._pending.done()
@@ -419,16 +417,22 @@ def test_configuration_is_compared_as_json(tmp_path):
             saver.save(2, make_state(2), config={"a": object()})
 
 
-def test_files_that_may_not_be_read_are_not_damaged(copy, monkeypatch):
-    before = tree_of(copy)
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read everything
+def test_a_folder_that_may_not_be_read_is_not_damaged(copy, monkeypatch):
+    before, scan = tree_of(copy), os.scandir
 
     def refuse(path):
-        raise ValueError("PERMISSION_DENIED")
+        if str(path).endswith("20/state"):  # root may read everything
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
 
-    monkeypatch.setattr(storage, "read", refuse)
-    with Checkpointer(copy) as saver, pytest.raises(UserError, match="permission denied"):
-        saver.restore(abstract(make_state(0)))
+    def fail(path):
+        raise ValueError("PERMISSION_DENIED: Error opening")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        patch.setattr(storage, "read", fail)
+        with Checkpointer(copy) as saver, pytest.raises(UserError, match="20/state: Permission d"):
+            saver.restore(abstract(make_state(0)))
     assert tree_of(copy) == before
 
 
@@ -466,7 +470,7 @@ def test_a_save_that_orbax_refuses_is_an_error(copy, monkeypatch):
 def test_a_failed_save_surfaces_once_and_the_run_goes_on(copy, monkeypatch, surface):
     orbax_save = storage.save
 
-    def full(path, state, meta):
+    def full(path, *args):
         rubbish = path.with_name(f"{path.name}.orbax-checkpoint-tmp")
         rubbish.mkdir()
         (rubbish / "half").write_bytes(b"x")
@@ -528,7 +532,8 @@ def test_an_interrupt_while_waiting_forgets_no_failure(copy, monkeypatch):
 
 
 def test_rubbish_of_a_killed_save_is_no_step_and_in_nobodys_way(copy, monkeypatch):
-    for name in ("30.orbax-checkpoint-tmp", "40.orbax-checkpoint-tmp", "5.deleted"):
+    names = ("30.orbax-checkpoint-tmp", "40.orbax-checkpoint-tmp", "5.deleted", "30.deleted/10")
+    for name in names:
         shutil.copytree(copy / "20", copy / name)
     orbax_save = storage.save
 
@@ -543,10 +548,19 @@ def test_rubbish_of_a_killed_save_is_no_step_and_in_nobodys_way(copy, monkeypatc
     assert sorted(path.name for path in copy.iterdir()) == ["10", "20", "30"]
 
 
+def test_only_a_runs_own_rubbish_goes(copy):
+    for name in ("notes.deleted", "mine.orbax-checkpoint-tmp", "old"):
+        shutil.copytree(copy / "20", copy / name)
+    with Checkpointer(copy, keep=1) as saver:
+        saver.save(30, make_state(30), config=CONFIG)
+    left = {"30", "notes.deleted", "mine.orbax-checkpoint-tmp", "old"}
+    assert {path.name for path in copy.iterdir()} == left
+
+
 def test_a_half_deleted_step_is_never_on_offer(copy, monkeypatch):
     def half(path, **kwargs):
-        shutil.copy(path / "meta" / "metadata", copy / "witness")
-        (path / "meta" / "metadata").unlink()
+        (metadata,) = path.glob("20/meta/metadata")
+        metadata.rename(copy / "witness")
 
     monkeypatch.setattr(shutil, "rmtree", half)
     with Checkpointer(copy, keep=1) as saver:

@@ -208,7 +208,7 @@ def store(monkeypatch):
         def key_value_dir_get(self, folder):
             return [(key, value) for key, value in values.items() if key.startswith(folder)]
 
-    state = processes.distributed.global_state
+    state = processes._service()
     for name, value in {"client": Client(), "process_id": 0, "num_processes": 2}.items():
         monkeypatch.setattr(state, name, value)
     return values

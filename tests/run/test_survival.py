@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 import svae_jax
+from svae_jax import files as file_lib
 from svae_jax.errors import UserError
 from svae_jax.evaluation import bounds, previews
 from svae_jax.run import checkpoint, interrupt, workdir
@@ -119,7 +120,7 @@ def _survives(start, config, directory, *, kills, before, seed):
     assert not (broken / "checkpoints" / "quarantine").exists()
     assert fingerprint(broken) == fingerprint(whole)
     assert_curves_are_those_of(broken, whole)
-    results = [workdir.read_json(d / "result.json")["metrics"] for d in (broken, whole)]
+    results = [file_lib.read_json(d / "result.json")["metrics"] for d in (broken, whole)]
     assert results[0] == results[1]
 
 

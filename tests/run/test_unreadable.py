@@ -8,12 +8,12 @@ import shutil
 
 import pytest
 
+from svae_jax import files
 from svae_jax.errors import UserError
-from svae_jax.run import workdir
 from svae_jax.run.checkpoint import Checkpointer, NoneIntactError, are_lost, load, storage
 from tests.run.test_checkpoint import abstract, assert_same, blob, make_state, tree_of
 
-PASSING = [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ETIMEDOUT]
+PASSING = [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ETIMEDOUT, errno.EACCES]
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_a_json_file_that_cannot_be_read_is_not_damaged(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         failing_open(patch, "config.json", errno.EIO)
         with pytest.raises(UserError, match="cannot be read") as caught:
-            workdir.read_json(tmp_path / "config.json")
+            files.read_json(tmp_path / "config.json")
     assert "damaged" not in str(caught.value)
 
 

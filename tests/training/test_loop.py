@@ -13,12 +13,13 @@ from PIL import Image
 
 import svae_jax
 from svae_jax import config as configs
+from svae_jax import files
 from svae_jax import recipe as recipe_lib
 from svae_jax.data import cache
 from svae_jax.devices import sharding
 from svae_jax.errors import UserError
 from svae_jax.evaluation import grids, steps
-from svae_jax.run import checkpoint, workdir
+from svae_jax.run import checkpoint
 from svae_jax.training import feed, loop, step
 from svae_jax.training.metrics import TrainMetrics
 from tests import tiny
@@ -126,7 +127,7 @@ def test_a_run_that_has_left_nothing_may_begin_anew_with_another_configuration(
     tiny_config, tmp_path
 ):
     """One whose first step ran out of memory, say."""
-    workdir.write_json(tmp_path / "config.json", tiny_config.to_dict())
+    files.write_json(tmp_path / "config.json", tiny_config.to_dict())
     tiny_config.update(batch_size=6, num_steps=1)
     assert loop.train(tiny_config, tmp_path)["step"] == 1
 
@@ -176,7 +177,7 @@ def test_loading_what_is_no_run_is_refused(tmp_path):
 
 
 def test_loading_a_checkpoint_that_is_not_of_training_is_refused(tiny_config, tmp_path):
-    workdir.write_json(tmp_path / "config.json", tiny_config.to_dict())
+    files.write_json(tmp_path / "config.json", tiny_config.to_dict())
     with checkpoint.Checkpointer(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(1, {"mine": np.zeros(2)}, config={})
     with pytest.raises(UserError, match="none is of a training run"):
@@ -357,7 +358,7 @@ def nothing_compiled(monkeypatch):
 
 @pytest.mark.usefixtures("nothing_compiled")
 def test_another_configuration_is_refused_and_named(tiny_config, tmp_path):
-    workdir.write_json(tmp_path / "config.json", tiny_config.to_dict())
+    files.write_json(tmp_path / "config.json", tiny_config.to_dict())
     (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n')
     tiny_config.update(seed=1)
     tiny_config.latent.maps = 8

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 PyTree = Any
 
@@ -34,8 +36,12 @@ def leaves(tree: PyTree) -> dict[str, Any]:
     return named
 
 
-def describe(array: np.ndarray) -> dict[str, Any]:
-    """Returns an array's dtype, shape, and a SHA-256 of both and its bytes."""
+def describe(tree: PyTree) -> dict[str, dict[str, Any]]:
+    """Returns each array's dtype, shape, and a SHA-256 of both and its bytes, by path."""
+    return {name: _describe(array) for name, array in leaves(tree).items()}
+
+
+def _describe(array: np.ndarray) -> dict[str, Any]:
     dtype, shape = array.dtype.name, [*array.shape]
     content = hashlib.sha256(f"{dtype}{shape}".encode())
     content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -47,22 +53,17 @@ def digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def as_json(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns a configuration as JSON reads it back: tuples become lists."""
-    return json.loads(json.dumps(config))
-
-
-def fields(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Returns the leaves of a nested configuration by dotted name, as JSON text."""
-    found: dict[str, str] = {}
-    for name, value in config.items():
-        if isinstance(value, dict) and value:
-            found |= fields(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = json.dumps(value)
-    return found
-
-
 def fingerprint(state: PyTree) -> str:
     """Returns a SHA-256 of a state's paths, dtypes, shapes and bytes."""
-    return digest({name: describe(leaf) for name, leaf in leaves(to_host(state)).items()})
+    return digest(describe(to_host(state)))
+
+
+def fields(config: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the leaves of a nested configuration by dotted name, as JSON text."""
+    flat = traverse_util.flatten_dict(dict(config), sep=".")
+    return {name: json.dumps(value) for name, value in flat.items()}
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Returns the names, in order, whose values differ or are in one of the mappings only."""
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))

@@ -1,13 +1,13 @@
-"""Decides which steps to keep and restore, and verifies them."""
+"""Saves and restores the steps of a run, verifies each, and decides which to keep."""
 
 import concurrent.futures
+import contextlib
 import json
 import math
 import os
 import pathlib
-import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,13 +20,9 @@ from svae_jax.run.checkpoint import arrays, storage
 from svae_jax.run.checkpoint.arrays import PyTree
 
 Directory = str | os.PathLike[str]
-Migrate = Callable[[dict[str, Any]], dict[str, Any]]
 
 _FORMAT = 1
 _SCORE = "eval/elbo"
-_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-# How tensorstore begins, where a checksum is wrong or bytes are missing.
-_STORAGE_DAMAGE = re.compile("(DATA_LOSS|NOT_FOUND|OUT_OF_RANGE|FAILED_PRECONDITION): ")
 
 
 class Loaded(NamedTuple):
@@ -50,7 +46,7 @@ class _DamagedError(Exception):
     """
 
 
-class Checkpointer:
+class Checkpointer(contextlib.AbstractContextManager):
     """Saves the states of a run in the background, and restores the newest intact one.
 
     It keeps the newest `keep` steps and the best by the metric `eval/elbo`. Only one Checkpointer
@@ -72,10 +68,6 @@ class Checkpointer:
         self._keep = keep
         self._pending: concurrent.futures.Future[None] | None = None
         self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-
-    def __enter__(self) -> "Checkpointer":
-        """Returns itself."""
-        return self
 
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
         """Closes; an error of the last save does not hide an exception of the block."""
@@ -123,11 +115,30 @@ class Checkpointer:
         meta = {
             "format": _FORMAT,
             "step": step,
-            "config": arrays.as_json(config),
+            "config": json.loads(json.dumps(config)),
             "metrics": {name: float(value) for name, value in (metrics or {}).items()},
             "versions": runtime.versions(),
         }
         self._pending = self._worker.submit(self._write, step, arrays.to_host(state), meta)
+
+    def _write(self, step: int, state: PyTree, meta: dict[str, Any]) -> None:
+        """Hashes and writes one step, and deletes old ones, in the background."""
+        path = self._directory / str(step)
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            storage.sweep(self._directory)
+            meta["arrays"] = arrays.describe(state)
+            meta["seal"] = arrays.digest(meta)
+            storage.save(path, state, meta, _Retention(self._directory, self._keep))
+            _note_newest(self._directory, str(step))
+        except Exception as error:
+            raise UserError(
+                f"cannot save {path}: {files.reason(error)}; "
+                f"steps still there: {storage.steps(self._directory)}; "
+                "mend that and run the same command again"
+            ) from error
+        finally:
+            storage.sweep(self._directory)  # the unfinished save may be what fills the disk
 
     def wait(self) -> None:
         """Waits until nothing is being written.
@@ -155,9 +166,8 @@ class Checkpointer:
         self,
         target: PyTree,
         *,
-        config: dict[str, Any] | None = None,
-        defaults: dict[str, Any] | None = None,
-        migrate: Migrate = dict,
+        config: Mapping[str, Any] | None = None,
+        migrate: Callable[[dict[str, Any]], Mapping[str, Any]] = dict,
     ) -> tuple[int, PyTree] | None:
         """Returns the newest intact step and its state, with the target's shardings.
 
@@ -166,8 +176,7 @@ class Checkpointer:
         Args:
           target: arrays or `jax.ShapeDtypeStruct`s, in the structure of the saved state.
           config: the fields that must equal the saved ones, nested or by dotted names.
-          defaults: values of fields that an older checkpoint lacks, nested or by dotted names.
-          migrate: brings the fields of an older checkpoint's configuration under today's names.
+          migrate: brings the configuration of an older checkpoint to today's fields.
 
         Returns:
           None if no step was ever saved.
@@ -177,14 +186,21 @@ class Checkpointer:
             stays unchanged), it cannot be read, or all steps are damaged.
         """
         self.wait()
-        for step in sorted(storage.steps(self._directory), reverse=True):
+
+        def check(path: pathlib.Path, saved: dict[str, Any]) -> None:
+            if config is not None:
+                wanted, held = arrays.fields(config), arrays.fields(migrate(saved))
+                held = {name: value for name, value in held.items() if name in wanted}
+                _compare(path, "configuration", held, wanted)
+
+        for step in reversed(storage.steps(self._directory)):
             try:
-                return _load_step(self._directory, step, target, config, defaults, migrate)[:2]
+                return _load_step(self._directory, step, target, check)[:2]
             except _DamagedError as error:
                 self._quarantine(step, error)
         # The next call must fail too, although only the quarantine is left: no silent step 0.
         if quarantined := _quarantined(self._directory):
-            self._note("")
+            _note_newest(self._directory, "")
             raise NoneIntactError(
                 f"no intact checkpoint in {self._directory}: all are damaged and in quarantine; to "
                 f"put one back: mv {quarantined[-1]} {self._directory / quarantined[-1].name}; use "
@@ -214,74 +230,26 @@ class Checkpointer:
             folder.mkdir(exist_ok=True)
             source.rename(goal)
 
-    def _write(self, step: int, state: PyTree, meta: dict[str, Any]) -> None:
-        """Hashes and writes one step and deletes old ones, in the background."""
-        path = self._directory / str(step)
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            storage.sweep(self._directory)
-            meta["arrays"] = {
-                name: arrays.describe(leaf) for name, leaf in arrays.leaves(state).items()
-            }
-            storage.save(path, state, meta | {"seal": arrays.digest(meta)})
-            if storage.is_first_process():
-                storage.flush(path)
-                self._note(str(step))
-                self._delete_old()
-        except Exception as error:
-            storage.sweep(self._directory)  # the unfinished save may be what fills the disk
-            raise UserError(
-                f"cannot save {path}: {files.reason(error)}; "
-                f"steps still there: {sorted(storage.steps(self._directory))}; "
-                "mend that and run the same command again"
-            ) from error
 
-    def _note(self, newest: str) -> None:
-        """Notes the newest step beside the directory, so that `are_lost` can tell."""
-        if storage.is_first_process():
-            with files.replacing(_note_path(self._directory)) as file:
-                file.write(newest.encode())
+class _Retention:
+    """The steps that Orbax preserves: the newest `keep`, and the best by `eval/elbo`.
 
-    def _delete_old(self) -> None:
-        steps = sorted(storage.steps(self._directory))
+    An Orbax `PreservationPolicy`. Orbax asks it between writing a step and deleting others.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int):
+        self._folder, self._keep = folder, keep
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Returns for each step whether it stays, once the new one is on disk."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        storage.settle(self._folder / str(steps[-1]))
         try:
-            best = max(steps, key=lambda step: (_score(self._directory, step), step))
+            best = max(steps, key=lambda step: (_score(self._folder, step), step))
         except UserError as error:  # the best one may be the one that cannot be read now
             logging.warning("no old checkpoint is deleted: %s", error)
-            return
-        storage.delete(self._directory, set(steps[: -self._keep]) - {best})
-
-
-def are_lost(directory: Directory) -> bool:
-    """Returns whether a run has saved checkpoints of which none is left.
-
-    A run that was killed before its first checkpoint has lost nothing, nor has one whose
-    checkpoints were all damaged.
-    """
-    folder = pathlib.Path(directory).absolute()
-    with files.os_errors_for_user(f"cannot read {folder}"):
-        if storage.steps(folder) or _quarantined(folder):
-            return False
-        try:
-            return bool(_note_path(folder).read_text())
-        except FileNotFoundError:  # of an older version, which saves before it writes its result
-            return folder.with_name("result.json").exists()
-
-
-def remove(directory: Directory) -> None:
-    """Removes a directory of checkpoints, and the note that it holds some."""
-    folder = pathlib.Path(directory).absolute()
-    shutil.rmtree(folder)
-    _note_path(folder).unlink(missing_ok=True)
-
-
-def _note_path(folder: pathlib.Path) -> pathlib.Path:
-    return folder.with_name(f".{folder.name}.newest")
-
-
-def _quarantined(folder: pathlib.Path) -> list[pathlib.Path]:
-    quarantine = folder / "quarantine"
-    return sorted(quarantine.iterdir()) if quarantine.is_dir() else []
+            return [True] * len(steps)
+        return [step == best or step in steps[-self._keep :] for step in steps]
 
 
 def load(directory: Directory, target: PyTree | None = None, *, best: bool = False) -> Loaded:
@@ -321,6 +289,45 @@ def versions(directory: Directory) -> dict[str, str]:
         return {}
 
 
+def are_lost(directory: Directory) -> bool:
+    """Returns whether a run has saved checkpoints of which none is left.
+
+    A run that was killed before its first checkpoint has lost nothing, nor has one whose
+    checkpoints were all damaged.
+    """
+    folder = pathlib.Path(directory).absolute()
+    with files.os_errors_for_user(f"cannot read {folder}"):
+        if storage.steps(folder) or _quarantined(folder):
+            return False
+        try:
+            return bool(_note_path(folder).read_text())
+        except FileNotFoundError:  # of an older version, which saves before it writes its result
+            return folder.with_name("result.json").exists()
+
+
+def remove(directory: Directory) -> None:
+    """Removes a directory of checkpoints, and the note that it holds some."""
+    folder = pathlib.Path(directory).absolute()
+    shutil.rmtree(folder)
+    _note_path(folder).unlink(missing_ok=True)
+
+
+def _note_newest(folder: pathlib.Path, newest: str) -> None:
+    """Notes the newest step beside the directory, so that `are_lost` can tell."""
+    if storage.is_first_process():
+        with files.replacing(_note_path(folder)) as file:
+            file.write(newest.encode())
+
+
+def _note_path(folder: pathlib.Path) -> pathlib.Path:
+    return folder.with_name(f".{folder.name}.newest")
+
+
+def _quarantined(folder: pathlib.Path) -> list[pathlib.Path]:
+    quarantine = folder / "quarantine"
+    return sorted(quarantine.iterdir()) if quarantine.is_dir() else []
+
+
 # Reading and verifying one step.
 
 
@@ -328,9 +335,7 @@ def _load_step(
     folder: pathlib.Path,
     step: int,
     target: PyTree | None,
-    config: dict[str, Any] | None = None,
-    defaults: dict[str, Any] | None = None,
-    migrate: Migrate = dict,
+    check: Callable[[pathlib.Path, dict[str, Any]], None] = lambda path, config: None,
 ) -> Loaded:
     """Reads and verifies one step; checks configuration and shapes before it reads an array.
 
@@ -339,39 +344,28 @@ def _load_step(
       _DamagedError: the step differs from what was saved.
     """
     meta, path = _read_meta(folder, step), folder / str(step)
-    if config is not None:
-        given = arrays.as_json(config)
-        wanted, held = arrays.fields(given), arrays.fields(migrate(meta["config"]))
-        held = arrays.fields(arrays.as_json(defaults or {})) | held
-        held = {name: value for name, value in held.items() if name in wanted}
-        _compare(path, "configuration", held, wanted)
-    if target is not None:
-        wanted = {
-            name: f"{leaf.dtype}{[*leaf.shape]}" for name, leaf in arrays.leaves(target).items()
-        }
-        saved = {name: f"{leaf['dtype']}{leaf['shape']}" for name, leaf in meta["arrays"].items()}
-        _compare(path, "model", saved, wanted)
-    state = _read_state(path, meta["arrays"])
-    if target is not None:
-        found = arrays.leaves(state)
-        ordered = [found[name] for name in arrays.leaves(target)]
-        shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(target)]
-        placed = jax.device_put(ordered, shardings)
-        state = jax.tree.unflatten(jax.tree.structure(target), placed)
+    check(path, meta["config"])
+    if target is None:
+        return Loaded(step, _read_state(path, meta["arrays"]), meta["config"], meta["metrics"])
+    wanted = {name: f"{leaf.dtype}{[*leaf.shape]}" for name, leaf in arrays.leaves(target).items()}
+    saved = {name: f"{leaf['dtype']}{leaf['shape']}" for name, leaf in meta["arrays"].items()}
+    _compare(path, "model", saved, wanted)
+    found = arrays.leaves(_read_state(path, meta["arrays"]))
+    shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(target)]
+    placed = jax.device_put([found[name] for name in wanted], shardings)
+    state = jax.tree.unflatten(jax.tree.structure(target), placed)
     return Loaded(step, state, meta["config"], meta["metrics"])
 
 
 def _read_meta(folder: pathlib.Path, step: int) -> dict[str, Any]:
     path = folder / str(step) / "meta" / "metadata"
     try:
-        text = path.read_bytes()
-    except _MISSING as error:
-        raise _DamagedError(f"meta/metadata: {files.reason(error)}") from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    try:
-        meta = json.loads(text)
+        meta = json.loads(path.read_bytes())
         seal = meta.pop("seal")
+    except OSError as error:
+        if not isinstance(error, storage.MISSING):
+            raise _unreadable(path, error) from error
+        raise _DamagedError(f"meta/metadata: {files.reason(error)}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # not the bytes written
         raise _DamagedError(f"meta/metadata: {files.reason(error)}") from error
     if seal != arrays.digest(meta):
@@ -390,38 +384,18 @@ def _read_state(path: pathlib.Path, saved: dict[str, Any]) -> PyTree:
     """Reads the arrays of a step in nested dictionaries and lists, and verifies each hash."""
     try:
         state = storage.read(path / "state")
-        found = {name: arrays.describe(leaf) for name, leaf in arrays.leaves(state).items()}
+        found = arrays.describe(state)
     except Exception as error:
-        raise _cause(path, error) from error
-    for name in sorted(saved.keys() | found.keys()):
-        if saved.get(name) != found.get(name):
-            raise _DamagedError(f"state: the array {name} does not match its SHA-256")
+        try:
+            damaged = storage.damaged_file(path, error)
+        except OSError as unreadable:
+            raise _unreadable(path, unreadable) from error
+        if damaged is None:
+            raise _unreadable(path, error) from error
+        raise _DamagedError(f"{damaged}: {files.reason(error)}") from error
+    for name in arrays.differing(saved, found):
+        raise _DamagedError(f"state: the array {name} does not match its SHA-256")
     return state
-
-
-def _cause(path: pathlib.Path, error: Exception) -> UserError | _DamagedError:
-    """Tells damage from all else that can end the reading of a step: by the files' hashes.
-
-    For a step without them, of an older version, by what the storage library says.
-    """
-    try:
-        changed = storage.changed_file(path)
-    except OSError as unreadable:
-        return _unreadable(path, unreadable)
-    if changed is None or (changed == storage.NO_LIST and not _says_damage(error)):
-        for file in path.rglob("*"):
-            if not os.access(file, os.R_OK):
-                return UserError(f"cannot read {file}: permission denied")
-        return _unreadable(path, error)
-    name = "state" if changed == storage.NO_LIST else changed
-    return _DamagedError(f"{name}: {files.reason(error)}")
-
-
-def _says_damage(error: Exception) -> bool:
-    """Whether an error of the storage library is of wrong, missing or cut bytes."""
-    if isinstance(error, (*_MISSING, json.JSONDecodeError, UnicodeDecodeError)):
-        return True
-    return type(error) is ValueError and _STORAGE_DAMAGE.match(str(error)) is not None
 
 
 def _unreadable(path: pathlib.Path, error: Exception) -> UserError:
@@ -448,8 +422,7 @@ def _score(folder: pathlib.Path, step: int) -> float:
 def _compare(path: pathlib.Path, what: str, saved: dict[str, str], given: dict[str, str]) -> None:
     changed = [
         f"{name}={given.get(name, 'absent')} (saved: {saved.get(name, 'absent')})"
-        for name in sorted(saved.keys() | given.keys())
-        if saved.get(name) != given.get(name)
+        for name in arrays.differing(saved, given)
     ]
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""

@@ -1,17 +1,15 @@
-"""Writes and reads the files of a step through Orbax, and lists the complete steps."""
+"""The files of one step: written and read through Orbax, and listed with their SHA-256."""
 
 import asyncio
 import contextlib
-import gc
 import hashlib
 import json
-import logging as std_logging
 import os
 import pathlib
+import re
 import shutil
 import threading
-import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,48 +18,49 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from svae_jax import files
+from svae_jax.run.checkpoint import arrays
 from svae_jax.run.checkpoint.arrays import PyTree
 
-NO_LIST = "no list"
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 _DELETED = ".deleted"
 _LIST = "sha256.json"
+# How tensorstore begins, where a checksum is wrong or bytes are missing.
+_STORAGE_DAMAGE = re.compile("(DATA_LOSS|NOT_FOUND|OUT_OF_RANGE|FAILED_PRECONDITION): ")
 
 
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
     """Silences Orbax's logging: its errors also arrive as exceptions, which become one line."""
 
-    def is_ours(record: Any) -> bool:
-        return record.name != "asyncio" and f"{os.sep}orbax{os.sep}" not in record.pathname
+    def is_not_orbax(record: Any) -> bool:
+        return f"{os.sep}orbax{os.sep}" not in record.pathname
 
-    loggers = (logging.get_absl_logger(), std_logging.getLogger("asyncio"))
-    for logger in loggers:
-        logger.addFilter(is_ours)
+    logger = logging.get_absl_logger()
+    logger.addFilter(is_not_orbax)
     try:
         yield
-    except Exception as error:
+    except Exception:
         # After the first error Orbax's threads still run, write and log their own errors.
         for thread in threading.enumerate():
             if type(thread).__module__.startswith("orbax"):
                 thread.join(timeout=60)
-        # The frames hold other failed tasks, and asyncio logs each when it is freed: free them now.
-        link: BaseException | None = error
-        while link is not None:
-            traceback.clear_frames(link.__traceback__)
-            link = link.__cause__ or link.__context__
-        gc.collect()
         raise  # the filter stays: some threads may not have started yet
-    for logger in loggers:
-        logger.removeFilter(is_ours)
+    logger.removeFilter(is_not_orbax)
 
 
 @_quiet_orbax()
-def save(path: pathlib.Path, state: PyTree, meta: dict[str, Any]) -> None:
-    """Writes a step to a temporary directory and renames it, in this thread.
+def save(path: pathlib.Path, state: PyTree, meta: dict[str, Any], policy: Any) -> None:
+    """Writes a step under a temporary name, renames it, and moves away what `policy` lets go.
 
     Each save opens a new manager, which takes 3 ms. A manager that is kept would silently refuse
     older steps after a quarantine, and forget old steps after a failed save.
+
+    Args:
+      path: of the step.
+      state: NumPy arrays.
+      meta: JSON values.
+      policy: an Orbax preservation policy, which is asked once the step has its name.
     """
     processes = set(range(jax.process_count())) if jax.process_count() > 1 else None
     options = ocp.CheckpointManagerOptions(
@@ -69,6 +68,9 @@ def save(path: pathlib.Path, state: PyTree, meta: dict[str, Any]) -> None:
         enable_async_checkpointing=False,
         lightweight_initialize=True,
         save_root_metadata=False,
+        preservation_policy=policy,
+        # Moved first and removed by `sweep`, so that a half-deleted step is never listed.
+        todelete_subdir=f"{path.name}{_DELETED}",
         # With its processes named, Orbax synchronises through the coordinator. By default it uses
         # collectives, which must not run in a background thread beside the training step's.
         multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=processes),
@@ -78,8 +80,6 @@ def save(path: pathlib.Path, state: PyTree, meta: dict[str, Any]) -> None:
     with ocp.CheckpointManager(path.parent, item_handlers=handlers, options=options) as manager:
         if not manager.save(int(path.name), args=items):
             raise RuntimeError("Orbax refuses it: a newer step is there")
-    if is_first_process():
-        _list_files(path)
 
 
 @_quiet_orbax()
@@ -91,11 +91,7 @@ def read(path: pathlib.Path) -> PyTree:
 def _array_handler() -> ocp.PyTreeCheckpointHandler:
     """Creates a new handler for each use: a cached one could return a replaced step's arrays."""
     types = ocp.type_handlers.create_type_handler_registry(
-        (np.ndarray, _NumpyHandler(deepcopy_host_arrays=False)),
-        (
-            jax.Array,
-            ocp.type_handlers.ArrayHandler(),
-        ),  # unused, but Orbax warns if it is missing
+        (np.ndarray, _NumpyHandler(deepcopy_host_arrays=False))
     )
     # Compression would take several times as long as everything else and save 8%.
     return ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=types)
@@ -114,7 +110,8 @@ class _NumpyHandler(ocp.type_handlers.NumpyHandler):
         return [array for (array,) in await _all(alone)]
 
     async def _background_serialize(self, values: Any, infos: Any, args: Any = None) -> None:
-        # A private method: if Orbax renames it, only this protection is lost.
+        # Private, tested with Orbax 0.12.8: the public `serialize` would take a thread and an event
+        # loop an array, 40% of a save. If Orbax renames it, only this protection is lost.
         write = super()._background_serialize
         await _all([write([v], [i], [a]) for v, i, a in zip(values, infos, args, strict=True)])
 
@@ -142,7 +139,7 @@ def steps(folder: pathlib.Path) -> list[int]:
             names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
         except (FileNotFoundError, NotADirectoryError):
             return []
-    return [int(name) for name in names if name.isdecimal() and str(int(name)) == name]
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
 def sweep(folder: pathlib.Path) -> None:
@@ -154,65 +151,48 @@ def sweep(folder: pathlib.Path) -> None:
                     shutil.rmtree(path, ignore_errors=True)
 
 
-def delete(folder: pathlib.Path, steps: Iterable[int]) -> None:
-    """Deletes steps, then sweeps."""
-    for step in steps:
-        # Renamed first, so that a half-deleted step is never listed.
-        (folder / str(step)).rename(folder / f"{step}{_DELETED}")
-    sweep(folder)
+def settle(path: pathlib.Path) -> None:
+    """Lists the files of a new step in it, and flushes them to disk; raises late disk errors."""
+    if is_first_process():
+        (path / _LIST).write_text(json.dumps(_hashes(path), indent=2))
+        for file in (*path.rglob("*"), path, path.parent):
+            files.sync(file)
 
 
-def _list_files(path: pathlib.Path) -> None:
-    """Lists the files of a step with their SHA-256, in the step."""
-    hashes = {name: _sha256(path / name) for name in _needed(path)}
-    (path / _LIST).write_text(json.dumps(hashes, indent=2))
+def damaged_file(path: pathlib.Path, error: Exception) -> str | None:
+    """Returns a file of a step whose arrays cannot be read because of damage; None if it is intact.
 
-
-def changed_file(path: pathlib.Path) -> str | None:
-    """Returns a file of a step that is missing, foreign or not of its SHA-256; None if none is.
-
-    Returns `NO_LIST` if the step has no such list: it is of an older version, or the save was
-    killed.
+    It is missing, foreign or not of its SHA-256. Where there is no list, in a step of an older
+    version or of a run that was killed while saving, the error tells.
 
     Raises:
       OSError: a file is there and cannot be read.
     """
+    found = _hashes(path)
     try:
-        hashes = json.loads((path / _LIST).read_bytes())
-    except (FileNotFoundError, ValueError):
-        for name in _needed(path):  # which raises if one cannot be read
-            _sha256(path / name)
-        return NO_LIST
-    differing = hashes.keys() ^ _needed(path)
-    for name in hashes.keys() - differing:
-        if _sha256(path / name) != hashes[name]:
-            differing.add(name)
-    return min(differing, default=None)
+        listed = dict(json.loads((path / _LIST).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        is_damage = isinstance(error, (*MISSING, json.JSONDecodeError, UnicodeDecodeError))
+        is_damage |= type(error) is ValueError and bool(_STORAGE_DAMAGE.match(str(error)))
+        return "state" if is_damage else None
+    return next(iter(arrays.differing(listed, found)), None)
 
 
-def _needed(path: pathlib.Path) -> list[str]:
-    """The files of the arrays; Orbax's marks of completion are not read."""
-    found = (file for file in (path / "state").rglob("*") if file.is_file())
-    names = (file.relative_to(path).as_posix() for file in found)
-    return sorted(name for name in names if not name.endswith("commit_success.txt"))
+def _hashes(path: pathlib.Path) -> dict[str, str]:
+    """Returns the SHA-256 of each file of the arrays; Orbax's marks of completion are not read."""
 
+    def fail(error: OSError) -> None:
+        if not isinstance(error, MISSING):
+            raise error
 
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def flush(path: pathlib.Path) -> None:
-    """Flushes a step to disk, so that older ones can be deleted; raises late disk errors."""
-    for file in (*path.rglob("*"), path, path.parent):
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        except OSError:
-            if not file.is_dir():  # not every file system can flush directories
-                raise
-        finally:
-            os.close(descriptor)
+    found = {}
+    for folder, _, names in os.walk(path / "state", onerror=fail):
+        for name in set(names) - {"commit_success.txt"}:
+            file = pathlib.Path(folder, name)
+            with file.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            found[file.relative_to(path).as_posix()] = digest
+    return found
 
 
 def is_first_process() -> bool:

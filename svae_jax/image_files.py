@@ -5,7 +5,6 @@ batch at a time is in memory.
 """
 
 import contextlib
-import io
 import math
 import zipfile
 from collections.abc import Iterable
@@ -69,13 +68,6 @@ def write(
             _write_npz(out, shape, dtype, batches)
         else:
             _write_pngs(out, batches)
-
-
-def png(picture: UInt8[np.ndarray, "h w c"]) -> bytes:
-    """The bytes of a PNG file of one picture: grey, colour, or colour with opacity."""
-    file = io.BytesIO()
-    _as_image(picture).save(file, format="png", optimize=True)
-    return file.getvalue()
 
 
 def save_picture(path: Path, picture: UInt8[np.ndarray, "h w c"]) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from svae_jax import image_files
 from svae_jax.errors import UserError
-from svae_jax.run import image_files
 
 
 def _pixels(channels):
@@ -89,7 +89,7 @@ STREAMED = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from svae_jax.run import image_files
+from svae_jax import image_files
 batch = np.zeros((1000, 64, 64, 3), np.uint8)
 image_files.write(Path(sys.argv[1]), "npz", (1000, 64, 64, 3), iter([batch]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

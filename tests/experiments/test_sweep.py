@@ -315,7 +315,7 @@ def test_the_local_engine_needs_no_ray(config, alone, tmp_path, capsys, monkeypa
     assert "2/3 done, 1 failed, best eval/elbo" in stderr
     assert _metrics([first, second]) == _metrics(alone)
     assert (tmp_path / "sweep.csv").exists()
-    assert not (tmp_path / "sweep.png").exists()
+    assert (tmp_path / "sweep.png").exists()
 
 
 def _stub(trial, code):
@@ -492,7 +492,9 @@ def test_a_mistake_is_one_line_before_anything_runs(name, config, tmp_path):
     if name not in ("early", "address"):
         pytest.importorskip("ray")
     arguments, message = MISTAKES[name]
-    ordinary = [f"--config={config}", "--sweep=seeds", f"--workdir={tmp_path}"]
+    own_config = any(argument.startswith("--config=") for argument in arguments)
+    ordinary = ["--sweep=seeds", f"--workdir={tmp_path}"]
+    ordinary += [] if own_config else [f"--config={config}"]
     with pytest.raises(UserError) as error:
         command.main([*ordinary, *arguments])
     assert message.replace("CONFIG", config) in str(error.value)

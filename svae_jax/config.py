@@ -38,7 +38,7 @@ _DURATION = ("num_steps", "num_epochs")
 # What runs had that are older than these fields, where that is not today's default.
 _BEFORE = {"latent.nu_scale": 0.1, "latent.lower_scale": 1.0}
 
-_INTEGERS = 2**31  # JAX's end here
+_INTEGERS = 2**31  # JAX has integers of 32 bits
 
 _SCHEDULES = ("constant", "cosine")
 
@@ -117,7 +117,7 @@ def base() -> ml_collections.ConfigDict:
                 "max_bad_steps": 0,
             },
             "batch_size": 100,
-            "num_steps": 0,  # optimiser updates since step 0; wins over num_epochs where above 0
+            "num_steps": 0,  # training steps since step 0; wins over num_epochs where above 0
             "num_epochs": 0.0,
             "log_every": 50,
             "eval_every": 1000,
@@ -444,10 +444,10 @@ def _optimizer(config: ml_collections.ConfigDict, num_steps: int) -> optax.Gradi
 
 
 def num_steps(config: ml_collections.ConfigDict, num_images: int) -> int:
-    """The number of optimiser updates, for a training split of so many images.
+    """The number of training steps, for a training split of so many images.
 
     Raises:
-        UserError: where an epoch holds no whole batch, or the duration is below one update.
+        UserError: where an epoch holds no whole batch, or the duration is below one step.
     """
     steps_per_epoch = num_images // config.batch_size
     if steps_per_epoch == 0:
@@ -457,7 +457,7 @@ def num_steps(config: ml_collections.ConfigDict, num_images: int) -> int:
         )
     steps = config.num_steps or round(config.num_epochs * steps_per_epoch)
     if steps < 1 and config.num_epochs > 0:
-        raise UserError(f"num_epochs={config.num_epochs} is less than one update")
+        raise UserError(f"num_epochs={config.num_epochs} is less than one training step")
     if steps >= _INTEGERS:
         raise UserError(f"num_epochs={config.num_epochs} is more than 2^31 training steps")
     return steps

@@ -12,6 +12,8 @@ COMMANDS = {
     "sample": "draws images, or reconstructs pictures of your own",
     "encode": "writes the latents of a data set",
     "explore": "shows trained runs side by side, as one page",
+    "pack": "writes a trained model as one small file",
+    "unpack": "makes a run of such a file, or of a model that comes with the package",
 }
 
 

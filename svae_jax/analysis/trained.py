@@ -110,11 +110,7 @@ def load(
         arrays = image_lib.from_python(images)
         identity.check_arrays(run, arrays)
     loaded = checkpoint.load(directory / "checkpoints", best=best)
-    state = loaded.state.get("state")
-    if state is None:
-        raise UserError(f"{directory / 'checkpoints'}: none is of a training run")
-    variables = state.get("ema") or {name: state.get(name) for name in ("params", "batch_stats")}
-    variables = {name: leaves or {} for name, leaves in variables.items()}
+    variables = variables_of(loaded, directory)
     model = configs.model(config, record, model)
     _check_fits(directory, variables, model)
     assert model.likelihood is not None
@@ -130,6 +126,19 @@ def load(
         data_dir=identity.absolute(os.fspath(data_dir), "--data_dir"),
         where=str(directory),
     )
+
+
+def variables_of(loaded: checkpoint.Loaded, directory: Path) -> dict[str, PyTree]:
+    """The variables of a run's checkpoint, or their moving averages if training kept them.
+
+    Raises:
+        UserError: the checkpoint is of something else.
+    """
+    state = loaded.state.get("state")
+    if state is None:
+        raise UserError(f"{directory / 'checkpoints'}: none is of a training run")
+    variables = state.get("ema") or {name: state.get(name) for name in ("params", "batch_stats")}
+    return {name: leaves or {} for name, leaves in variables.items()}
 
 
 def _check_fits(directory: Path, variables: PyTree, model: SpatialVAE) -> None:

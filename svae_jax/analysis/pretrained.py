@@ -1,0 +1,57 @@
+"""Trained models that come with the package."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from svae_jax import files
+from svae_jax.analysis import exploring, packing
+from svae_jax.data import cache
+from svae_jax.errors import UserError
+
+_FOLDER = Path(__file__).parents[1] / "pretrained_models"
+# What is shipped, with its SHA-256; `experiments/results/README.md` says how each was trained.
+MODELS: dict[str, str] = {}
+
+
+def pretrained(name: str | Path) -> exploring.Run:
+    """Opens a trained model that comes with the package, or a file of `python -m svae_jax.pack`.
+
+    It is unpacked once, into the user's cache.
+
+    Args:
+        name: one of `MODELS`; or a path that ends with `.npz`.
+
+    Returns:
+        What `svae_jax.load` returns. Its `directory` is the workdir, for the commands.
+
+    Raises:
+        UserError: there is no such model, or its file is damaged.
+    """
+    path = file(name)
+    with files.os_errors_for_user(f"{path} cannot be read"), path.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    if digest != MODELS.get(str(name), digest):
+        raise UserError(f"{path} is damaged: it is not the file that was shipped; install it again")
+    directory = cache.home() / "pretrained" / f"{path.stem}-{digest[:16]}"
+    if not directory.exists():
+        try:
+            packing.unpack(path, directory)
+        except UserError:
+            if not directory.exists():  # else another process was faster
+                raise
+    return exploring.load(directory)
+
+
+def file(name: str | Path) -> Path:
+    """The file of a model that comes with the package, or the path itself.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if name in MODELS:
+        return _FOLDER / f"{name}.npz"
+    if not os.fspath(name).endswith(".npz"):
+        known = ", ".join(MODELS)
+        raise UserError(f"there is no pretrained model {name}; choose {known}, or a .npz file")
+    return files.user_path(name, "model")

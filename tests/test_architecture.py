@@ -11,7 +11,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "svae_jax"
 
 # Rooms from the top down: a module imports only from its own room and from rows below.
 ROWS = [
-    {"__main__", "main", "fit_sampler", "evaluate", "sample", "encode", "explore", "pack", "unpack"},
+    {"__main__", "main", "fit_sampler", "evaluate", "sample", "encode", "explore"}
+    | {"pack", "unpack"},
     {"command_line"},
     {"training", "analysis"},
     {"sampler_config", "identity"},

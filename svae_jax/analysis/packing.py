@@ -75,8 +75,8 @@ def pack(directory: str | Path, path: str | Path) -> Path:
     small = {name: _rounded(name, array) for name, array in arrays.items()}
     about["sha256"] = {name: _digest(array) for name, array in small.items()}
     with files.os_errors_for_user(f"--out={path} cannot be written"), files.replacing(path) as file:
-        text = np.frombuffer(json.dumps(about).encode(), np.uint8)
-        np.savez_compressed(file, about=text, **small)
+        small["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        np.savez_compressed(file, allow_pickle=False, **small)
     return path
 
 

@@ -19,7 +19,7 @@ _DECODERS = {
     maps: stacks.matching_stack(_STACK, maps=maps, like=128)
     for maps in (128, 64, 32, 16, 8, 4, 256)
 }
-_MODELS = sweeps.named(_DECODERS, maps=4)
+_MODELS = sweeps.named(_DECODERS, maps=4, encoder="5x5/32/s2 5x5/128/s2 3x3/256")
 
 
 def get_config(arg: str = "lowrank") -> ml_collections.ConfigDict:

@@ -17,7 +17,7 @@ LINEAR = {**SHORT, "model.norm": "none", "model.linear": "pca"}
 
 
 def named(
-    decoders: Mapping[int, str], maps: int, best: int = 32
+    decoders: Mapping[int, str], maps: int, best: int = 32, encoder: str = ""
 ) -> dict[str, tuple[str, dict[str, Any]]]:
     """The models that a configuration names, each with its posterior and the fields that differ.
 
@@ -25,10 +25,13 @@ def named(
         decoders: as of `choices`; it has those of `maps` and `best`.
         maps: of 8×8 in `plain` and `linear`.
         best: maps of 8×8 in `best`.
+        encoder: of `best`, down to 8×8, with a convolutional head; by default the configuration's.
     """
     plain = {**SHORT, "model.norm": "none"}
     noise = {**LINEAR, "objective.likelihood": "gaussian_blocks"}
     rich = {"latent.prior": "autoregressive", "model.decoder": decoders[best]}
+    if encoder:
+        rich |= {"model.encoder": encoder, "model.head": "convolutional"}
     few, decoder = f"mvn,d=8,N={maps}", {"model.decoder": decoders[maps]}
     fast = {"optimizer.learning_rate": 2e-3}
     return {

@@ -11,7 +11,10 @@ from svae_jax.errors import UserError
 
 _FOLDER = Path(__file__).parents[1] / "pretrained_models"
 # What is shipped, with its SHA-256; `experiments/results/README.md` says how each was trained.
-MODELS: dict[str, str] = {}
+MODELS = {
+    "shapes": "dfabf90674e5efa00f5c130d48b3d37ea497f069cc3a3047493e63caf073f72d",
+    "shapes_vector": "dfabf90674e5efa00f5c130d48b3d37ea497f069cc3a3047493e63caf073f72d",
+}
 
 
 def pretrained(name: str | Path) -> exploring.Run:

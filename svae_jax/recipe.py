@@ -29,7 +29,7 @@ class Recipe(NamedTuple):
         optimizer: gradients to updates; to finite ones where the gradients' norm is finite.
         ema_decay: decay of the moving average of parameters and statistics; 0 for none.
         max_bad_steps: how many non-finite steps in a row are skipped before training fails.
-        batch_size: images an update, over all devices.
+        batch_size: images a training step, over all devices.
         flip: whether images are flipped at random, left to right, in training.
         seed: the root of all randomness.
     """

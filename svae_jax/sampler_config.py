@@ -11,7 +11,7 @@ from svae_jax.errors import UserError
 
 Shape = tuple[int, int, int]
 
-# Where a long fit reports and saves; the numbers do not depend on it.
+# Where a long fit reports and saves; the result does not depend on it.
 _FREE_ON_RESUME = {"log_every": 50, "checkpoint_every": 500}
 
 

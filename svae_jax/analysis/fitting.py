@@ -58,7 +58,7 @@ def fit(
 
     Returns:
         `sampler`, the model's `step` and `fingerprint`, the fit's `num_steps`, and `parameters`,
-        how many numbers the sampler holds.
+        the number of entries of the sampler's arrays.
 
     Raises:
         UserError: a mistake that the user can correct.

@@ -100,7 +100,7 @@ def _set_figures(distances: Mapping[str, Any]) -> Record:
 
 
 def notes(results: Sequence[Mapping[str, Any]]) -> str:
-    """What the numbers are of, one line for each run and space."""
+    """What the figures are of, one line for each run and space."""
     lines = []
     for result in results:
         first = next(iter(result["samples"].values()))

@@ -9,7 +9,7 @@ from svae_jax.config.build import DURATION, num_steps
 from svae_jax.config.fields import base, flatten, get_field
 from svae_jax.errors import UserError
 
-# Fields that may change on resume, because they do not change the numbers.
+# Fields that may change on resume, because they do not change the results.
 _FREE_ON_RESUME = (
     "log_every",
     "eval_every",

@@ -97,7 +97,7 @@ def _has_device_files() -> bool:
 
 
 def set_numerics() -> None:
-    """Sets JAX's rules of numbers to those that the package is written for, in this process."""
+    """Sets JAX's rules of dtypes and ranks, in this process, to those of the package."""
     for name, value in _NUMERICS.items():
         jax.config.update(name, value)
 
@@ -114,7 +114,7 @@ def own_numerics() -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of the installed libraries on which a run's numbers depend."""
+    """The versions of the installed libraries on which a run's results depend."""
     found = {}
     for name in _LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

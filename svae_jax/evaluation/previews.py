@@ -39,7 +39,7 @@ def draw(
         variables: the evaluated variables.
         train_images: some of them are encoded, see `samples_gaussian`.
         eval_images: held-out images; the first are reconstructed.
-        sample_every: updates between two pictures.
+        sample_every: training steps between two pictures.
         mesh: the devices.
 
     Returns:

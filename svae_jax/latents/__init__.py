@@ -3,15 +3,15 @@
 A latent is N feature maps of h×w, held as ``[*batch, h, w, n]``. A posterior is how its mean is
 built (`means`) times how its covariance is built (`covariances`); the models of the paper (Wang,
 Yuan, Ji 2017, "Spatial variational auto-encoding via matrix-variate normal distributions") are
-rows of one table:
+rows of one table, which also has the number of parameters a map:
 
-| name           | mean M (per map)   | covariance         | numbers per map | paper           |
+| name           | mean M (per map)   | covariance         | a map           | paper           |
 |----------------|--------------------|--------------------|-----------------|-----------------|
-| `vector`       | free, 1×1          | independent        | 2               | Eq. 2           |
-| `naive`        | free               | independent        | 2hw             | §3.2, Eq. 3     |
-| `mvn`          | free               | Ω⊗Ψ, both diagonal | hw + h + w      | §3.3, Eq. 5–6   |
+| `vector`       | unconstrained, 1×1 | independent        | 2               | Eq. 2           |
+| `naive`        | unconstrained      | independent        | 2hw             | §3.2, Eq. 3     |
+| `mvn`          | unconstrained      | Ω⊗Ψ, both diagonal | hw + h + w      | §3.3, Eq. 5–6   |
 | `lowrank`      | Σ_r μ_r ν_rᵀ       | Ω⊗Ψ, both diagonal | (R+1)(h + w)    | §3.4, Eq. 8–9   |
-| `mvn_full`     | free               | Ω⊗Ψ, both full     | hw + (h² + h + w² + w)/2 | beyond |
+| `mvn_full`     | unconstrained      | Ω⊗Ψ, both full     | hw + (h² + h + w² + w)/2 | beyond |
 | `lowrank_full` | Σ_r μ_r ν_rᵀ       | Ω⊗Ψ, both full     | R(h+w) + (h² + h + w² + w)/2 | beyond |
 
     post = latents.make("lowrank", height=3, width=3, maps=128)

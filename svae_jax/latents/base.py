@@ -233,11 +233,11 @@ def check_positive(**sizes: object) -> None:
 
 
 def count(shapes: Shapes) -> int:
-    """How many numbers the arrays of one example hold."""
+    """The number of parameters of one example."""
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def unpack(shapes: Shapes, flat: Float[Array, "*batch numbers"]) -> Params:
+def unpack(shapes: Shapes, flat: Float[Array, "*batch num_params"]) -> Params:
     """Cuts a flat vector into named arrays, in the order of `shapes`.
 
     Args:
@@ -256,6 +256,6 @@ def unpack(shapes: Shapes, flat: Float[Array, "*batch numbers"]) -> Params:
     return params
 
 
-def pack(shapes: Shapes, params: Params) -> Float[Array, " numbers"]:
+def pack(shapes: Shapes, params: Params) -> Float[Array, " num_params"]:
     """Joins the arrays of one example into a flat vector: the inverse of `unpack`, unbatched."""
     return jnp.concatenate([params[name].ravel() for name in shapes])

@@ -39,7 +39,7 @@ class FreeMean:
         return {}
 
     def initial(self, key: PRNGKeyArray) -> Params:
-        """Where one example's numbers start: at the mean of the prior, whatever the key."""
+        """One example's initial parameters: at the mean of the prior, whatever the key."""
         del key
         return {name: jnp.zeros(shape) for name, shape in self.shapes.items()}
 
@@ -97,7 +97,7 @@ class LowRankMean:
         return {"nu": self.nu_scale}
 
     def initial(self, key: PRNGKeyArray) -> Params:
-        """Where one example's numbers start: μ at zero, ν off it.
+        """One example's initial parameters: μ at zero, ν off it.
 
         With both at zero the mean is an even function of the features, M(f) = M(−f), and emitting
         nothing is a saddle. With ν_r random, of unit root mean square over the width, the mean

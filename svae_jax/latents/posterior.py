@@ -31,7 +31,7 @@ class Posterior:
     """A distribution q(z|x) over latent maps z ``[*batch, h, w, n]``; the N maps are independent.
 
     It holds sizes and no arrays, so it is hashable and goes through `jax.jit` as a static
-    argument; the numbers are given to each method as `params`. Their dtype is that of the results.
+    argument: each method takes the parameters as `params`, whose dtype is that of the results.
 
     Attributes:
         name: its row in the table of posteriors.
@@ -77,11 +77,11 @@ class Posterior:
 
     @property
     def num_params(self) -> int:
-        """How many numbers the encoder emits per example (§4.4 of the paper)."""
+        """The number of parameters that the encoder emits per example (§4.4 of the paper)."""
         return base.count(self.shapes)
 
-    def unpack(self, flat: Float[Array, "*batch numbers"]) -> Params:
-        """Names the numbers that the encoder emitted.
+    def unpack(self, flat: Float[Array, "*batch num_params"]) -> Params:
+        """Splits what the encoder emitted into named parameters.
 
         Args:
             flat: ``[*batch, num_params]``.
@@ -94,7 +94,7 @@ class Posterior:
         """
         if flat.shape[-1:] != (self.num_params,):
             raise ValueError(
-                f"flat must end in num_params = {self.num_params} numbers, got shape {flat.shape}"
+                f"flat must end in num_params = {self.num_params} entries, got shape {flat.shape}"
             )
         return base.unpack(self.shapes, flat)
 

@@ -137,7 +137,7 @@ def _dot(x: Array, matrix: Array | np.ndarray) -> Array:
 def patch_for(
     image_shape: tuple[int, int, int], height: int, width: int, maps: int, max_weights: float
 ) -> tuple[int, int]:
-    """Rows and columns of the largest patch for which B and b have at most `max_weights` numbers.
+    """Rows and columns of the largest patch for which B and b have at most `max_weights` entries.
 
     The patches tile the image itself where they may be so large.
 

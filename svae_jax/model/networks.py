@@ -19,9 +19,10 @@ class Encoder(nn.Module):
 
     Attributes:
         layers: the convolutions.
-        posterior: how many numbers are emitted, and their initial bias.
+        posterior: gives the number of parameters and their initial bias.
         style: of all layers.
-        head: "dense", one layer from all features to all numbers; or "convolutional", see `Head`.
+        head: "dense", one layer from all features to all parameters; or "convolutional",
+            see `Head`.
     """
 
     layers: tuple[Layer, ...]
@@ -31,7 +32,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> Float[Array, "b p"]:
-        """Emits `posterior.num_params` numbers an image, in float32."""
+        """The parameters of the posterior of each image, in float32."""
         x = images
         for layer in self.layers:
             x = Block(layer, self.style, transposed=False)(x, train)
@@ -64,7 +65,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, features: Float[Array, "b y x f"]) -> Float[Array, "b p"]:
-        """Emits `posterior.num_params` numbers an image, in float32."""
+        """The parameters of the posterior of each image, in float32."""
         q = self.posterior
         scale = q.output_scale
         bias = self.param("bias", lambda key: q.initial_bias(key) / scale)
@@ -140,7 +141,7 @@ class Constant(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> Float[Array, "b p"]:
-        """Emits `posterior.num_params` learned numbers for each image."""
+        """The same learned parameters of a posterior for each image."""
         del train
         scale = self.posterior.output_scale
         start = self.posterior.initial_bias

@@ -108,7 +108,7 @@ class Progress(contextlib.AbstractContextManager):
         return measured and measured[0]
 
     def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
-        """Reports all held-out numbers; names may have a prefix such as `eval/`."""
+        """Reports all held-out metrics; names may have a prefix such as `eval/`."""
         parts = [f"{_label(name)} {_number(value)}" for name, value in values.items()]
         self.print(f"step {step}  eval: " + "  ".join(parts))
 

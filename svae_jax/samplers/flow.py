@@ -25,7 +25,7 @@ class FlowState(NamedTuple):
     """Everything that fitting changes.
 
     Attributes:
-        step: updates so far.
+        step: training steps so far.
         params: the network's.
         opt_state: the optimizer's state.
         ema: the moving average of `params`.
@@ -83,8 +83,8 @@ class Flow:
         width: features of a token.
         depth: blocks of the transformer.
         num_params: parameters of the network, the same for latents of all shapes.
-        num_steps: updates of the fit.
-        batch_size: images an update.
+        num_steps: training steps of the fit.
+        batch_size: images a training step.
         learning_rate: of Adam, at its peak; it decays to 0 along a cosine.
         ema_decay: of the moving average of the parameters that samples are drawn with.
         ode_steps: steps of Heun's method, of two evaluations each.
@@ -142,7 +142,7 @@ class Flow:
         )
 
     def init(self, posteriors: Posteriors) -> Fit:
-        """The state before the first update."""
+        """The state before the first step."""
         _ = posteriors.means  # asked for first, as `step` needs them
         fixed = jax.tree.map(jnp.asarray, self._fixed(posteriors.moments))
         return Fit(self._init(), fixed)
@@ -161,7 +161,7 @@ class Flow:
         )
 
     def step(self, state: Fit, posteriors: Posteriors, count: int) -> Fit:
-        """Makes `count` updates on all devices of this process, in one compiled loop.
+        """Makes `count` training steps on all devices of this process, in one compiled loop.
 
         Another count compiles nothing anew. The arrays of `state.state` are donated.
         """
@@ -173,7 +173,7 @@ class Flow:
         )
 
     def logged(self, state: Fit, count: int) -> tuple[dict[str, float], Fit]:
-        """The mean loss of the last `count` updates, and a state that sums it anew."""
+        """The mean loss of the last `count` steps, and a state that sums it anew."""
         loss = float(state.state.loss) / count
         return {"loss": loss}, Fit(state.state._replace(loss=jnp.float32(0.0)), state.fixed)
 
@@ -248,7 +248,7 @@ def _train(
     num_steps: Array,
 ) -> FlowState:
     def update(_: Array, state: FlowState) -> FlowState:
-        # Keys 1, 2, … are those of the updates; 0 is that of the initialisation.
+        # Keys 1, 2, … are those of the steps; 0 is that of the initialisation.
         key = jax.random.fold_in(flow._key, state.step + 1)
         loss, gradients = jax.value_and_grad(flow.loss)(state.params, key, fixed, data, mesh)
         updates, opt_state = flow._optimizer.update(gradients, state.opt_state, state.params)

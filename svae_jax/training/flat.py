@@ -1,8 +1,8 @@
 """Trees of many small arrays as one vector.
 
-An accelerator starts a kernel for each array that an update changes, and most arrays of a network
-are so small that this takes longer than computing. Adam, moving averages and norms treat all
-numbers alike: of one vector, they are one kernel.
+An accelerator starts a kernel for each array that a training step changes, and most arrays of a
+network are so small that this takes longer than computing. Adam, moving averages and norms treat
+all entries alike: of one vector, they are one kernel.
 """
 
 import functools

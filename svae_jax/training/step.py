@@ -1,4 +1,4 @@
-"""The training state, and the pure function that makes one update of it."""
+"""The training state, and the pure function that makes one training step."""
 
 import functools
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class TrainState(NamedTuple):
     """Everything that training changes.
 
     Attributes:
-        step: number of updates so far.
+        step: number of training steps so far.
         params: the model's parameters, float32.
         batch_stats: batch norm's running statistics; empty without batch norm.
         opt_state: the optimizer's state.
@@ -54,7 +54,7 @@ class TrainState(NamedTuple):
 
 
 def init_state(recipe: Recipe) -> TrainState:
-    """The state before the first update; its randomness comes from the recipe's seed."""
+    """The state before the first step; its randomness comes from the recipe's seed."""
     variables = init_model(recipe.model, stream(recipe.seed, "init"), recipe.image_shape)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -77,7 +77,7 @@ def evaluated_variables(state: TrainState) -> PyTree:
 def train_step(
     recipe: Recipe, state: TrainState, pixels: Num[Array, "b h w c"]
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update on one batch.
+    """One training step on one batch.
 
     A step whose loss, gradient or batch statistics are not finite is skipped: it increases the step
     and updates the health, and changes nothing else.
@@ -186,7 +186,7 @@ def epoch_permutation(seed: int, epoch: Int[Array, ""] | int, num_images: int) -
 def batch_indices(
     permutation: Int[Array, " n"], step: Int[Array, ""], batch_size: int
 ) -> Int[Array, " b"]:
-    """Indices of an update's images in its epoch's order; an epoch's remainder is dropped."""
+    """Indices of a step's images in its epoch's order; an epoch's remainder is dropped."""
     steps_per_epoch = permutation.shape[0] // batch_size
     start = step % steps_per_epoch * batch_size
     return jax.lax.dynamic_slice(permutation, (start,), (batch_size,))

@@ -28,9 +28,9 @@ Energy = Float[np.ndarray, "h w height width"]
 class Locality(NamedTuple):
     """How far the cells of a model reach.
 
-    Both numbers weigh each cell by its energy. What they would be if all cells changed all pixels
-    alike is given beside them. A `vector` has one cell, whose patch is the whole image: its share
-    is 1, and says nothing.
+    The share and the spread weigh each cell by its energy. The `uniform_*` ones are the same for a
+    decoder in which every cell changes every pixel equally. A `vector` has one cell, whose patch is
+    the whole image: its share is 1, and says nothing.
 
     Attributes:
         energy: E, `[h, w, height, width]`.
@@ -62,11 +62,11 @@ def owners(
 
 
 def summarise(energy: Energy) -> Locality:
-    """The two numbers of `Locality`, and what they would be of equal energy everywhere."""
-    return Locality(energy, *_numbers(energy), *_numbers(np.ones_like(energy)))
+    """The share and the spread of an energy, and those of equal energy everywhere."""
+    return Locality(energy, *_share_and_spread(energy), *_share_and_spread(np.ones_like(energy)))
 
 
-def _numbers(energy: Energy) -> tuple[float, float]:
+def _share_and_spread(energy: Energy) -> tuple[float, float]:
     h, w, *image_shape = energy.shape
     rows, cols = owners((h, w), (image_shape[0], image_shape[1]))
     is_own = (rows == np.arange(h)[:, None])[:, None, :, None]

@@ -1,4 +1,4 @@
-"""Comparisons of samples with held-out images, with the names that their numbers need."""
+"""Comparisons of samples with held-out images, with the names that their figures need."""
 
 import math
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ class Comparison(NamedTuple):
         num_samples: size of the one set.
         num_reference: size of the other.
         settings: package, network, layer, k and the like, by name.
-        figures: the numbers by name.
+        figures: values by name.
     """
 
     reference: str

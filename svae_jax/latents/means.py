@@ -1,4 +1,4 @@
-"""How the mean of a posterior is built: free, or a sum of R outer products."""
+"""How the mean of a posterior is built: unconstrained, or a sum of R outer products."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -58,7 +58,7 @@ class LowRankMean:
     which starts at zero, so at first it is all noise. Gradient descent would hardly follow it, but
     Adam's steps are equally long whatever the gradient: ν of every image would wander about before
     the decoder has a use for it. `experiments.results.rank` measures what that costs: at a
-    thousandth, means of full rank are as good as free ones.
+    thousandth, means of full rank are as good as unconstrained ones.
 
     `nu_start` is where ν starts: "random", or "cosine", R orthonormal directions, the same for all
     images and maps: the cosines of lowest frequency, of which the first is constant. `shifted` adds

@@ -378,7 +378,7 @@ def make(
 
     Raises:
         ValueError: an unknown name or start, a size that is no positive integer, a scale that is
-            not above 0, a rank above min(height, width) or given to a free mean, or a `vector` of
+            not above 0, a rank above min(height, width) or given to an unconstrained mean, or a `vector` of
             more than 1×1.
     """
     if name not in _TABLE:
@@ -401,7 +401,7 @@ def make(
             f"rank must be between 1 and min(height, width) = {min(height, width)}, got rank={rank}"
         )
     if not is_low_rank and rank != 1:
-        raise ValueError(f"rank must be 1 for {name}, whose mean is free, got rank={rank}")
+        raise ValueError(f"rank must be 1 for {name}, whose mean is unconstrained, got rank={rank}")
     size = (height, width, maps)
     mean = make_mean(*size, rank, nu_scale, nu_start) if is_low_rank else make_mean(*size)
     is_full = make_covariance is KroneckerFull

@@ -378,8 +378,8 @@ def make(
 
     Raises:
         ValueError: an unknown name or start, a size that is no positive integer, a scale that is
-            not above 0, a rank above min(height, width) or given to an unconstrained mean, or a `vector` of
-            more than 1×1.
+            not above 0, a rank above min(height, width) or given to an unconstrained mean, or a
+            `vector` of more than 1×1.
     """
     if name not in _TABLE:
         raise ValueError(f"name must be one of {', '.join(names())}, got name={name!r}")

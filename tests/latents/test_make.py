@@ -138,7 +138,7 @@ def test_rank_is_at_most_the_shorter_side(name):
 
 @pytest.mark.parametrize("name", ["naive", "mvn", "mvn_full"])
 def test_rank_is_refused_for_a_free_mean(name):
-    message = f"rank must be 1 for {name}, whose mean is free, got rank=2"
+    message = f"rank must be 1 for {name}, whose mean is unconstrained, got rank=2"
     assert_refused(message, name=name, rank=2)
 
 

@@ -67,14 +67,22 @@ def test_pictures_and_files_that_are_shown_exist(page):
         assert (page.parent / target).exists(), target
 
 
+def test_a_model_that_comes_with_the_package_is_one_call_away(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = _run('method="decode"')
+    assert names["images"].shape == (8, 32, 32, 3)
+    a, b, edited = (x.astype(float) for x in (names["a"], names["b"], names["edited"][0]))
+    assert np.abs(edited[:, 22:] - b[:, 22:]).mean() < 8  # of 255
+    assert np.abs(edited[:, :18] - a[:, :18]).mean() < 8
+    assert Path("fill.png").stat().st_size > 0
+
+
 def test_a_trained_model_is_one_call_away(tiny_config, tmp_path, monkeypatch):
     tiny_config.num_steps = 4
     monkeypatch.chdir(tmp_path)
     loop.train(tiny_config, Path("runs/shapes"))
     fitting.fit("runs/shapes", "gaussian", sampler_config.base())
     names: dict = {}
-    exec(_example('method="decode"'), names)  # our own README
-    assert names["images"].shape == (8, 8, 8, 3)
     exploring = (ROOT / "svae_jax" / "README.md").read_text().replace("test[:500]", "test")
     exploring = exploring.replace("8:24", "2:5")
     exec(_example("run.directions", exploring), names)

@@ -20,8 +20,7 @@ from svae_jax.analysis.report import page
 from svae_jax.data import sources
 from svae_jax.errors import UserError
 from svae_jax.evaluation.per_image import METRICS
-from svae_jax.latents import posterior as posteriors
-from svae_jax.latents import priors
+from svae_jax.latents import priors, table
 from svae_jax.training import loop
 
 ROOT = Path(__file__).parents[1]
@@ -111,8 +110,8 @@ def test_the_gallery_is_made_by_its_lines(tiny_config, tmp_path, monkeypatch):
 @pytest.fixture
 def isotropic(monkeypatch):
     """The README's posterior, as a row of the table."""
-    row = (posteriors.FreeMean, _run("class Isotropic")["Isotropic"])
-    monkeypatch.setitem(posteriors._TABLE, "isotropic", row)
+    row = (table.FreeMean, _run("class Isotropic")["Isotropic"])
+    monkeypatch.setitem(table._TABLE, "isotropic", row)
     return latents.make("isotropic", height=2, width=3, maps=2)
 
 

@@ -32,15 +32,9 @@ column-stacking one it defines; the subscript `i*j` in its Eq. 4, 6 and 9 means 
 """
 
 from svae_jax.latents.base import Params, Prior
-from svae_jax.latents.posterior import (
-    Posterior,
-    has_rank,
-    is_vector,
-    make,
-    names,
-    sample_prior,
-)
-from svae_jax.latents.priors import make_prior, prior_names
+from svae_jax.latents.posterior import Posterior
+from svae_jax.latents.priors import make_prior, prior_names, sample_prior
+from svae_jax.latents.table import has_rank, is_vector, make, names
 
 __all__ = [
     "Params",

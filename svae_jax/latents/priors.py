@@ -248,3 +248,18 @@ def _params(mean: Float64[np.ndarray, "h w n"], **lowers: Float64[np.ndarray, "_
     """A mean and lower triangles as parameters: flat, with logarithms on the diagonals."""
     params = {"mean": jnp.asarray(mean, jnp.float32)}
     return params | {name: triangle(lower) for name, lower in lowers.items()}
+
+
+def sample_prior(
+    key: PRNGKeyArray, batch: tuple[int, ...], *, height: int, width: int, maps: int
+) -> Float[Array, "*batch h w n"]:
+    """Draws latent maps from the prior N(0, I).
+
+    Returns:
+        ``[*batch, height, width, maps]``, of JAX's default float.
+
+    Raises:
+        ValueError: a size that is no positive integer.
+    """
+    prior = make_prior("standard", height=height, width=width, maps=maps)
+    return prior.sample(key, {}, batch)

@@ -1,9 +1,9 @@
 """CIFAR-10, 32×32 (Wang, Yuan, Ji 2017, §4.2): N = 128 maps of 3×3, or a vector of C = 150.
 
 `best` was chosen by the ELBO of short runs with a linear path on the validation split, as in
-`sweep_linear`; `best_32` is the same with 32 maps in place of 48, `best_small` has a convolutional
-encoder of 0.4 million parameters in place of 16 million, and `best_vector` is a vector with its
-noise. Of the models without a linear path (`experiments/results`), `plain` is the one with
+`sweep_linear`; `best_dense` has the dense encoder of the others, of 16 million parameters in place of
+0.4 million, `best_32` that encoder and 32 maps in place of 48, and `best_vector` is a vector with
+its noise. Of the models without a linear path (`experiments/results`), `plain` is the one with
 the highest ELBO, `plain_vector` is among the best vectors, and the samples of `best_samples` are
 among the closest to real images.
 """
@@ -25,9 +25,9 @@ _DECODERS = {
 }
 # As many latents as an image has values.
 _WIDE = {48: stacks.matching_stack(_STACK, maps=48, like=128)}
-_MODELS = sweeps.named(_DECODERS | _WIDE, maps=8, best=48)
 _ENCODER = "5x5/32/s2 5x5/128/s2 3x3/256"
-_MODELS["best_small"] = sweeps.named(_DECODERS | _WIDE, maps=8, best=48, encoder=_ENCODER)["best"]
+_MODELS = sweeps.named(_DECODERS | _WIDE, maps=8, best=48, encoder=_ENCODER)
+_MODELS["best_dense"] = sweeps.named(_DECODERS | _WIDE, maps=8, best=48)["best"]
 _MODELS["best_32"] = sweeps.named(_DECODERS, maps=8)["best"]
 _MODELS["best_samples"] = ("mvn", sweeps.SHORT)
 

@@ -84,7 +84,7 @@ np.savez(sys.argv[1], **found)
 
 def test_fits_and_samples_do_not_depend_on_the_number_of_devices(tmp_path):
     found = {}
-    for count in (1, 4, 8):
+    for count in (1, 8):
         flags = f"--xla_force_host_platform_device_count={count}"
         done = subprocess.run(
             [sys.executable, "-c", FITS, str(tmp_path / f"{count}.npz")],
@@ -100,8 +100,7 @@ def test_fits_and_samples_do_not_depend_on_the_number_of_devices(tmp_path):
         assert found[count].pop("devices") == count
     for name, one in found[1].items():
         assert np.std(one) > 1e-3, name
-        for count in (4, 8):
-            np.testing.assert_allclose(found[count][name], one, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(found[8][name], one, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("draw", [jax.random.normal, jax.random.uniform])

@@ -10,8 +10,8 @@ from svae_jax.data import cache
 from svae_jax.errors import UserError
 
 _FOLDER = Path(__file__).parents[1] / "pretrained_models"
-# What is shipped, with its SHA-256: `best` and `best_vector` of configs/shapes.py after 600 training
-# steps and `best` of configs/cifar10.py after 6,000, all of seed 0.
+# What is shipped, with its SHA-256: `best` and `best_vector` of configs/shapes.py after 600 steps,
+# and `best` of configs/cifar10.py after 6,000; seed 0.
 MODELS = {
     "shapes": "dfabf90674e5efa00f5c130d48b3d37ea497f069cc3a3047493e63caf073f72d",
     "shapes_vector": "69bd007c3a069c9d576d551f807ef7c5789c1b970bd269fc2f7e024ede9ec1c1",

@@ -62,12 +62,12 @@ def parse(
     if config is not None:
         if config and not any(re.match("--?config(=|$)", argument) for argument in argv):
             argv.insert(1, f"--config={config}")
-        meaning = f"configuration, such as configs/cifar10.py (default: {config or 'none'})"
+        meaning = f"configuration, such as cifar10 or FILE.py (default: {config or 'none'})"
         config_flags.DEFINE_config_file("config", None, meaning, values, sys_argv=argv)
     if "--help" in argv:
         print(f"{doc}\n{values.get_help()}")
         sys.exit()
-    command_line.parse(values, argv)
+    command_line.parse(values, argv, doc=doc)
     if config is not None and values.config is not None:
         command_line.check_config_file(values)
     return values
@@ -80,7 +80,7 @@ def config_path(values: flags.FlagValues) -> str:
         UserError: it was not given.
     """
     if values.config is None:
-        raise UserError("--config is needed: a configuration, such as configs/cifar10.py")
+        raise UserError("--config is needed: a configuration, such as cifar10 or FILE.py")
     return config_flags.get_config_filename(values["config"])
 
 
@@ -90,7 +90,7 @@ def overrides(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def load(path: str, fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """Loads a configuration, such as configs/celeba.py:lowrank, with some fields changed.
+    """Loads a configuration, such as celeba:lowrank, with some fields changed.
 
     Raises:
         UserError: as `command_line.load_config`.

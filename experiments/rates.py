@@ -1,6 +1,6 @@
 """Rate and distortion: what models pay in nats for an image, and how well they reconstruct it.
 
-    python -m experiments.rates --config=configs/cifar10.py --workdir=runs/rates
+    python -m experiments.rates --config=cifar10 --workdir=runs/rates
 
 trains each model with each weight β of the KL, and computes PCA of the images with several numbers
 of components, in closed form. --config.FIELD=VALUE sets a field for all. Reconstructions are of

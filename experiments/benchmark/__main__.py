@@ -1,6 +1,6 @@
 """Speed of training and generation against plain Flax and PyTorch, and how cost grows.
 
-    python -m experiments.benchmark --config=configs/celeba.py:lowrank --json=benchmark.json
+    python -m experiments.benchmark --config=celeba:lowrank --json=benchmark.json
 
 No data set is needed: images are noise in the configuration's shape. The parts, by --parts:
 
@@ -81,7 +81,7 @@ def _define_list(
 
 def main(argv: Sequence[str]) -> None:
     """Measures the parts asked for, and prints a table of each."""
-    values = options.parse(argv, __doc__, _define, config="configs/celeba.py:lowrank")
+    values = options.parse(argv, __doc__, _define, config="celeba:lowrank")
     # A GPU's memory is shared with PyTorch, and with processes that are measured.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     runtime.keep_freed_memory()  # as `svae_jax.main` does

@@ -1,7 +1,7 @@
 """Compares the posteriors on equal terms: equal decoders, one objective, several seeds.
 
-    python -m experiments.compare --config=configs/cifar10.py --workdir=runs/compare
-    python -m experiments.compare --config=configs/shapes.py --workdir=runs/compare --quick
+    python -m experiments.compare --config=cifar10 --workdir=runs/compare
+    python -m experiments.compare --config=shapes --workdir=runs/compare --quick
 
 For each objective and model it chooses a learning rate on a tenth of the training split, trains one
 run a seed on all of it, fits the samplers to each run, and evaluates each once on the held-out

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         UserError: for a mistake in the options, or a compiler that is not installed.
     """
-    values = options.parse(argv, __doc__, _define, config="configs/celeba.py:lowrank")
+    values = options.parse(argv, __doc__, _define, config="celeba:lowrank")
     for target in values.target:
         targets.find(target)
     results = {}

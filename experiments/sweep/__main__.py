@@ -1,6 +1,6 @@
 """Trains many models: a sweep over posteriors, sizes, objectives, learning rates, seeds.
 
-    python -m experiments.sweep --config=configs/cifar10.py --sweep=models --workdir=runs/models
+    python -m experiments.sweep --config=cifar10 --sweep=models --workdir=runs/models
 
 A sweep is a function beside `get_config` in the configuration's file: `sweep_models` is
 --sweep=models. It yields the fields that a trial sets. Fields for all trials are given as

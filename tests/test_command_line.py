@@ -71,6 +71,14 @@ def test_a_field_without_its_prefix_is_named(flag, message):
         command_line.parse(values, ["", "--config=shapes", f"--{flag}=3"])
 
 
+@pytest.mark.parametrize("name", listing.COMMANDS)
+def test_help_has_an_example(name):
+    found = _command(f"svae_jax.{name}", "--help")
+    assert found.returncode == 0
+    assert f"    python -m svae_jax.{name} --" in found.stdout
+    assert "ConfigDict instance" not in found.stdout
+
+
 @pytest.mark.parametrize("seed", ["-1", "4294967296", "1e3"])
 def test_a_seed_beyond_the_range_is_one_line(seed):
     found = _command("svae_jax.sample", f"--seed={seed}", "--workdir=a", "--out=b.npz")

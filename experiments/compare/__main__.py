@@ -39,18 +39,16 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("split", "", "held-out split of the tables (dataset.eval_split)", values)
     flags.DEFINE_string("features", "", "inception or efficientnet_lite0, as of evaluate", values)
     # A comma stands before a model's options.
-    flags.DEFINE_spaceseplist(
-        "models", None, "separated by blanks: 'vector lowrank,rank=2'", flag_values=values
-    )
-    flags.DEFINE_list("scalings", None, "of the objective, separated by commas", values)
-    flags.DEFINE_list(
-        "learning_rates", None, "tried; one is for all, '' is the config's", flag_values=values
-    )
-    flags.DEFINE_list("samplers", None, "fitted to each run, separated by commas", values)
+    models = "after the config's colon: lowrank,rank=2"
+    options.define_list("models", None, models, values, separator=" ")
+    options.define_list("scalings", None, "of the objective", values)
+    rates = "tried for each model; one is for all, '' is the config's"
+    options.define_list("learning_rates", None, rates, values)
+    options.define_list("samplers", None, "fitted to each run", values)
     for name, least, meaning in (
-        ("search_steps", 0, "updates of each run of that search; 0: of all runs"),
+        ("search_steps", 0, "training steps of each run of that search; 0: of all runs"),
         ("seeds", 1, "runs of each model"),
-        ("flow_steps", 0, "updates of the sampler flow; 0: its default"),
+        ("flow_steps", 0, "training steps of the sampler flow; 0: its default"),
         ("importance_samples", 1, "K of the importance-weighted bound"),
         ("num_samples", 1, "images drawn from each sampler"),
     ):

@@ -50,6 +50,7 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
     lower_bound=10,
 )
 flags.mark_flag_as_required("config")
+flags.FLAGS["config"].default_as_str = ""  # there is none, which --help should not call 'None'
 
 _MEMORY_CURE = "lower batch_size, or the size of the model"
 

@@ -77,6 +77,7 @@ def test_help_has_an_example(name):
     assert found.returncode == 0
     assert f"    python -m svae_jax.{name} --" in found.stdout
     assert "ConfigDict instance" not in found.stdout
+    assert "(default: 'None')" not in found.stdout
 
 
 @pytest.mark.parametrize("seed", ["-1", "4294967296", "1e3"])

@@ -6,12 +6,15 @@ Models are trained in `experiments/runs/explore`, or loaded if they are there. W
 variable SVAE_JAX_UPDATES below 600 everything is short, which is for tests.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.font_manager  # noqa: F401, builds the font cache: else a kernel would say so
 import nbclient
 import nbformat
+
+from experiments import options
 
 PATH = Path(__file__).parent / "explore.ipynb"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -47,5 +50,11 @@ def execute(directory: Path, timeout: int | None = None) -> Any:
     return notebook
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str]) -> None:
+    """Runs the notebook, and writes it with its outputs."""
+    options.parse(argv, __doc__)
     nbformat.write(execute(PATH.parent), PATH)
+
+
+if __name__ == "__main__":
+    options.run_command(main)

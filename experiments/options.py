@@ -39,6 +39,36 @@ def define_path(
         flags.mark_flag_as_required(name, values)
 
 
+class _ListFlag(flags.MultiFlag):
+    """A flag that can be repeated, whose single values may hold several words."""
+
+    def _parse(self, arguments: Any) -> list[str]:
+        return [word for words in super()._parse(arguments) for word in words]
+
+
+def define_list(
+    name: str,
+    default: Sequence[str] | None,
+    meaning: str,
+    values: flags.FlagValues,
+    *,
+    separator: str = ",",
+) -> None:
+    """Defines a flag that can be repeated.
+
+    Args:
+        name: of the flag.
+        default: its words where it is not given.
+        meaning: for --help.
+        values: the flags of the command.
+        separator: what separates several words of one value: a comma, or a blank where words hold
+            commas, such as lowrank,rank=2.
+    """
+    parser = flags.ListParser() if separator == "," else flags.WhitespaceSeparatedListParser()
+    flag = _ListFlag(parser, flags.ArgumentSerializer(), name, default, meaning)
+    flags.DEFINE_flag(flag, values)
+
+
 def parse(
     argv: Sequence[str],
     doc: str | None,
@@ -62,12 +92,13 @@ def parse(
     if config is not None:
         if config and not any(re.match("--?config(=|$)", argument) for argument in argv):
             argv.insert(1, f"--config={config}")
-        meaning = f"configuration, such as configs/cifar10.py (default: {config or 'none'})"
+        meaning = "configuration, such as cifar10 or FILE.py"
         config_flags.DEFINE_config_file("config", None, meaning, values, sys_argv=argv)
+        values["config"].default_as_str = config  # for --help
     if "--help" in argv:
         print(f"{doc}\n{values.get_help()}")
         sys.exit()
-    command_line.parse(values, argv)
+    command_line.parse(values, argv, doc=doc)
     if config is not None and values.config is not None:
         command_line.check_config_file(values)
     return values
@@ -80,7 +111,7 @@ def config_path(values: flags.FlagValues) -> str:
         UserError: it was not given.
     """
     if values.config is None:
-        raise UserError("--config is needed: a configuration, such as configs/cifar10.py")
+        raise UserError("--config is needed: a configuration, such as cifar10 or FILE.py")
     return config_flags.get_config_filename(values["config"])
 
 
@@ -90,7 +121,7 @@ def overrides(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def load(path: str, fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """Loads a configuration, such as configs/celeba.py:lowrank, with some fields changed.
+    """Loads a configuration, such as celeba:lowrank, with some fields changed.
 
     Raises:
         UserError: as `command_line.load_config`.

@@ -1,6 +1,6 @@
 """Rate and distortion: what models pay in nats for an image, and how well they reconstruct it.
 
-    python -m experiments.rates --config=configs/cifar10.py --workdir=runs/rates
+    python -m experiments.rates --config=cifar10 --workdir=runs/rates
 
 trains each model with each weight β of the KL, and computes PCA of the images with several numbers
 of components, in closed form. --config.FIELD=VALUE sets a field for all. Reconstructions are of
@@ -33,8 +33,8 @@ Point = dict[str, Any]
 def _define(values: flags.FlagValues) -> None:
     options.define_path("workdir", "directory of all runs", values)
     models, betas = ["vector", "mvn", "best"], ["0.1", "0.3", "1", "3", "10", "30"]
-    flags.DEFINE_spaceseplist("models", models, "after the config's colon", flag_values=values)
-    flags.DEFINE_spaceseplist("betas", betas, "weights of the KL", flag_values=values)
+    options.define_list("models", models, "after the config's colon", values, separator=" ")
+    options.define_list("betas", betas, "weights of the KL", values, separator=" ")
     for name in ("models", "betas"):
         flags.register_validator(name, bool, "must have one word at least", values)
 

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -13,7 +14,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from svae_jax import files, seeds, terminal
+from svae_jax import config_files, files, seeds, terminal
 from svae_jax.errors import UserError
 from svae_jax.run import interrupt
 
@@ -24,6 +25,9 @@ flags.disclaim_key_flags()
 
 Fields = Callable[[], Collection[str]]  # the dotted names that `--config.NAME=VALUE` can set
 Define = Callable[[], object]
+
+# What absl says of each required flag that is not given.
+_REQUIRED = re.compile(r"Flag (--\w+) must have a value other than None")
 
 # Commands other than `main` choose the size of their batches themselves.
 _MORE_MEMORY = "take a device with more memory (JAX_PLATFORMS=cpu takes the machine's own)"
@@ -69,9 +73,11 @@ def run(
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
 
+    doc = sys.modules[main.__module__].__doc__
+
     def parse_flags(argv: Sequence[str]) -> Sequence[str]:
         try:
-            guard(lambda: parse(flags.FLAGS, argv, fields, define))
+            guard(lambda: parse(flags.FLAGS, argv, fields, define, doc))
         except SystemExit as end:
             # The flags themselves only end the process after --help, which absl takes for failure.
             sys.exit(0 if end.code == 1 else end.code)
@@ -108,18 +114,31 @@ def parse(
     argv: Sequence[str],
     fields: Fields = training_fields,
     define: Define = lambda: None,
+    doc: str | None = None,
 ) -> None:
     """Parses a command line into `values`; for `fields` and `define` see `run`.
 
+    Args:
+        values: the flags.
+        argv: the program's name and the arguments.
+        fields: the fields of the command's configuration.
+        define: defines flags that read the command line at once.
+        doc: the command's description, whose first example is shown where a flag is missing.
+
     Raises:
-        UserError: an unknown flag or field, a value of the wrong type, a configuration file that
-            does not exist or fails, or an argument that is not a flag.
+        UserError: an unknown flag or field, a required flag that is missing, a value of the wrong
+            type, a configuration file that does not exist or fails, or an argument that is not a
+            flag.
     """
-    _check_config_flag(argv)
     try:
         define()
-        rest = values(argv)
+        rest = values(_with_config_path(values, argv))
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_unknown(error, values, fields)) from None
     except flags.Error as error:
+        if missing := _REQUIRED.findall(str(error)):
+            verb = "is" if len(missing) == 1 else "are"
+            raise UserError(f"{' and '.join(missing)} {verb} missing{_as_in(doc)}") from None
         # A config file's own error is the last line of a traceback.
         line = str(error).strip().splitlines()[-1]
         raise UserError(line.rpartition("UserError: ")[2]) from None
@@ -149,7 +168,7 @@ def load_config(
     """Loads a training configuration as `svae_jax.main` does.
 
     Args:
-        path: such as configs/celeba.py:lowrank.
+        path: a file or a name, and what stands behind its colon, such as celeba:lowrank.
         arguments: fields to set, such as --config.batch_size=10.
 
     Returns:
@@ -174,25 +193,56 @@ def check_config_file(values: flags.FlagValues) -> None:
     """
     path = config_flags.get_config_filename(values["config"]).partition(":")[0]
     if not os.path.isfile(path):
-        raise UserError(f"--config={path}: there is no such file")
+        known = ", ".join(config_files.names())
+        raise UserError(
+            f"--config={path}: there is no such file; those that come with the package go by their "
+            f"names: {known}"
+        )
     if not isinstance(values.config, ml_collections.ConfigDict):
         kind = type(values.config).__name__
         raise UserError(f"--config={path}: get_config returns a {kind}, not a ConfigDict")
 
 
-def _check_config_flag(argv: Sequence[str]) -> None:
-    """Refuses two configurations, and one in a directory with a colon, where it would be cut."""
+def _with_config_path(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """The command line with the path of a configuration that is given by its name.
+
+    Raises:
+        UserError: there are two configurations, none of this name, or one in a directory with a
+            colon, where its path would be cut.
+    """
+    argv = list(argv)
+    if "config" not in values or values["config"].default is not None:
+        return argv  # there is no file to give: the fields are those of the command
     places = [i for i, arg in enumerate(argv) if arg.partition("=")[0] in ("-config", "--config")]
     if len(places) > 1:
         raise UserError("--config is given twice")
     for i in places:
         _, is_pair, value = argv[i].partition("=")
-        path = value if is_pair else "".join(argv[i + 1 : i + 2])
+        if not is_pair and i + 1 == len(argv):
+            break  # without a value, which the flags themselves refuse
+        path = config_files.resolved(value if is_pair else argv[i + 1])
         if os.path.dirname(path.rpartition(".py")[0]).count(":"):
             raise UserError(
                 f"--config={path}: a path is cut at its first colon, where options begin; give one "
                 "without a colon in it, such as one relative to its directory"
             )
+        argv[i : i + 2 - bool(is_pair)] = [f"--config={path}"]
+    return argv
+
+
+def _as_in(doc: str | None) -> str:
+    """The first example of a command's description, to end a message with."""
+    examples = [line.strip() for line in (doc or "").splitlines() if line.startswith("    python")]
+    return f", as in {examples[0]}" if examples else "; see --help"
+
+
+def _unknown(error: flags.UnrecognizedFlagError, values: flags.FlagValues, fields: Fields) -> str:
+    """What is wrong with a flag that does not exist; it may be a field without `config.`."""
+    name = error.flagname
+    meant = [f for f in fields() if name in (f, f.rpartition(".")[2])] if "config" in values else []
+    if not meant:
+        return str(error)
+    return f"--{name} is a field of the configuration: --config.{' or --config.'.join(meant)}"
 
 
 def _missing(error: AttributeError, argv: Sequence[str], known: Collection[str]) -> str:

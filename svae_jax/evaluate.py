@@ -17,9 +17,7 @@ from absl import flags
 from svae_jax import command_line
 from svae_jax.errors import UserError
 
-_WORKDIR = flags.DEFINE_multi_string(
-    "workdir", None, "directory of a run; give the flag again for more", required=True
-)
+_WORKDIR = flags.DEFINE_multi_string("workdir", None, "directory of a run", required=True)
 _SPLIT = flags.DEFINE_string(
     "split", "", "held-out images, such as test[:1000]; the run's dataset.eval_split by default"
 )

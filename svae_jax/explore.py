@@ -15,9 +15,7 @@ from absl import flags
 
 from svae_jax import command_line
 
-_WORKDIR = flags.DEFINE_multi_string(
-    "workdir", None, "directory of a run; give the flag again for more", required=True
-)
+_WORKDIR = flags.DEFINE_multi_string("workdir", None, "directory of a run", required=True)
 _OUT = flags.DEFINE_string("out", None, "HTML file to write", required=True)
 _DATA_DIR = command_line.define_data_dir()
 _SEED = command_line.define_seed("of the samples")

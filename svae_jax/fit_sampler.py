@@ -1,10 +1,11 @@
-"""Fit a sampler: a distribution of latents from which a trained model makes images.
+"""Fits a sampler: a distribution of latents from which a trained model makes images.
 
     python -m svae_jax.fit_sampler --workdir=runs/shapes --sampler=flow
 
 fits to the posteriors of the training images under the newest checkpoint of the run. Samplers are
 
     gaussian   the aggregate posterior's mean and full covariance; seconds
+    kronecker  its mean, and a covariance of rows ⊗ columns ⊗ maps; seconds
     mixture    a mixture of Gaussians over principal components; a minute
     flow       flow matching with a small transformer; minutes
 
@@ -28,7 +29,9 @@ from svae_jax import command_line, sampler_config
 from svae_jax import config as configs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of a run", required=True)
-_SAMPLER = flags.DEFINE_string("sampler", None, "gaussian, mixture or flow", required=True)
+_SAMPLER = flags.DEFINE_string(
+    "sampler", None, "gaussian, kronecker, mixture or flow", required=True
+)
 _DATA_DIR = command_line.define_data_dir()
 
 
@@ -42,7 +45,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _define_config() -> None:
-    config_flags.DEFINE_config_dict("config", sampler_config.base())
+    meaning = "settings of the fits, such as --config.flow.num_steps=4000"
+    config_flags.DEFINE_config_dict("config", sampler_config.base(), meaning)
 
 
 def _fields() -> list[str]:

@@ -1,11 +1,13 @@
 """Trains a spatial variational auto-encoder.
 
-    python -m svae_jax.main --config=configs/shapes.py:lowrank --workdir=runs/shapes
+    python -m svae_jax.main --config=shapes:best --workdir=runs/shapes
 
-trains the model `lowrank` on the embedded data set. Behind the colon stands a posterior (vector,
-naive, mvn, lowrank, mvn_full, lowrank_full) and, if wanted, its options: lowrank,rank=2,d=3,N=128
-(height and width d, maps N), or vector,C=150,N=128 (length C; N is that of the spatial model it is
-compared with). Every field of the configuration can be given on the command line:
+trains the model `best` on the embedded data set. A configuration is one that comes with the package
+(celeba, cifar10, images, shapes), or a file such as configs/shapes.py. Behind its colon stands a
+model that it names, or a posterior (vector, naive, mvn, lowrank, mvn_full, lowrank_full) and, if
+wanted, its options: lowrank,rank=2,d=3,N=128 (height and width d, maps N), or vector,C=150,N=128
+(length C; N is that of the spatial model it is compared with). Every field of the configuration can
+be given on the command line:
 
     --config.dataset.data_dir=DIR --config.batch_size=100 --config.objective.sigma=learned
 
@@ -29,7 +31,7 @@ from ml_collections import config_flags
 from svae_jax import command_line
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "configuration and posterior, such as configs/cifar10.py:lowrank,rank=2"
+    "config", None, "configuration and model, such as shapes:best or FILE.py:lowrank,rank=2"
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "directory of this run; made where it is missing", required=True
@@ -48,6 +50,7 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
     lower_bound=10,
 )
 flags.mark_flag_as_required("config")
+flags.FLAGS["config"].default_as_str = ""  # there is none, which --help should not call 'None'
 
 _MEMORY_CURE = "lower batch_size, or the size of the model"
 

@@ -2,7 +2,7 @@
 
     python -m svae_jax.sample --workdir=runs/shapes --sampler=flow --num=50000 --out=flow.npz
     python -m svae_jax.sample --workdir=runs/shapes --sampler=gaussian --format=png --out=gaussian
-    python -m svae_jax.sample --workdir=runs/shapes --reconstruct=a.png,b.jpg --out=mine.npz
+    python -m svae_jax.sample --workdir=runs/a --reconstruct=a.png --reconstruct=b.jpg --out=b.npz
 
 --format=npz writes uint8 arr_0 [n, h, w, 3], grey images with three equal channels (other dtypes
 and other numbers of channels stay as they are); --format=png writes a folder of 000000.png and so
@@ -26,9 +26,7 @@ _TEMPERATURE = flags.DEFINE_float("temperature", None, "standard deviation of th
 _NOISE = flags.DEFINE_bool(
     "noise", None, "add the posteriors' noise to latents of the mixture or the flow"
 )
-_RECONSTRUCT = flags.DEFINE_multi_string(
-    "reconstruct", None, "picture file to reconstruct instead; give the flag again for more"
-)
+_RECONSTRUCT = flags.DEFINE_multi_string("reconstruct", None, "picture file to reconstruct instead")
 
 
 def main(argv: Sequence[str]) -> None:

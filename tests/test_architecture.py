@@ -24,7 +24,7 @@ ROWS = [
     {"model", "data", "run"},
     {"likelihoods"},
     {"latents", "devices", "pixels", "image_files"},
-    {"files", "seeds"},
+    {"config_files", "files", "seeds"},
     {"errors", "terminal"},
 ]
 # What computes touches no files, and runs where nothing but JAX and Flax is installed.

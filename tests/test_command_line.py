@@ -39,6 +39,47 @@ def test_the_package_lists_every_command():
     assert _command("svae_jax", "train").returncode == 2
 
 
+MISSING = {
+    "svae_jax.main": "--workdir and --config are missing, as in "
+    "python -m svae_jax.main --config=shapes:best --workdir=runs/shapes",
+    "svae_jax.main --config=shapes:best": "--workdir is missing, as in python -m svae_jax.main ",
+    "svae_jax.evaluate": "--workdir is missing, as in python -m svae_jax.evaluate --workdir=",
+    "experiments.rates": "--workdir is missing, as in python -m experiments.rates --config=",
+}
+
+
+@pytest.mark.parametrize(("command", "message"), MISSING.items(), ids=MISSING)
+def test_a_flag_that_is_missing_is_shown_in_an_example(command, message):
+    found = _command(*command.split())
+    assert found.returncode == 2
+    assert found.stderr.startswith(f"error: {message}")
+    assert found.stderr.count("\n") == 1
+
+
+MEANT = {
+    "batch_size": "--batch_size is a field of the configuration: --config.batch_size",
+    "height": r"--height is .*: --config.dataset.height or --config.latent.height",
+    "frobs": "Unknown command line flag 'frobs'",
+}
+
+
+@pytest.mark.parametrize(("flag", "message"), MEANT.items(), ids=MEANT)
+def test_a_field_without_its_prefix_is_named(flag, message):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", values)
+    with pytest.raises(UserError, match=message):
+        command_line.parse(values, ["", "--config=shapes", f"--{flag}=3"])
+
+
+@pytest.mark.parametrize("name", listing.COMMANDS)
+def test_help_has_an_example(name):
+    found = _command(f"svae_jax.{name}", "--help")
+    assert found.returncode == 0
+    assert f"    python -m svae_jax.{name} --" in found.stdout
+    assert "ConfigDict instance" not in found.stdout
+    assert "(default: 'None')" not in found.stdout
+
+
 @pytest.mark.parametrize("seed", ["-1", "4294967296", "1e3"])
 def test_a_seed_beyond_the_range_is_one_line(seed):
     found = _command("svae_jax.sample", f"--seed={seed}", "--workdir=a", "--out=b.npz")

@@ -29,6 +29,7 @@ README = (ROOT / "README.md").read_text() + EXTENDING.read_text()
 PAGES = [
     ROOT / "README.md",
     EXTENDING,
+    ROOT / "svae_jax" / "HOWTO.md",
     *(ROOT / room / "README.md" for room in ("configs", "svae_jax", "experiments/sweep")),
     ROOT / "experiments" / "results" / "README.md",
 ]
@@ -174,14 +175,14 @@ def test_arrays_of_ones_own_train(monkeypatch, tmp_path):
     names: dict = {}
     exec(_example("def train_on").replace("600", "2"), names)  # our own README
     # A smaller model than the example's.
-    monkeypatch.setattr(names["cifar10"], "get_config", _tiny_cifar10)
+    monkeypatch.setattr(names["command_line"], "load_config", lambda _: (_tiny_cifar10(), {}))
     run, bounds_found = names["train_on"](*images, tmp_path / "run")
     assert np.isfinite(bounds_found["bits_per_dim"]["value"])
     reconstructed = run.reconstruct(run.images("test[:3]"))
     assert (reconstructed.dtype, reconstructed.shape) == (np.uint16, (3, 32, 32, 2))
 
 
-def _tiny_cifar10(arg):
+def _tiny_cifar10():
     config = configs.base()
     config.dataset.update(height=32, width=32, channels=3)
     config.latent.update(name="mvn", height=8, width=8, maps=2)

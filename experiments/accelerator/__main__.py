@@ -1,7 +1,7 @@
 """A quarter of an hour on an accelerator: measures what matters, most valuable first.
 
     python -m experiments.accelerator --budget=540 --out=DIR
-    python -m experiments.accelerator --budget=540 --out=DIR --images=images-1.zip,images-2.zip
+    python -m experiments.accelerator --budget=540 --out=DIR --images=a.zip --images=b.zip
 
 No TensorFlow, no TFDS and no network are needed. The parts, by --parts:
 
@@ -79,9 +79,9 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("budget", None, "seconds for all parts", 60, flag_values=values)
     flags.mark_flag_as_required("budget", values)
     command.define_path("out", "directory for the results; an empty or new one", values)
-    flags.DEFINE_list("images", [], "files of packed images, separated by commas", values)
+    command.define_list("images", [], "files of packed images", values)
     allowed = f"among {', '.join(PARTS)}"
-    flags.DEFINE_list("parts", [], f"{allowed} (default: all)", values)
+    command.define_list("parts", [], f"{allowed} (default: all)", values)
     flags.register_validator(
         "parts",
         lambda parts: PARTS.keys() >= set(filter(None, parts)),

@@ -1,6 +1,6 @@
 """Packs images without loss, for a machine that they travel to in a small parcel.
 
-    python -m experiments.accelerator.packing --config=configs/cifar10.py --files=2 --out=DIR
+    python -m experiments.accelerator.packing --config=cifar10 --files=2 --out=DIR
 
 writes DIR/images-1.zip and so on, each with its share of the training and of the held-out images.
 A file holds lossless WebP strips, 500 images one above another, and for each split a SHA-256 by
@@ -125,7 +125,7 @@ def _define(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Packs the images of a configuration, and prints what each file takes."""
-    values = options.parse(argv, __doc__, _define, config="configs/cifar10.py")
+    values = options.parse(argv, __doc__, _define, config="cifar10")
     dataset = values.config.dataset
     from svae_jax import data  # imports TFDS on use
 

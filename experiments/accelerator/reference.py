@@ -110,7 +110,7 @@ def _estimates(name: str) -> dict[str, dict[str, float]]:
         path = Path(folder) / "found.json"
         compiled.main(
             [
-                f"--config=configs/cifar10.py:{name}",
+                f"--config=cifar10:{name}",
                 *(f"--target={target}" for target in _TARGETS),
                 *(f"--images={FULL.num_images}", f"--json={path}"),
             ]

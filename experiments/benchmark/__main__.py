@@ -1,6 +1,6 @@
 """Speed of training and generation against plain Flax and PyTorch, and how cost grows.
 
-    python -m experiments.benchmark --config=configs/celeba.py:lowrank --json=benchmark.json
+    python -m experiments.benchmark --config=celeba:lowrank --json=benchmark.json
 
 No data set is needed: images are noise in the configuration's shape. The parts, by --parts:
 
@@ -15,7 +15,7 @@ No data set is needed: images are noise in the configuration's shape. The parts,
     paper       Table 1 of the paper: the time of an epoch (1,600 updates, as the authors count it)
                 and of 10,000 images, for its four models, beside its own figures
     main        a run of svae_jax.main on the embedded data set: seconds to the first step, and
-                throughput with logs, samples and checkpoints; takes 1,000 updates
+                throughput with logs, samples and checkpoints; takes 1,000 training steps
 
 Before baselines are timed, they are checked to compute the same losses, gradients and images from
 the same parameters, images and noise. Each baseline has a process of its own, and all run in turn.
@@ -75,13 +75,13 @@ def _define_list(
     name: str, default: list[str], words: Sequence[str], values: flags.FlagValues
 ) -> None:
     allowed = f"among {', '.join(words)}"
-    flags.DEFINE_list(name, default, allowed, values)
+    options.define_list(name, default, allowed, values)
     flags.register_validator(name, set(words).issuperset, f"must be {allowed}", values)
 
 
 def main(argv: Sequence[str]) -> None:
     """Measures the parts asked for, and prints a table of each."""
-    values = options.parse(argv, __doc__, _define, config="configs/celeba.py:lowrank")
+    values = options.parse(argv, __doc__, _define, config="celeba:lowrank")
     # A GPU's memory is shared with PyTorch, and with processes that are measured.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     runtime.keep_freed_memory()  # as `svae_jax.main` does

@@ -145,7 +145,7 @@ def _log_times(
 ) -> dict[int, float]:
     """Runs `svae_jax.main`; seconds from its start to each log of training, by step."""
     fields = configs.flatten(config.to_dict()) | changed
-    command = [sys.executable, "-m", "svae_jax.main", "--config=configs/shapes.py:lowrank"]
+    command = [sys.executable, "-m", "svae_jax.main", "--config=shapes:lowrank"]
     command += [f"--workdir={directory}/{name}"]
     command += [f"--config.{field}={value}" for field, value in fields.items()]
     environment = os.environ | {

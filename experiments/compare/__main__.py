@@ -1,7 +1,7 @@
 """Compares the posteriors on equal terms: equal decoders, one objective, several seeds.
 
-    python -m experiments.compare --config=configs/cifar10.py --workdir=runs/compare
-    python -m experiments.compare --config=configs/shapes.py --workdir=runs/compare --quick
+    python -m experiments.compare --config=cifar10 --workdir=runs/compare
+    python -m experiments.compare --config=shapes --workdir=runs/compare --quick
 
 For each objective and model it chooses a learning rate on a tenth of the training split, trains one
 run a seed on all of it, fits the samplers to each run, and evaluates each once on the held-out
@@ -39,18 +39,16 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("split", "", "held-out split of the tables (dataset.eval_split)", values)
     flags.DEFINE_string("features", "", "inception or efficientnet_lite0, as of evaluate", values)
     # A comma stands before a model's options.
-    flags.DEFINE_spaceseplist(
-        "models", None, "separated by blanks: 'vector lowrank,rank=2'", flag_values=values
-    )
-    flags.DEFINE_list("scalings", None, "of the objective, separated by commas", values)
-    flags.DEFINE_list(
-        "learning_rates", None, "tried; one is for all, '' is the config's", flag_values=values
-    )
-    flags.DEFINE_list("samplers", None, "fitted to each run, separated by commas", values)
+    models = "after the config's colon: lowrank,rank=2"
+    options.define_list("models", None, models, values, separator=" ")
+    options.define_list("scalings", None, "of the objective", values)
+    rates = "tried for each model; one is for all, '' is the config's"
+    options.define_list("learning_rates", None, rates, values)
+    options.define_list("samplers", None, "fitted to each run", values)
     for name, least, meaning in (
-        ("search_steps", 0, "updates of each run of that search; 0: of all runs"),
+        ("search_steps", 0, "training steps of each run of that search; 0: of all runs"),
         ("seeds", 1, "runs of each model"),
-        ("flow_steps", 0, "updates of the sampler flow; 0: its default"),
+        ("flow_steps", 0, "training steps of the sampler flow; 0: its default"),
         ("importance_samples", 1, "K of the importance-weighted bound"),
         ("num_samples", 1, "images drawn from each sampler"),
     ):

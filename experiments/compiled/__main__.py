@@ -1,5 +1,7 @@
 """What a run would cost on a GPU or TPU, by XLA's compilers, on a machine that has neither.
 
+    python -m experiments.compiled --config=celeba:lowrank --target=h200 --target=v5e:2x2
+
 Compiles the train step as the loop runs it, the held-out step and generation for each target, and
 prints the memory that they take, the kernels of a step, what these move and compute, and what a
 call does outside the loop. Nothing is executed: times are estimates.
@@ -40,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         UserError: for a mistake in the options, or a compiler that is not installed.
     """
-    values = options.parse(argv, __doc__, _define, config="configs/celeba.py:lowrank")
+    values = options.parse(argv, __doc__, _define, config="celeba:lowrank")
     for target in values.target:
         targets.find(target)
     results = {}
@@ -149,7 +151,7 @@ def _amount(value: float) -> str:
 
 
 def _define(values: flags.FlagValues) -> None:
-    meaning = f"device to compile for, of {', '.join(targets.DEVICES)}; may be given several times"
+    meaning = f"device to compile for, of {', '.join(targets.DEVICES)}"
     flags.DEFINE_multi_string("target", None, meaning, values)
     flags.mark_flag_as_required("target", values)
     flags.DEFINE_integer(

@@ -1,9 +1,9 @@
 """Why low-rank means trail unconstrained ones: what they can express, and how they are trained.
 
-    python -m experiments.results.rank --config=configs/cifar10.py --workdir=runs/rank
+    python -m experiments.results.rank --config=cifar10 --workdir=runs/rank
 
 trains `mvn`, and `lowrank` of every rank with ν at three speeds: that of μ, a tenth of it, and
-fixed (the same for all images). All runs have the same number of updates and learning rate, and
+fixed (the same for all images). All runs have equally many training steps and one learning rate;
 --config.FIELD=VALUE sets a field for all. Then the means of each `mvn` are replaced by their best
 approximations of rank 1, 2, …, and nothing is trained again. All figures are ELBOs on a tenth of
 the training split, which no run was trained on.

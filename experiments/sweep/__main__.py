@@ -1,6 +1,6 @@
 """Trains many models: a sweep over posteriors, sizes, objectives, learning rates, seeds.
 
-    python -m experiments.sweep --config=configs/cifar10.py --sweep=models --workdir=runs/models
+    python -m experiments.sweep --config=cifar10 --sweep=models --workdir=runs/models
 
 A sweep is a function beside `get_config` in the configuration's file: `sweep_models` is
 --sweep=models. It yields the fields that a trial sets. Fields for all trials are given as
@@ -34,7 +34,7 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("report", False, "write the report of a workdir, and run nothing", values)
     flags.DEFINE_bool("dry_run", False, "print the commands of the trials that are left", values)
     flags.DEFINE_string(
-        "metric", trial_lib.ELBO.name, "number of metrics.jsonl to compare by", values
+        "metric", trial_lib.ELBO.name, "metric of metrics.jsonl to compare by", values
     )
     flags.DEFINE_enum(
         "mode", None, ["max", "min"], "whether higher or lower is better (by its name)", values

@@ -394,7 +394,7 @@ def test_a_set_that_cannot_be_downloaded(tfds, places, monkeypatch):
     message = str(error.value)
     for part in ("tiny_remote", places["data_dir"], "dataset.data_dir", "TFDS_DATA_DIR"):
         assert part in message
-    assert "configs/shapes.py" in message
+    assert "--config=shapes" in message
     assert "\n" not in message
 
 

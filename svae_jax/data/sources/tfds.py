@@ -43,7 +43,7 @@ class TFDS:
 
     _cure = (
         "point dataset.data_dir or TFDS_DATA_DIR at a directory that holds a prepared copy, or use "
-        "the embedded data set: --config=configs/shapes.py"
+        "the embedded data set: --config=shapes"
     )
 
     def __init__(self, name: str, data_dir: str, cache_dir: Path):

@@ -1,11 +1,11 @@
 """CIFAR-10, 32×32 (Wang, Yuan, Ji 2017, §4.2): N = 128 maps of 3×3, or a vector of C = 150.
 
 `best` was chosen by the ELBO of short runs with a linear path on the validation split, as in
-`sweep_linear`; `best_dense` has the dense encoder of the others, of 16 million parameters in place
-of 0.4 million, `best_32` that encoder and 32 maps in place of 48, and `best_vector` is a vector with
-its noise. Of the models without a linear path (`experiments/results`), `plain` is the one with the
-highest ELBO, `plain_vector` is among the best vectors, and the samples of `best_samples` are among
-the closest to real images.
+`sweep_linear`. `best_dense` has the dense encoder of the others, of 16 million parameters in place
+of 0.4 million; `best_32` has that encoder too, and 32 maps in place of 48. `best_vector` is a
+vector with the noise of `best`. Of the models without a linear path (`experiments/results`),
+`plain` is the one with the highest ELBO, `plain_vector` is among the best vectors, and the samples
+of `best_samples` are among the closest to real images.
 """
 
 import functools

@@ -136,7 +136,7 @@ def test_the_table_of_runs_that_start_at_pca_is_that_of_their_numbers():
     head, rows = table(page, "model", "latent and what is new")
     assert [row[0] for row in rows] == [
         "vector", "plain_vector", "mvn", "plain", "plain_vector` with `model.linear=pca", "linear",
-        "linear`, prior `tensor_normal", "best_vector", "best_32", "best",
+        "linear`, prior `tensor_normal", "best_vector", "best_32", "best_dense", "best",
     ]  # fmt: skip
     for model, _, *cells in rows:
         model = model.replace("`", "")

@@ -26,7 +26,7 @@ import pytest
 
 from svae_jax.errors import UserError
 from svae_jax.run import checkpoint
-from svae_jax.run.checkpoint import Checkpointer, arrays, load, manager, storage
+from svae_jax.run.checkpoint import Checkpointer, arrays, load, manager, reading, storage
 
 CONFIG = {"seed": 0, "latent": {"name": "lowrank", "rank": 1}, "optimizer": {"learning_rate": 1e-4}}
 
@@ -665,7 +665,7 @@ def test_load_where_nothing_is(tmp_path):
 
 
 def test_load_finds_the_step_that_took_the_place_of_a_deleted_one(copy, monkeypatch, caplog):
-    read = manager._read_meta
+    read = reading.read_meta
     gone = []
 
     def overtaken(folder, step):
@@ -677,7 +677,7 @@ def test_load_finds_the_step_that_took_the_place_of_a_deleted_one(copy, monkeypa
             shutil.rmtree(folder / "10")
         return read(folder, step)
 
-    monkeypatch.setattr(manager, "_read_meta", overtaken)
+    monkeypatch.setattr(reading, "read_meta", overtaken)
     assert load(copy).step == 30
     assert not caplog.records
 

@@ -13,13 +13,13 @@ depend on the devices it was saved from.
 from svae_jax.run.checkpoint.arrays import fingerprint
 from svae_jax.run.checkpoint.manager import (
     Checkpointer,
-    Loaded,
     NoneIntactError,
     are_lost,
     load,
     remove,
     versions,
 )
+from svae_jax.run.checkpoint.reading import Loaded
 
 __all__ = [
     "Checkpointer",

@@ -3,47 +3,25 @@
 import concurrent.futures
 import contextlib
 import json
-import math
 import os
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 from absl import logging
 
 from svae_jax import files
 from svae_jax.devices import runtime
 from svae_jax.errors import UserError
-from svae_jax.run.checkpoint import arrays, storage
+from svae_jax.run.checkpoint import arrays, reading, storage
 from svae_jax.run.checkpoint.arrays import PyTree
 
 Directory = str | os.PathLike[str]
 
-_FORMAT = 1
-_SCORE = "eval/elbo"
-
-
-class Loaded(NamedTuple):
-    """A verified checkpoint: its step, state, configuration and metrics."""
-
-    step: int
-    state: PyTree
-    config: dict[str, Any]
-    metrics: dict[str, float]
-
 
 class NoneIntactError(UserError):
     """There is no intact checkpoint; what is there is damaged."""
-
-
-class _DamagedError(Exception):
-    """A step differs from what was saved; the message names the file or array.
-
-    Only damage condemns a step. What may pass, such as an error of a network file system, is a
-    UserError, and moves nothing.
-    """
 
 
 class Checkpointer(contextlib.AbstractContextManager):
@@ -113,7 +91,7 @@ class Checkpointer(contextlib.AbstractContextManager):
                 "continue from it, or use another workdir"
             )
         meta = {
-            "format": _FORMAT,
+            "format": reading.FORMAT,
             "step": step,
             "config": json.loads(json.dumps(config)),
             "metrics": {name: float(value) for name, value in (metrics or {}).items()},
@@ -191,12 +169,12 @@ class Checkpointer(contextlib.AbstractContextManager):
             if config is not None:
                 wanted, held = arrays.fields(config), arrays.fields(migrate(saved))
                 held = {name: value for name, value in held.items() if name in wanted}
-                _compare(path, "configuration", held, wanted)
+                reading.compare(path, "configuration", held, wanted)
 
         for step in reversed(storage.steps(self._directory)):
             try:
-                return _load_step(self._directory, step, target, check)[:2]
-            except _DamagedError as error:
+                return reading.load_step(self._directory, step, target, check)[:2]
+            except reading.DamagedError as error:
                 self._quarantine(step, error)
         # The next call must fail too, although only the quarantine is left: no silent step 0.
         if quarantined := _quarantined(self._directory):
@@ -213,7 +191,7 @@ class Checkpointer(contextlib.AbstractContextManager):
             )
         return None
 
-    def _quarantine(self, step: int, error: _DamagedError) -> None:
+    def _quarantine(self, step: int, error: reading.DamagedError) -> None:
         """Moves a damaged step to `quarantine/`."""
         if not storage.is_first_process():
             return
@@ -245,14 +223,16 @@ class _Retention:
         steps = [checkpoint.step for checkpoint in checkpoints]
         storage.settle(self._folder / str(steps[-1]))
         try:
-            best = max(steps, key=lambda step: (_score(self._folder, step), step))
+            best = max(steps, key=lambda step: (reading.score(self._folder, step), step))
         except UserError as error:  # the best one may be the one that cannot be read now
             logging.warning("no old checkpoint is deleted: %s", error)
             return [True] * len(steps)
         return [step == best or step in steps[-self._keep :] for step in steps]
 
 
-def load(directory: Directory, target: PyTree | None = None, *, best: bool = False) -> Loaded:
+def load(
+    directory: Directory, target: PyTree | None = None, *, best: bool = False
+) -> reading.Loaded:
     """Reads the newest (or best) intact step; changes nothing, and may run beside a writing run.
 
     Args:
@@ -267,11 +247,11 @@ def load(directory: Directory, target: PyTree | None = None, *, best: bool = Fal
     folder = pathlib.Path(directory).absolute()
     tried: set[int] = set()
     while steps := set(storage.steps(folder)) - tried:
-        step = max(steps, key=lambda step: (_score(folder, step) if best else 0, step))
+        step = max(steps, key=lambda step: (reading.score(folder, step) if best else 0, step))
         tried.add(step)
         try:
-            return _load_step(folder, step, target)
-        except _DamagedError as error:
+            return reading.load_step(folder, step, target)
+        except reading.DamagedError as error:
             if (folder / str(step)).exists():  # else the run has just deleted it
                 logging.warning("checkpoint %s/%d is damaged (%s): left out", folder, step, error)
     raise (NoneIntactError if tried else UserError)(
@@ -284,8 +264,8 @@ def versions(directory: Directory) -> dict[str, str]:
     """Returns the versions of the libraries that wrote the newest step, where that is known."""
     folder = pathlib.Path(directory).absolute()
     try:
-        return _read_meta(folder, max(storage.steps(folder)))["versions"]
-    except (UserError, _DamagedError, ValueError, KeyError):
+        return reading.read_meta(folder, max(storage.steps(folder)))["versions"]
+    except (UserError, reading.DamagedError, ValueError, KeyError):
         return {}
 
 
@@ -326,107 +306,3 @@ def _note_path(folder: pathlib.Path) -> pathlib.Path:
 def _quarantined(folder: pathlib.Path) -> list[pathlib.Path]:
     quarantine = folder / "quarantine"
     return sorted(quarantine.iterdir()) if quarantine.is_dir() else []
-
-
-# Reading and verifying one step.
-
-
-def _load_step(
-    folder: pathlib.Path,
-    step: int,
-    target: PyTree | None,
-    check: Callable[[pathlib.Path, dict[str, Any]], None] = lambda path, config: None,
-) -> Loaded:
-    """Reads and verifies one step; checks configuration and shapes before it reads an array.
-
-    Raises:
-      UserError: the step has another configuration or other arrays, or cannot be read.
-      _DamagedError: the step differs from what was saved.
-    """
-    meta, path = _read_meta(folder, step), folder / str(step)
-    check(path, meta["config"])
-    if target is None:
-        return Loaded(step, _read_state(path, meta["arrays"]), meta["config"], meta["metrics"])
-    wanted = {name: f"{leaf.dtype}{[*leaf.shape]}" for name, leaf in arrays.leaves(target).items()}
-    saved = {name: f"{leaf['dtype']}{leaf['shape']}" for name, leaf in meta["arrays"].items()}
-    _compare(path, "model", saved, wanted)
-    found = arrays.leaves(_read_state(path, meta["arrays"]))
-    shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(target)]
-    placed = jax.device_put([found[name] for name in wanted], shardings)
-    state = jax.tree.unflatten(jax.tree.structure(target), placed)
-    return Loaded(step, state, meta["config"], meta["metrics"])
-
-
-def _read_meta(folder: pathlib.Path, step: int) -> dict[str, Any]:
-    path = folder / str(step) / "meta" / "metadata"
-    try:
-        meta = json.loads(path.read_bytes())
-        seal = meta.pop("seal")
-    except OSError as error:
-        if not isinstance(error, storage.MISSING):
-            raise _unreadable(path, error) from error
-        raise _DamagedError(f"meta/metadata: {files.reason(error)}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # not the bytes written
-        raise _DamagedError(f"meta/metadata: {files.reason(error)}") from error
-    if seal != arrays.digest(meta):
-        raise _DamagedError("meta/metadata does not match its SHA-256")
-    if meta["format"] != _FORMAT:
-        raise UserError(
-            f"{path} has format={meta['format']}, this svae_jax reads format={_FORMAT}: "
-            "install the version that wrote it"
-        )
-    if meta["step"] != step:
-        raise _DamagedError(f"meta/metadata is of step {meta['step']}")
-    return meta
-
-
-def _read_state(path: pathlib.Path, saved: dict[str, Any]) -> PyTree:
-    """Reads the arrays of a step in nested dictionaries and lists, and verifies each hash."""
-    try:
-        state = storage.read(path / "state")
-        found = arrays.describe(state)
-    except Exception as error:
-        try:
-            damaged = storage.damaged_file(path, error)
-        except OSError as unreadable:
-            raise _unreadable(path, unreadable) from error
-        if damaged is None:
-            raise _unreadable(path, error) from error
-        raise _DamagedError(f"{damaged}: {files.reason(error)}") from error
-    for name in arrays.differing(saved, found):
-        raise _DamagedError(f"state: the array {name} does not match its SHA-256")
-    return state
-
-
-def _unreadable(path: pathlib.Path, error: Exception) -> UserError:
-    file = getattr(error, "filename", None) or path
-    return UserError(
-        f"cannot read {file}: {files.reason(error)}; nothing was moved or deleted: once it can be "
-        "read, run the same command again"
-    )
-
-
-def _score(folder: pathlib.Path, step: int) -> float:
-    """Returns a step's `eval/elbo`, or minus infinity if it has none.
-
-    Raises:
-      UserError: the step cannot be read.
-    """
-    try:
-        score = _read_meta(folder, step)["metrics"][_SCORE]
-    except (_DamagedError, KeyError):
-        return -math.inf
-    return score if math.isfinite(score) else -math.inf
-
-
-def _compare(path: pathlib.Path, what: str, saved: dict[str, str], given: dict[str, str]) -> None:
-    changed = [
-        f"{name}={given.get(name, 'absent')} (saved: {saved.get(name, 'absent')})"
-        for name in arrays.differing(saved, given)
-    ]
-    if changed:
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        raise UserError(
-            f"{path} is of another {what}: {', '.join(changed[:5])}{more}; "
-            "set it back, or use another workdir"
-        )

@@ -2,8 +2,8 @@
 
     python -m experiments.notebook
 
-Models are trained in `experiments/runs/explore`, or loaded if they are there. With the environment
-variable SVAE_JAX_UPDATES below 600 everything is short, which is for tests.
+Its models come with the package, and it trains a small one. With the environment variable
+SVAE_JAX_STEPS below 600 everything is short, which is for tests.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def execute(directory: Path, timeout: int | None = None) -> Any:
     """Runs the notebook in a kernel of its own, whose environment is that of this process.
 
     Args:
-        directory: where it runs; models are trained in `runs/explore` there.
+        directory: where it runs.
         timeout: seconds that a cell may take; None is no limit.
 
     Returns:

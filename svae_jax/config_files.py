@@ -21,13 +21,13 @@ def resolved(config: str) -> str:
 
     Args:
         config: a path, or a name of `names`, such as "shapes:best", which becomes
-            ".../configs/shapes.py:best". A file of that name is taken as a path.
+            ".../configs/shapes.py:best". A file of one's own without a suffix is given as "./NAME".
 
     Raises:
         UserError: it is neither, with the names that are known.
     """
     name, colon, argument = config.partition(":")
-    if os.path.dirname(name) or ".py" in config or os.path.isfile(name):
+    if os.path.dirname(name) or ".py" in config:
         return config
     if name not in names():
         raise UserError(

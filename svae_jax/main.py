@@ -11,7 +11,8 @@ be given on the command line:
 
     --config.dataset.data_dir=DIR --config.batch_size=100 --config.objective.sigma=learned
 
-The fields and their defaults are listed in svae_jax/config.py, and explained in configs/README.md.
+The fields and their defaults are listed in svae_jax/config/fields.py and explained in
+configs/README.md of the repository.
 Networks are given as text, or follow from the sizes with 'auto':
 
     --config.model.decoder='3x3/64 3x3/32 5x5/32/s2 5x5/image/s2'

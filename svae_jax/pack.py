@@ -3,7 +3,7 @@
     python -m svae_jax.pack --workdir=runs/shapes --out=shapes.npz
 
 The file holds the configuration, the metrics, the newest checkpoint without the optimizer's arrays,
-large arrays as float16, and the samplers fitted to that checkpoint; no images and no places.
+large arrays as float16, and the samplers fitted to that checkpoint; no images and no paths.
 `svae_jax.pretrained("shapes.npz")` opens it, and this makes a workdir of it for the other commands:
 
     python -m svae_jax.unpack --model=shapes.npz --workdir=runs/shapes

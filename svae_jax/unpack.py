@@ -13,7 +13,9 @@ from absl import flags
 
 from svae_jax import command_line
 
-_MODEL = flags.DEFINE_string("model", None, "shapes, cifar10, or a file of pack", required=True)
+_MODEL = flags.DEFINE_string(
+    "model", None, "shapes, shapes_vector, cifar10, or a file of pack", required=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory to write", required=True)
 
 

@@ -35,10 +35,11 @@ def test_a_path_stays(path):
     assert config_files.resolved(path) == path
 
 
-def test_a_file_of_ones_own_may_have_a_shipped_name(tmp_path, monkeypatch):
+def test_a_file_that_lies_about_does_not_take_the_place_of_a_shipped_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("shapes").write_text("")
-    assert config_files.resolved("shapes:best") == "shapes:best"
+    assert config_files.resolved("shapes:best") == f"{ROOT}/configs/shapes.py:best"
+    assert config_files.resolved("./shapes:best") == "./shapes:best"
 
 
 @pytest.mark.parametrize("name", ["shape", "", "best"])

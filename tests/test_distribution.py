@@ -13,8 +13,8 @@ from svae_jax import config_files
 from tests.command_line import ROOT
 
 _SOURCES = (
-    "svae_jax", "configs", "pyproject.toml", "setup.py", "setup.cfg", "MANIFEST.in", "README.md",
-    "LICENSE", "CITATION.cff",
+    "svae_jax", "configs", "tests", "experiments", "pyproject.toml", "setup.py", "setup.cfg",
+    "MANIFEST.in", "README.md", "LICENSE", "CITATION.cff",
 )  # fmt: skip
 TINY = [
     "--config.dataset.split=train[:60]", "--config.dataset.eval_split=test[:20]",
@@ -84,3 +84,4 @@ def test_the_source_distribution_holds_what_builds_and_tests_it(built):
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {*_SOURCES} <= names
     assert {f"configs/{name}.py" for name in config_files.names()} <= names
+    assert {"svae_jax/HOWTO.md", "svae_jax/README.md", "tests/test_howto.py"} <= names

@@ -18,6 +18,7 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import PyTree
 
+from svae_jax import config as configs
 from svae_jax import files, samplers
 from svae_jax.analysis import fitted, trained
 from svae_jax.errors import UserError
@@ -25,13 +26,15 @@ from svae_jax.run import checkpoint, workdir
 
 _FORMAT = 1
 _LARGE = 2**14  # entries from which on an array is rounded; smaller ones hold scales and bases
+_MOST_BYTES = 2**32  # of all arrays: a small file may hold zeros without end
+_DTYPES = ("bool", "int32", "uint32", "float16", "float32")
 
 
 def pack(directory: str | Path, path: str | Path) -> Path:
     """Writes a run's newest checkpoint and its fitted samplers as one file.
 
-    Moving averages of the parameters stand for the parameters, if training kept them. Places of
-    the data are left out. Samplers of another checkpoint are left out too.
+    Moving averages of the parameters stand for the parameters, if training kept them. Paths of the
+    data, and samplers of another checkpoint, are left out.
 
     Args:
         directory: the workdir.
@@ -80,7 +83,7 @@ def pack(directory: str | Path, path: str | Path) -> Path:
     return path
 
 
-def unpack(path: str | Path, directory: str | Path) -> None:
+def unpack(path: str | Path, directory: str | Path, cure: str = "") -> None:
     """Writes the workdir of a file of `pack`; a workdir that is there already is left as it is.
 
     It appears whole or not at all. Its samplers are of the rounded model.
@@ -88,6 +91,7 @@ def unpack(path: str | Path, directory: str | Path) -> None:
     Args:
         path: the file.
         directory: the workdir.
+        cure: what helps where it cannot be written.
 
     Raises:
         UserError: the file is missing, damaged or of something else; or the workdir cannot be
@@ -95,7 +99,7 @@ def unpack(path: str | Path, directory: str | Path) -> None:
     """
     path, goal = files.user_path(path, "model"), files.user_path(directory, "--workdir")
     about, arrays = _read(path)
-    with files.os_errors_for_user(f"--workdir={goal} cannot be written"):
+    with files.os_errors_for_user(f"{goal} cannot be written", cure):
         goal.parent.mkdir(parents=True, exist_ok=True)
         # Beside the goal, so that the rename stays within one file system.
         new = Path(tempfile.mkdtemp(dir=goal.parent, prefix=f".{goal.name}."))
@@ -108,7 +112,9 @@ def unpack(path: str | Path, directory: str | Path) -> None:
 
 
 def _write(folder: Path, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    files.write_json(folder / "config.json", about["config"])
+    config = about["config"]
+    config["dataset"] |= {"data_dir": "", "cache_dir": ""}  # somebody else's
+    files.write_json(folder / "config.json", config)
     if about["data"] is not None:
         files.write_json(folder / "data.json", about["data"])
     lines = "".join(f"{json.dumps(row)}\n" for row in about["rows"])
@@ -116,38 +122,72 @@ def _write(folder: Path, about: Mapping[str, Any], arrays: Mapping[str, np.ndarr
     model = _tree("model", arrays)
     variables = {name: model.get(name, {}) for name in ("params", "batch_stats")}
     with checkpoint.Checkpointer(folder / "checkpoints") as checkpoints:
-        config, metrics = about["config"], about["metrics"]
+        metrics = about["metrics"]
         checkpoints.save(about["step"], {"state": variables}, config=config, metrics=metrics)
     rounded = {"step": about["step"], "fingerprint": checkpoint.fingerprint(variables)}
     for name, fit in about["samplers"].items():
-        config = {**fit["config"], "model": rounded}
+        identity = {**fit["config"], "model": rounded}
         with checkpoint.Checkpointer(fitted.place(folder, name) / "checkpoints") as checkpoints:
             params = _tree(f"samplers/{name}", arrays)
-            checkpoints.save(fit["step"], {"params": params}, config=config)
+            checkpoints.save(fit["step"], {"params": params}, config=identity)
+    workdir.mark_unpacked(folder)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The JSON object and the arrays of a file, in their original dtypes, verified."""
-    damaged = UserError(f"{path} is damaged, or is no file of `python -m svae_jax.pack`")
-    with files.os_errors_for_user(f"{path} cannot be read"):
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                about = json.loads(file["about"].tobytes())
-                arrays = {name: file[name] for name in about["sha256"]}
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise damaged from error
+    try:
+        _check_members(path)
+        with np.load(path, allow_pickle=False) as file:
+            about = json.loads(file["about"].tobytes())
+            _check_about(path, about)
+            arrays = {name: file[name] for name in about["sha256"]}
+        for name, array in arrays.items():
+            if _digest(array) != about["sha256"][name]:
+                raise ValueError(f"{name} does not match its SHA-256")
+        return about, {name: array.astype(about["dtypes"][name]) for name, array in arrays.items()}
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {files.reason(error)}") from error
+    except Exception as error:  # zipfile, zlib, NumPy and JSON each have their own for damage
+        raise UserError(
+            f"{path} is damaged, or is no file of `python -m svae_jax.pack` ({files.reason(error)})"
+        ) from error
+
+
+def _check_members(path: Path) -> None:
+    """Raises ValueError for a file that holds, or would become, more than a model."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if sum(member.file_size for member in members) > _MOST_BYTES:
+        raise ValueError(f"it holds more than {_MOST_BYTES:,} bytes")
+    for member in members:
+        if member.filename.partition("/")[0] not in ("about.npy", "model", "samplers"):
+            raise ValueError(f"it holds {member.filename}")
+
+
+def _check_about(path: Path, about: dict[str, Any]) -> None:
+    """Checks all that decides what is written where: names, steps, dtypes, the configuration."""
     if about["format"] != _FORMAT:
         raise UserError(f"{path} is of format {about['format']}, which this version does not know")
-    if any(_digest(array) != about["sha256"][name] for name, array in arrays.items()):
-        raise damaged
-    return about, {name: array.astype(about["dtypes"][name]) for name, array in arrays.items()}
+    for name, kind in (("rows", list), ("metrics", dict), ("data", dict | None)):
+        if not isinstance(about[name], kind):
+            raise ValueError(f"{name} is of type {type(about[name]).__name__}")
+    if unknown := set(about["samplers"]) - (set(samplers.names()) - {"prior"}):
+        raise ValueError(f"samplers: {sorted(unknown)}")
+    for step in (about["step"], *(fit["step"] for fit in about["samplers"].values())):
+        if type(step) is not int or step < 0:
+            raise ValueError(f"step {step!r}")
+    if unknown := set(about["dtypes"].values()) - set(_DTYPES):
+        raise ValueError(f"dtypes: {sorted(unknown)}")
+    configs.from_dict(about["config"])
 
 
 def _rounded(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype != np.float32 or array.size < _LARGE:
         return array
-    if np.abs(array).max() > np.finfo(np.float16).max:
-        raise UserError(f"{name} holds values that are too large for float16")
+    if not np.abs(array).max() <= np.finfo(np.float16).max:
+        raise UserError(f"{name} holds values that are not finite, or too large for float16")
     return array.astype(np.float16)
 
 

@@ -2,7 +2,10 @@
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
+
+from absl import logging
 
 from svae_jax import files
 from svae_jax.analysis import exploring, packing
@@ -31,32 +34,59 @@ def pretrained(name: str | Path) -> exploring.Run:
         What `svae_jax.load` returns. Its `directory` is the workdir, for the commands.
 
     Raises:
-        UserError: there is no such model, or its file is damaged.
+        UserError: there is no such model, its file is damaged, or the cache cannot be written.
     """
     path = file(name)
-    with files.os_errors_for_user(f"{path} cannot be read"), path.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    if digest != MODELS.get(str(name), digest):
-        raise UserError(f"{path} is damaged: it is not the file that was shipped; install it again")
-    directory = cache.home() / "pretrained" / f"{path.stem}-{digest[:16]}"
+    digest = _digest(path)
+    directory = _cache() / f"{path.stem}-{digest[:16]}"
     if not directory.exists():
-        try:
-            packing.unpack(path, directory)
-        except UserError:
-            if not directory.exists():  # else another process was faster
-                raise
-    return exploring.load(directory)
+        _unpack(path, directory)
+    try:
+        return exploring.load(directory)
+    except UserError as error:  # what cleans caches may have removed a part
+        logging.warning("unpacking %s again: %s", path, error)
+        shutil.rmtree(directory, ignore_errors=True)
+        _unpack(path, directory)
+        return exploring.load(directory)
 
 
 def file(name: str | Path) -> Path:
-    """The file of a model that comes with the package, or the path itself.
+    """The file of a model that comes with the package, verified, or the path itself.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or its file is not the one that was shipped.
     """
     if name in MODELS:
-        return _FOLDER / f"{name}.npz"
+        path = _FOLDER / f"{name}.npz"
+        if _digest(path) != MODELS[str(name)]:
+            raise UserError(
+                f"{path} is damaged: it is not the file that was shipped; install it again"
+            )
+        return path
     if not os.fspath(name).endswith(".npz"):
         known = ", ".join(MODELS)
         raise UserError(f"there is no pretrained model {name}; choose {known}, or a .npz file")
     return files.user_path(name, "model")
+
+
+def _digest(path: Path) -> str:
+    with files.os_errors_for_user(f"{path} cannot be read"), path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _cache() -> Path:
+    try:
+        return cache.home() / "pretrained"
+    except UserError:
+        raise UserError(
+            "a pretrained model is unpacked into the user's cache, and this user has no home: set "
+            "the variable XDG_CACHE_HOME to a directory"
+        ) from None
+
+
+def _unpack(path: Path, directory: Path) -> None:
+    try:
+        packing.unpack(path, directory, "set the variable XDG_CACHE_HOME to another directory")
+    except UserError:
+        if not directory.exists():  # else another process was faster
+            raise

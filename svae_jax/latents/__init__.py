@@ -20,7 +20,8 @@ rows of one table, which also has the number of parameters a map:
     loss = reconstruction(decoder(z)) + post.kl(params)
 
 A prior is a row of a second table (`priors`): `standard`, N(0, I), which the paper and `post.kl`
-have; `tensor_normal` and `matrix_normal`, Gaussians that are learned with the model.
+have; `tensor_normal`, `matrix_normal` and `autoregressive`, Gaussians that are learned with the
+model.
 
     prior = latents.make_prior("tensor_normal", height=3, width=3, maps=128)
     prior_params = prior.initial()  # named arrays, learned with the decoder

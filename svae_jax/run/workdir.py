@@ -23,6 +23,7 @@ _WRITTEN = (
 )
 _SECTIONS = {"dataset", "latent", "model", "seed"}  # of every configuration, of any version
 _NAMED = 5  # files in a message
+_UNPACKED = ".unpacked"
 
 
 def create(workdir: Path) -> None:
@@ -69,8 +70,13 @@ def check_own(workdir: Path) -> None:
 
     Raises:
         UserError: it holds files that a run writes, and no `config.json` of a run; the message
-            names them.
+            names them. Or it was unpacked, so that training cannot go on in it.
     """
+    if (workdir / _UNPACKED).exists():
+        raise UserError(
+            f"--workdir={workdir} was unpacked from a file without the optimizer's arrays, so "
+            "training cannot go on in it; choose another --workdir"
+        )
     fields = files.read_json(workdir / "config.json")
     if fields is not None:
         if not fields.keys() >= _SECTIONS:
@@ -88,6 +94,11 @@ def check_own(workdir: Path) -> None:
             f"{', '.join(found[:_NAMED])}{more}, which a run would replace; choose another "
             "--workdir"
         )
+
+
+def mark_unpacked(workdir: Path) -> None:
+    """Marks a workdir as one whose checkpoint lacks the optimizer's arrays."""
+    (workdir / _UNPACKED).touch()
 
 
 def has_begun(workdir: Path) -> bool:

@@ -18,7 +18,7 @@ def stored():
 
 
 def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch, stored):
-    monkeypatch.setenv("SVAE_JAX_UPDATES", "2")
+    monkeypatch.setenv("SVAE_JAX_STEPS", "2")
     executed = notebook.execute(tmp_path, timeout=1200)
     for kind in ("image/png", "text/markdown"):
         made = _outputs(executed.cells, kind)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
@@ -66,7 +67,7 @@ def blobs(rng, count, size, channels):
 class Case(NamedTuple):
     """A trained run of arrays from Python."""
 
-    config: configs.ml_collections.ConfigDict
+    config: ml_collections.ConfigDict
     images: tuple[np.ndarray, np.ndarray]
     directory: object
     result: dict

@@ -19,7 +19,7 @@ def stored():
 
 def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch, stored):
     monkeypatch.setenv("SVAE_JAX_STEPS", "2")
-    executed = notebook.execute(tmp_path, timeout=1200)
+    executed = notebook.execute(tmp_path, timeout=300)
     for kind in ("image/png", "text/markdown"):
         made = _outputs(executed.cells, kind)
         assert len(made) == len(_outputs(stored.cells, kind)) > 0

@@ -3,7 +3,8 @@
 `best` was chosen by the ELBO of short runs with a linear path on the validation split, as in
 `sweep_linear`. `best_dense` has the dense encoder of the others, of 16 million parameters in place
 of 0.4 million; `best_32` has that encoder too, and 32 maps in place of 48. `best_vector` is a
-vector with the noise of `best`. Of the models without a linear path (`experiments/results`),
+vector with the noise of `best`. `linear` and `mvn_linear` have the linear path, one σ and N(0, I),
+with 8 maps of 8×8 and with the paper's. Of the models without that path (`experiments/results`),
 `plain` is the one with the highest ELBO, `plain_vector` is among the best vectors, and the samples
 of `best_samples` are among the closest to real images.
 """

@@ -39,6 +39,7 @@ def named(
         # A vector has one location: a prior of dependence between locations is none.
         "best_vector": ("vector", {**noise, **fast}),
         "linear": (few, {**LINEAR, **decoder}),
+        "mvn_linear": ("mvn", LINEAR),
         "plain": (few, {**plain, **decoder}),
         "plain_vector": ("vector", {**plain, **fast}),
     }

@@ -22,6 +22,12 @@ def arguments(config, workdir, **changed):
     ]
 
 
+def host_devices(count):
+    """The environment of a process whose host counts as so many devices."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count} {flags}"}
+
+
 def start(*args, before="", **environment):
     """Starts it; `before` is Python code that runs first in its process."""
     begin = (

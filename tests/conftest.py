@@ -16,6 +16,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # tests start, since the bits of a program depend on how it was compiled. With 0, all is as in use.
 _DISABLED = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"
 jax.config.update("jax_disable_most_optimizations", _DISABLED)
+# XLA's former emitters of loops compile twice as fast as those in use.
+_EMITTERS = "xla_cpu_use_fusion_emitters"
+_FORMER = f"--{_EMITTERS}=false"
+# Without what a process that started this one has added.
+_FLAGS = os.environ.get("XLA_FLAGS", "").replace(_FORMER, "").strip()
+if _DISABLED:
+    os.environ["XLA_FLAGS"] = f"{_FORMER} {_FLAGS}"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,6 +44,17 @@ def compilation_cache(tmp_path_factory):
 def optimised(monkeypatch):
     """Compilation as in use, with XLA's optimisations, also in the processes that a test starts."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+    monkeypatch.setenv("XLA_FLAGS", _FLAGS)
+    # A process reads its flags once; in this one, each program is compiled with an option instead.
+    from jax._src import compiler  # jax has no public place for it; tried with 0.10.2
+
+    options = compiler.get_compile_options
+
+    def as_in_use(*args, env_options_overrides=(), **kwargs):
+        overrides = dict(env_options_overrides) | {_EMITTERS: True}
+        return options(*args, env_options_overrides=overrides, **kwargs)
+
+    monkeypatch.setattr(compiler, "get_compile_options", as_in_use)
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", _DISABLED)
@@ -55,6 +73,14 @@ def x64():
     """Double precision for the duration of one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def small_floors(monkeypatch):
+    """PCA beside an evaluation takes patches of at most 300 values: 4,096 take most of the time."""
+    from svae_jax.model import linear
+
+    monkeypatch.setattr(linear, "MAX_DIMS", 300)
 
 
 @pytest.fixture(scope="session")

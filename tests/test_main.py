@@ -22,7 +22,9 @@ def test_help_explains_itself():
 
 
 def test_a_run_prints_lines_to_stderr_and_its_result_to_stdout(tiny_args, tmp_path):
-    code, stdout, stderr = run(*tiny_args, JAX_DISABLE_MOST_OPTIMIZATIONS="0")  # as users run it
+    code, stdout, stderr = run(
+        *tiny_args, JAX_DISABLE_MOST_OPTIMIZATIONS="0", XLA_FLAGS=""
+    )  # as users run it
     assert code == 0, stderr
     result = json.loads(stdout)
     assert result == json.loads((tmp_path / "run" / "result.json").read_text())
@@ -69,7 +71,7 @@ def test_bad_input_gets_one_line_and_a_non_zero_exit(start, tiny_args, tmp_path)
         processes = [
             start(
                 *_words(tiny_args, args),
-                XLA_FLAGS="--xla_force_host_platform_device_count=4",
+                **command_line.host_devices(4),
                 JAX_PLATFORMS="abacus" if name == "platform" else "cpu",
             )
             for name, (args, _) in chunk

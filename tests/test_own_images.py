@@ -62,9 +62,14 @@ CASES = {
     "floats": (_floats, {}, (40, 96, 5), (5, 12, 2)),
     "grey": (
         _grey,
-        {"dataset.split": "train", "dataset.eval_split": "test", "dataset.value_range": "0,4095"},
+        {
+            "dataset.split": "train",
+            "dataset.eval_split": "test",
+            "dataset.value_range": "0,4095",
+            "latent.cell": 16,
+        },
         (128, 128, 1),
-        (16, 16, 2),
+        (8, 8, 2),
     ),
     "folder": (_folder, {}, (256, 256, 3), (32, 32, 2)),
 }
@@ -91,6 +96,7 @@ def case(request, tmp_path_factory):
     return config, place / "whole", shape, latent
 
 
+@pytest.mark.usefixtures("small_floors")
 def test_a_run_of_any_size_goes_from_training_to_the_report(case):
     _, whole, shape, latent = case
     saved = json.loads((whole / "config.json").read_text())

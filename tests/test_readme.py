@@ -169,6 +169,7 @@ def test_a_likelihood_of_ones_own_trains_by_its_name(monkeypatch, tiny_config, t
     assert np.isfinite(metrics["eval/bits_per_dim"])
 
 
+@pytest.mark.usefixtures("small_floors")
 def test_arrays_of_ones_own_train(monkeypatch, tmp_path):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 4096, (n, 32, 32, 2), np.uint16) for n in (120, 20)]

@@ -14,6 +14,7 @@ import svae_jax
 from svae_jax.analysis import evaluating, tables
 from svae_jax.errors import UserError
 from svae_jax.training import loop
+from tests import command_line
 
 SETTINGS = evaluating.Settings(importance_samples=5)
 
@@ -93,7 +94,7 @@ def _numbers(value):
 
 def test_four_devices_find_the_same(trained_run, evaluated, tmp_path):
     copy = shutil.copytree(trained_run, tmp_path / "run")
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = os.environ | command_line.host_devices(4)
     done = subprocess.run(
         [sys.executable, "-c", DEVICES, str(copy)], env=environment, capture_output=True, text=True
     )

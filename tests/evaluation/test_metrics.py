@@ -10,6 +10,7 @@ import pytest
 
 from svae_jax.devices import sharding
 from svae_jax.evaluation.metrics import moments, over_images
+from tests import command_line
 
 
 def _eval_outputs(values):
@@ -73,7 +74,7 @@ def _python(code, **environment):
 
 
 def test_metrics_of_arrays_spread_over_devices():
-    result = _python(SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    result = _python(SHARDED, **command_line.host_devices(4))
     assert result.stdout.split() == ["4", "2.0", "10"], result.stderr
 
 

@@ -52,7 +52,7 @@ def compiled(tmp_path_factory):
     done = subprocess.run(
         [*command_line, *asked],
         cwd=ROOT,
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""},
         capture_output=True,
         text=True,
         timeout=600,

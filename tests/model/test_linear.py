@@ -1,5 +1,7 @@
 """The linear path, and probabilistic PCA in closed form, against scikit-learn and SciPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,12 +75,19 @@ def _config(name, **options):
     return config
 
 
+_init = jax.jit(models.init, static_argnums=(0, 2))
+
+
+def _encode(model, variables, images):
+    return jax.jit(functools.partial(model.apply, method="encode"))(variables, images)
+
+
 def _at_pca(config, images):
     """The model, its variables at PCA, and the PCA."""
     model = configs.model(config)
     # Beside so small a decoder, patches would be of one pixel.
     model = model.clone(linear=model.linear.clone(patch=(4, 4)))
-    variables = models.init(model, jax.random.key(0), model.likelihood.image_shape)
+    variables = _init(model, jax.random.key(0), model.likelihood.image_shape)
     found = _fit(model.linear, images)
     params = models.start_at_pca(model, variables["params"], found)
     return model, {**variables, "params": params}, found
@@ -109,7 +118,7 @@ def test_a_low_rank_mean_of_full_rank_starts_as_mvn():
     z = []
     for config in (low, _config("mvn", **NETWORKS)):
         model, variables, _ = _at_pca(config, images)
-        params = model.apply(variables, jnp.asarray(images[:5]), method="encode")
+        params = _encode(model, variables, images[:5])
         z.append((model.posterior.mean(params), model.posterior.stddev(params)))
     for ours, theirs in zip(*z, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
@@ -118,7 +127,7 @@ def test_a_low_rank_mean_of_full_rank_starts_as_mvn():
 def test_a_low_rank_mean_starts_at_its_part_of_lowest_frequency():
     images = _images(300).astype(np.float32)
     model, variables, found = _at_pca(_config("lowrank", **NETWORKS), images)
-    params = model.apply(variables, jnp.asarray(images[:5]), method="encode")
+    params = _encode(model, variables, images[:5])
     patches = np.asarray(model.linear.patches(jnp.asarray(images[:5])))
     full = patches @ found.to_mean + found.mean_bias
     expected = np.broadcast_to(full.mean(axis=2, keepdims=True), full.shape)  # over columns
@@ -162,10 +171,10 @@ def test_what_a_smaller_image_lacks_counts_as_noise(name):
     model = configs.model(config)
     path = model.linear.clone(patch=(3, 3) if name == "vector" else (2, 2))
     model = model.clone(linear=path)
-    variables = models.init(model, jax.random.key(0), (12, 12, 1))
+    variables = _init(model, jax.random.key(0), (12, 12, 1))
     found = _fit(path, images)
     variables["params"] = models.start_at_pca(model, variables["params"], found)
-    outputs = model.apply(variables, jax.random.key(1), jnp.asarray(images)).outputs
+    outputs = jax.jit(model.apply)(variables, jax.random.key(1), images).outputs
     error = float(jnp.sqrt(jnp.mean((outputs - images) ** 2)))
     assert error == pytest.approx(found.sigma, rel=0.1)
 
@@ -180,7 +189,7 @@ def test_no_other_variances_of_the_maps_have_a_higher_elbo(size):
     config.latent.update(height=3, width=3, maps=8)
     path = LinearPath((size, size, 3), 3, 3, 8, (size // 3, size // 3))
     model = configs.model(config).clone(linear=path)
-    variables = models.init(model, jax.random.key(0), (size, size, 3))
+    variables = _init(model, jax.random.key(0), (size, size, 3))
     variables["params"] = models.start_at_pca(model, variables["params"], _fit(path, images))
 
     images = jnp.asarray(images)

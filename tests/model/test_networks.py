@@ -154,12 +154,13 @@ def test_parameters_statistics_and_outputs_are_float32(norm, dtype):
     posterior = latents.make("vector", height=1, width=1, maps=5)
     encoder = networks.Encoder(layers, posterior, style)
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
-    variables = encoder.init(jax.random.key(1), images, False)
-    numbers, updated = encoder.apply(variables, images, True, mutable=["batch_stats"])
+    variables = jax.jit(encoder.init, static_argnums=2)(jax.random.key(1), images, False)
+    train = jax.jit(functools.partial(encoder.apply, train=True, mutable=["batch_stats"]))
+    numbers, updated = train(variables, images)
     decoder = networks.Decoder(_decoder("3x3/6 3x3/4 3x3/image", 2, 2, (8, 8)), small, style)
     z = jax.random.normal(jax.random.key(2), (4, 2, 2, 5))
-    decoder_variables = decoder.init(jax.random.key(3), z, False)
-    means = decoder.apply(decoder_variables, z, False)
+    decoder_variables = jax.jit(decoder.init, static_argnums=2)(jax.random.key(3), z, False)
+    means = jax.jit(decoder.apply, static_argnums=2)(decoder_variables, z, False)
     leaves = jax.tree.leaves((variables, updated, decoder_variables, numbers, means))
     assert {leaf.dtype.name for leaf in leaves} == {"float32"}
     assert jnp.max(jnp.abs(means)) <= 1
@@ -167,7 +168,8 @@ def test_parameters_statistics_and_outputs_are_float32(norm, dtype):
     exact = numbers if dtype == "float32" else None
     if exact is None:
         full = networks.Encoder(layers, posterior, Style(norm=norm))
-        exact, _ = full.apply(variables, images, True, mutable=["batch_stats"])
+        train = jax.jit(functools.partial(full.apply, train=True, mutable=["batch_stats"]))
+        exact, _ = train(variables, images)
         assert not np.array_equal(exact, numbers)
     np.testing.assert_allclose(numbers, exact, atol=0.1)
 
@@ -178,10 +180,11 @@ def test_batch_norm_tracks_in_training_and_uses_what_it_tracked():
     )
     images = 3 + jax.random.normal(jax.random.key(0), (16, 8, 8, 3))
     variables = encoder.init(jax.random.key(1), images, False)
+    train = jax.jit(functools.partial(encoder.apply, train=True, mutable=["batch_stats"]))
     for _ in range(100):
-        _, updated = encoder.apply(variables, images, True, mutable=["batch_stats"])
+        _, updated = train(variables, images)
         variables = {**variables, **updated}
-    training, _ = encoder.apply(variables, images, True, mutable=["batch_stats"])
+    training, _ = train(variables, images)
     np.testing.assert_allclose(encoder.apply(variables, images, False), training, atol=1e-3)
     # In evaluation an image does not depend on its neighbours.
     alone = encoder.apply(variables, images[:1], False)
@@ -217,12 +220,17 @@ def small(name):
     return config
 
 
+def _init(model, seed):
+    """Initial variables, in one program."""
+    return jax.jit(models.init, static_argnums=(0, 2))(model, jax.random.key(seed), (32, 32, 3))
+
+
 def test_no_posterior_starts_at_a_saddle():
     """The first gradient reaches every number of the encoder's last layer that makes the mean."""
     for name in latents.names():
         model = configs.model(small(name))
         images = jax.random.uniform(jax.random.key(0), (8, 32, 32, 3), minval=-1, maxval=1)
-        variables = models.init(model, jax.random.key(1), (32, 32, 3))
+        variables = _init(model, 1)
 
         def loss(params, model=model, variables=variables, images=images):
             outputs, _ = model.apply(
@@ -248,8 +256,9 @@ def test_a_step_of_adam_moves_nu_by_its_scale(nu_scale):
     config.latent.nu_scale = nu_scale
     model = configs.model(config)
     images = jax.random.uniform(jax.random.key(0), (8, 32, 32, 3), minval=-1, maxval=1)
-    variables = model.init(jax.random.key(1), jax.random.key(2), images, train=False)
+    variables = _init(model, 1)
 
+    @jax.jit
     def encode(head):
         params = variables["params"]
         encoder = params["encoder"] | {"Dense_0": head}
@@ -288,7 +297,7 @@ def _tiny_model(convolutions):
 
 def test_a_decoder_of_laxs_convolutions_is_the_same_and_passes_forward_mode(x64):
     ours, lax = _tiny_model("auto"), _tiny_model("lax")
-    variables = models.init(ours, jax.random.key(0), (32, 32, 3))
+    variables = _init(ours, 0)
     z = jax.random.normal(jax.random.key(1), (1, 2, 2, 2), jnp.float64)
 
     def pixel(model, z):

@@ -27,6 +27,7 @@ import pytest
 from svae_jax.errors import UserError
 from svae_jax.run import checkpoint
 from svae_jax.run.checkpoint import Checkpointer, arrays, load, manager, reading, storage
+from tests import command_line
 
 CONFIG = {"seed": 0, "latent": {"name": "lowrank", "rank": 1}, "optimizer": {"learning_rate": 1e-4}}
 
@@ -769,7 +770,7 @@ DEVICES = """
 
 
 def test_other_device_counts(tmp_path):
-    child = python(DEVICES, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    child = python(DEVICES, tmp_path, **command_line.host_devices(8))
     out, err = child.communicate(timeout=120)
     assert out == "same\n", err
 

@@ -37,7 +37,7 @@ def start_pair(start, tiny_config, tmp_path):
                 *arguments,
                 *(options if rank == 1 else ()),
                 before=before,
-                XLA_FLAGS="--xla_force_host_platform_device_count=1",
+                **command_line.host_devices(1),
             )
             for rank in range(2)
         ]
@@ -90,9 +90,7 @@ def test_two_processes_train_stop_and_resume_as_one(start, start_pair, tiny_conf
 
     def start_alone(directory, before=""):
         arguments = command_line.arguments(tiny_config, directory)
-        return [
-            start(*arguments, before=before, XLA_FLAGS="--xla_force_host_platform_device_count=2")
-        ]
+        return [start(*arguments, before=before, **command_line.host_devices(2))]
 
     saved = 0
     for begin, signalled, number in (

@@ -487,7 +487,7 @@ writer._summary_writer = lambda directory: mock.MagicMock()
             start(
                 *command_line.arguments(tiny_config, run),
                 before=restored,
-                XLA_FLAGS=f"--xla_force_host_platform_device_count={count}",
+                **command_line.host_devices(count),
             )
         )
         assert code == 0, stderr

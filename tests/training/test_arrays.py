@@ -938,10 +938,9 @@ def test_a_learned_prior_is_the_same_on_any_number_of_devices():
         "dataset.channels": 3,
         "batch_size": 16,
     }
-    flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", DEVICES, small(8, **changed).to_json()],
-        cwd=command_line.ROOT, env=os.environ | {"XLA_FLAGS": flags},
+        cwd=command_line.ROOT, env=os.environ | command_line.host_devices(8),
         capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     (one, losses, prior), *others = map(json.loads, done.stdout.splitlines())
@@ -978,7 +977,7 @@ def test_a_learned_prior_is_the_same_on_two_processes(
             *command_line.arguments(config, tmp_path / "pair"),
             f"--distributed=localhost:{port},2,{rank}",
             before=ALONE,
-            XLA_FLAGS="--xla_force_host_platform_device_count=1",
+            **command_line.host_devices(1),
         )
         for rank in range(2)
     ]

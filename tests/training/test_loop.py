@@ -22,7 +22,7 @@ from svae_jax.evaluation import grids, steps
 from svae_jax.run import checkpoint
 from svae_jax.training import feed, loop, step
 from svae_jax.training.metrics import TrainMetrics
-from tests import tiny
+from tests import command_line, tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -332,7 +332,7 @@ def test_any_number_of_devices_gives_the_same_losses(tiny_config):
     tiny_config.batch_size = 16
     done = subprocess.run(
         [sys.executable, "-c", _DEVICES, json.dumps(tiny_config.to_dict())], cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        env=os.environ | command_line.host_devices(8),
         capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     found = [json.loads(line) for line in done.stdout.splitlines()]

@@ -95,7 +95,7 @@ def test_a_learned_sigma_is_trained(tiny_config):
     tiny_config.objective.sigma = "learned"
     recipe = configs.recipe(tiny_config, 10)
     state = step.init_state(recipe)
-    after, scalars = step.train_step(recipe, state, _pixels())
+    after, scalars = jax.jit(step.train_step, static_argnums=0)(recipe, state, _pixels())
     assert float(scalars["sigma"][0]) == 1.0
     assert float(after.params["log_sigma"]) < 0.0  # towards the error, which is below 1
 
@@ -105,8 +105,9 @@ def test_the_moving_average_follows_parameters_and_statistics(tiny_config):
     recipe = configs.recipe(tiny_config, 10)
     state = step.init_state(recipe)
     expected = {"params": state.params, "batch_stats": state.batch_stats}
+    update = jax.jit(lambda state, pixels: step.train_step(recipe, state, pixels))
     for i in range(8):
-        state, _ = step.train_step(recipe, state, _pixels(i))
+        state, _ = update(state, _pixels(i))
         decay = min(0.5, (1 + i) / (10 + i))
         now = {"params": state.params, "batch_stats": state.batch_stats}
         expected = jax.tree.map(lambda e, n, d=decay: d * e + (1 - d) * n, expected, now)

@@ -92,10 +92,10 @@ def draw(points: Sequence[Point]) -> Any:
     series: dict[str, list[Point]] = {}
     for point in points:
         series.setdefault(point["model"], []).append(point)
+    rate = ("kl", "rate: KL, nats an image")
     return figures.lines(
         {name: sorted(found, key=lambda p: p["kl"]) for name, found in series.items()},
-        x=("kl", "rate: KL, nats an image"),
-        ys=(("psnr", "PSNR, dB"), ("ssim", "SSIM")),
+        [(rate, ("psnr", "PSNR, dB")), (rate, ("ssim", "SSIM"))],
     )
 
 

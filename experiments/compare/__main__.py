@@ -8,8 +8,9 @@ run a seed on all of it, fits the samplers to each run, and evaluates each once 
 split. All else is the configuration, and --config.FIELD=VALUE changes it for all runs.
 
 The workdir receives comparison.json (all numbers) and comparison.md (the tables), new after each
-seed, and comparison.png (reconstructions and samples of seed 0). The same command continues a
-comparison that was stopped or killed; what is done is not done again.
+seed, and for the first seed comparison.png (reconstructions and samples) and curves.png (the
+held-out ELBO over epochs and minutes). The same command continues a comparison that was stopped or
+killed; what is done is not done again.
 """
 
 import shlex
@@ -22,7 +23,7 @@ from typing import Any
 from absl import flags
 
 from experiments import options, study
-from experiments.compare import figure, page, plan, summary
+from experiments.compare import curves, figure, page, plan, summary
 from experiments.compare.plan import PlannedRun, Setting
 from experiments.sweep import engines
 from experiments.sweep import trials as trials_lib
@@ -87,6 +88,9 @@ def main(argv: Sequence[str]) -> None:
                 raise UserError(f"{trial.name} failed: {trial.outcome().reason}")
             records.append(_finish(run, trial, setting, values))
         _write(values, setting, search, records, argv)
+    path = values.workdir / "curves.png"
+    with os_errors_for_user(f"{path} cannot be written"):
+        curves.draw(records).savefig(path)
     # Last: from here on this process holds the device.
     _draw(values, setting, {run: trial for run, trial in trials.items() if run.seed == 0})
 
@@ -172,6 +176,7 @@ def _finish(
         "batch_size": evaluation["config"]["batch_size"],
         "device": result["device"],
         "versions": result["versions"],
+        "curve": curves.of_run(trial.workdir, evaluation["config"]["batch_size"]),
         "figures": summary.figures_of_run(result, evaluation),
     }
 

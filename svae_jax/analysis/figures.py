@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 5.5  # inches: the text of a page
-# Okabe and Ito's colours, dark ones first.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's colours.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 _MOST_MARKED = 12  # points of a curve that are marked one by one
 _STYLE: Any = {
     "figure.dpi": 150,
@@ -186,23 +186,27 @@ def curves(
 
 def lines(
     series: Mapping[str, Sequence[Mapping[str, Any]]],
-    *,
-    x: tuple[str, str],
-    ys: Sequence[tuple[str, str]],
+    panels: Sequence[tuple[tuple[str, str], tuple[str, str]]],
+    levels: Mapping[str, float] | None = None,
 ) -> "Figure":
-    """A panel for each y, over a logarithmic x, with a line for each series.
+    """Panels with a logarithmic x, each with a line for each series.
 
     Args:
         series: name -> its points, in order.
-        x: the name of a value of the points, and the label of its axis.
-        ys: the same for each panel.
+        panels: of each the name of a value of the points and the label of its axis, for x and y.
+        levels: name of a series -> a dashed line across all panels, in the colour of the series.
     """
-    with _figure(WIDTH, WIDTH / len(ys) * 0.8) as figure:
-        for axis, (y, label) in zip(figure.subplots(1, len(ys), squeeze=False)[0], ys, strict=True):
+    with _figure(WIDTH, WIDTH / len(panels) * 0.8) as figure:
+        for axis, (x, y) in zip(
+            figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+        ):
             for i, (name, points) in enumerate(series.items()):
-                values = [[point[key] for point in points] for key in (x[0], y)]
-                axis.plot(*values, label=name, color=COLOURS[i % len(COLOURS)], marker=".")
-            axis.set(xlabel=x[1], ylabel=label, xscale="log")
+                colour = COLOURS[i % len(COLOURS)]
+                values = [[point[key] for point in points] for key in (x[0], y[0])]
+                axis.plot(*values, label=name, color=colour, marker=".")
+                if levels and name in levels:
+                    axis.axhline(levels[name], color=colour, linestyle="--", linewidth=0.8)
+            axis.set(xlabel=x[1], ylabel=y[1], xscale="log")
         axis.legend()
     return figure
 

@@ -56,6 +56,20 @@ def test_points_without_a_value_are_left_out():
     np.testing.assert_array_equal(line.get_xydata(), [[1, 3]])
 
 
+def test_lines_are_drawn_in_each_panel_with_the_levels_of_their_series():
+    points = {"a": [{"x": 1, "y": 2.0, "z": 5.0}, {"x": 10, "y": 3.0, "z": 4.0}], "b": []}
+    panels = [(("x", "an x"), ("y", "a y")), (("z", "a z"), ("y", "a y"))]
+    left, right = figures.lines(points, panels, {"a": 7.0}).axes
+    assert (left.get_xlabel(), right.get_xlabel(), right.get_ylabel()) == ("an x", "a z", "a y")
+    for axis, expected in ((left, [[1, 2], [10, 3]]), (right, [[5, 2], [4, 3]])):
+        line, level, empty = axis.get_lines()
+        np.testing.assert_array_equal(line.get_xydata(), expected)
+        np.testing.assert_array_equal(level.get_ydata(), [7, 7])
+        assert level.get_color() == line.get_color()
+        assert not len(empty.get_xydata())
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["a", "b"]
+
+
 def test_a_frame_surrounds_the_patches_of_its_cells():
     framed = figures.edits(PICTURES[:1], PICTURES[:1], FLOATS[:1], MASK).axes[1]
     x, y = framed.get_lines()[0].get_data()

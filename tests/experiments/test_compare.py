@@ -14,7 +14,7 @@ from scipy import stats
 
 from experiments import study
 from experiments.compare import __main__ as command
-from experiments.compare import page, plan, summary
+from experiments.compare import curves, page, plan, summary
 from svae_jax import command_line
 from svae_jax import config as configs
 from svae_jax.errors import UserError
@@ -207,6 +207,32 @@ def test_the_tables_say_what_the_runs_say():
     assert re.search(r"\| +\| training images \| 0.01", text)
 
 
+def test_a_curve_has_epochs_and_the_minutes_of_training(tmp_path):
+    rows = [
+        {"step": 50, "images_per_second": 100.0},  # 50 seconds
+        {"step": 100, "images_per_second": 50.0},  # 100 seconds
+        {"step": 100, "eval/elbo": 7.0},
+        {"step": 150, "images_per_second": 500.0},  # 10 seconds
+        {"step": 150, "eval/elbo": 8.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "data.json").write_text(json.dumps({"train": {"num_images": 5000}}))
+    first, last = curves.of_run(tmp_path, batch_size=100)
+    assert first == {"step": 100, "epochs": 2.0, "minutes": 2.5, "elbo": 7.0}
+    assert last == {"step": 150, "epochs": 3.0, "minutes": pytest.approx(160 / 60), "elbo": 8.0}
+
+
+def test_the_curves_are_of_the_first_seed_and_have_the_floor_of_each_model():
+    point = {"step": 1, "epochs": 1.0, "minutes": 2.0, "elbo": 3.0}
+    runs = [run | {"curve": [point]} for run in comparison()["runs"]]
+    runs[0]["figures"][curves.FLOOR] = 12.0  # the other model has none
+    for axis in curves.draw(runs).axes:
+        names = [line.get_label() for line in axis.get_lines() if line.get_linestyle() == "-"]
+        assert names == ["vector", "mvn"]
+        levels = [line.get_ydata() for line in axis.get_lines() if line.get_linestyle() == "--"]
+        assert levels == [[12.0, 12.0]]
+
+
 def test_a_latent_in_words():
     latent = {"name": "lowrank_full", "height": 2, "width": 4, "maps": 7, "rank": 2}
     assert summary.latent(latent) == "lowrank_full, rank 2, 2x4x7"
@@ -231,8 +257,8 @@ def test_a_small_comparison_from_nothing_and_once_more(tmp_path):
         result = json.loads((workdir / "result.json").read_text())
         assert figures[model]["ELBO, nats"] == pytest.approx(result["metrics"]["eval/elbo"])
         assert {f"swd_mean, {s}" for s in ("prior", "gaussian", "flow")} < figures[model].keys()
-    picture = np.asarray(Image.open(tmp_path / "comparison.png"))
-    assert picture.std() > 10
+    for name in ("comparison", "curves"):
+        assert np.asarray(Image.open(tmp_path / f"{name}.png")).std() > 10
     table = (tmp_path / "comparison.md").read_text()
     assert table == page.render(content)
     evaluations = sorted((tmp_path / "runs").glob("*/evaluation.json"))

@@ -82,8 +82,8 @@ def spread(seeds, names):
 @pytest.mark.parametrize(
     ("page", "first", "directory"),
     [
-        ("experiments/results/README.md", "model", "cifar10"),
-        ("experiments/results/README.md", "CelebA, 400 training steps", "celeba"),
+        ("experiments/results/short_runs.md", "model", "cifar10"),
+        ("experiments/results/short_runs.md", "CelebA, 400 training steps", "celeba"),
     ],
 )
 def test_the_table_on_a_page_is_that_of_the_comparison(page, first, directory):
@@ -132,7 +132,7 @@ def test_the_table_of_runs_that_start_at_pca_is_that_of_their_numbers():
     compared = compare_page.by_model(comparison("cifar10"), "elbo")
     started = started_at_pca()
     names = {"plain": "best", "plain_vector": "best_vector"}  # what the comparison calls them
-    page = "experiments/results/README.md"
+    page = "experiments/results/short_runs.md"
     head, rows = table(page, "model", "latent and what is new")
     assert [row[0] for row in rows] == [
         "vector", "plain_vector", "mvn", "plain", "plain_vector` with `model.linear=pca", "linear",
@@ -158,7 +158,7 @@ def test_the_table_of_runs_that_start_at_pca_is_that_of_their_numbers():
 
 
 def test_the_table_of_the_released_codes_objective_is_that_of_the_comparisons():
-    head, rows = table("experiments/results/README.md", "released code's objective")
+    head, rows = table("experiments/results/short_runs.md", "released code's objective")
     maps = {
         "CIFAR-10": ("cifar10_released", "cifar10_equal_weight"),
         "CelebA": ("celeba_released", "celeba_equal_weight"),
@@ -178,12 +178,12 @@ def test_the_table_of_the_released_codes_objective_is_that_of_the_comparisons():
 def test_the_table_of_low_rank_means_is_on_the_page():
     """The same table, with the same figures, as the command wrote."""
     rows = (RESULTS / "cifar10_rank.md").read_text().split("\n\n")[1]
-    assert rows in (RESULTS / "README.md").read_text()
+    assert rows in (RESULTS / "short_runs.md").read_text()
 
 
 def test_the_table_of_long_runs_is_that_of_the_comparisons():
     head, (*rows, short) = table(
-        "experiments/results/README.md", "6,000 training steps, seed 0", "vector"
+        "experiments/results/short_runs.md", "6,000 training steps, seed 0", "vector"
     )
     models = compare_page.by_model(comparison("cifar10_long"), "elbo")
     digits = {"ELBO": 0, "bits/dim": 3, "PSNR": 2, "swd_mean": 4}
@@ -202,7 +202,7 @@ def test_the_distances_on_the_page_are_those_of_the_evaluations():
         evaluation_tables.figure(run["samples"]["gaussian"]["pixels"]["figures"]["swd_mean"])
         for run in runs
     }
-    text = (RESULTS / "README.md").read_text()
+    text = (RESULTS / "short_runs.md").read_text()
     _, _, table = text.partition("| latents an image |")
     shown = re.findall(r"0\.\d+ ± 0\.\d+", table.partition("\n\n")[0])
     assert len(shown) > 10

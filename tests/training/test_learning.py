@@ -66,7 +66,7 @@ def test_the_elbo_after_30_steps(name, tmp_path):
     assert result["metrics"]["eval/elbo"] == pytest.approx(ELBOS[name], rel=5e-4)
 
 
-# Rows of experiments/results/README.md and of the first page, seed 0: nats on the test split.
+# Rows of experiments/results/short_runs.md and of the first page, seed 0: nats on the test split.
 REPRODUCIBLE = {"vector": 602.86, "plain": 1318.32, "best_32": 4790.14}
 
 

@@ -1,0 +1,64 @@
+"""Writes README.md, the page of results: README.md.jinja with its numbers, all from JSON files.
+
+    python -m experiments.results.verdict
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from experiments.compare import page, summary
+
+FOLDER = Path(__file__).parent
+
+
+def render() -> str:
+    """The page.
+
+    Raises:
+        jinja2.UndefinedError: a number that no file has.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("README.md.jinja")
+    functions = {f.__name__: f for f in (content, models, mean, spread, gain)}
+    return template.render(**functions)
+
+
+def content(name: str) -> Any:
+    """A JSON file of this folder."""
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def models(study: str) -> dict[str, dict[int, summary.Figures]]:
+    """Model -> seed -> figures, of a comparison with the ELBO."""
+    return page.by_model(content(f"{study}/comparison"), "elbo")
+
+
+def mean(study: str, model: str, figure: str, digits: int = 0) -> str:
+    """A figure's mean over seeds."""
+    values = summary.over_seeds([*models(study)[model].values()])
+    return f"{values[figure]['mean']:,.{digits}f}"
+
+
+def spread(study: str, model: str, figure: str) -> str:
+    """A figure's mean and standard deviation over seeds."""
+    return page.mean_and_sd(summary.over_seeds([*models(study)[model].values()])[figure])
+
+
+def gain(study: str, model: str, baseline: str, figure: str = "ELBO, nats", digits: int = 0) -> str:
+    """The mean difference to a baseline, seed by seed, with half its 95% interval if it has one."""
+    found = summary.paired(models(study)[model], models(study)[baseline])[figure]
+    width = found["half_width"]
+    return f"{found['mean']:,.{digits}f}" + (f" ± {width:,.{digits}f}" if width else "")
+
+
+if __name__ == "__main__":
+    (FOLDER / "README.md").write_text(render())

@@ -1,6 +1,6 @@
 """Writes README.md, the page of results: README.md.jinja with its numbers, all from JSON files.
 
-    python -m experiments.results.verdict
+python -m experiments.results.verdict
 """
 
 import json

@@ -55,6 +55,11 @@ def command(directory: str | Path, name: str) -> str:
     return f"python -m svae_jax.fit_sampler --workdir={directory} --sampler={name}"
 
 
+def version(sampler: samplers.Sampler) -> int:
+    """What the parameters of a sampler mean; fits of another version are made anew."""
+    return getattr(sampler, "version", 1)
+
+
 def model_identity(trained: Trained) -> dict[str, Any]:
     """Which model a sampler is of: the step, and a hash of all its variables."""
     return {"step": trained.step, "fingerprint": checkpoint.fingerprint(trained.variables)}
@@ -103,6 +108,11 @@ def load_sampler(directory: str | Path, name: str, trained: Trained, **options: 
     config = sampler_config.base()
     config.update_from_flattened_dict(loaded.config["settings"])
     sampler = sampler_config.make(config, name, trained.model.posterior.shape)
+    if loaded.config.get("version", 1) != version(sampler):
+        raise UserError(
+            f"{directory}: the sampler {name} was fitted by another version of svae_jax; delete "
+            f"{folder.parent}, and {_cure(directory, name)}"
+        )
     return Fitted(name, _with(sampler, name, options), loaded.state["params"])
 
 

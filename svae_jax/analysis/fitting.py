@@ -75,6 +75,7 @@ def fit(
         "sampler": name,
         "model": fitted.model_identity(model),
         "settings": sampler_config.identity(config, name),
+        "version": fitted.version(sampler),
     }
     folder = fitted.place(directory, name)
     workdir.create(folder)
@@ -111,6 +112,10 @@ def _finished(fit: SamplerFit) -> PyTree | None:
         )
         checkpoint.remove(folder)
         return None
+    if loaded.config.get("version", 1) != fit.identity["version"]:
+        raise UserError(
+            f"{fit.folder} was fitted by another version of svae_jax; delete it to fit it anew"
+        )
     ours, theirs = fit.identity["settings"], loaded.config["settings"]
     changed = [f"{k}={ours[k]!r} (was {theirs.get(k)!r})" for k in ours if ours[k] != theirs.get(k)]
     if changed:

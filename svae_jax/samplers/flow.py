@@ -72,11 +72,11 @@ class Flow:
     """A rectified flow (Liu et al. 2023; Lipman et al. 2023) to the posteriors' means m.
 
     With entries standardised, x₀ ~ N(0, covariance of x₁) is the *source*, x₁ the mean of a
-    training image, x_t = (1 − t)·x₀ + t·x₁, and a network learns the velocity E[x₁ − x₀ | x_t].
-    A sample follows dx/dt = v(x, t) from t=0 to 1. The network's output starts at zero, where the
-    flow is the identity: a sampler that has learned nothing is the Gaussian of the means. The means
-    are learned rather than z, as they have little intrinsic dimension; the posteriors' noise is
-    Gaussian already, and `noise` adds it.
+    training image, x_t = (1 − t)·x₀ + t·x₁, and a network learns what the best linear velocity
+    lacks of E[x₁ − x₀ | x_t]. A sample follows dx/dt = v(x, t) from t=0 to 1. The network's output
+    starts at zero, where x(1) = x₀: a sampler that has learned nothing is the Gaussian of the
+    means. The means are learned rather than z, as they have little intrinsic dimension; the
+    posteriors' noise is Gaussian already, and `noise` adds it.
 
     Attributes:
         shape: height, width and maps of a latent.
@@ -105,6 +105,7 @@ class Flow:
     seed: int = 0
 
     options: ClassVar[tuple[str, ...]] = ("noise", "ode_steps")
+    version: ClassVar[int] = 2  # of what the parameters mean
 
     def __post_init__(self) -> None:
         """Checks the settings."""
@@ -148,8 +149,7 @@ class Flow:
         return Fit(self._init(), fixed)
 
     def _init(self) -> FlowState:
-        height, width, maps = self.shape
-        x = jnp.zeros((1, height * width, maps))
+        x = velocity.to_patches(jnp.zeros((1, math.prod(self.shape))), self.shape)
         params = self.network.init(jax.random.fold_in(self._key, 0), x, jnp.zeros(1))
         return FlowState(
             step=jnp.int32(0),
@@ -185,13 +185,13 @@ class Flow:
         """Draws one latent for each key, by Heun's method."""
         keys = jax.vmap(jax.random.split)(keys)
         white = base.normal(keys[:, 0], params["mean"].shape)
-        source = self._tokens(_product(white, params["factor"]))
+        source = velocity.to_patches(_product(white, params["factor"]), self.shape)
         x = heun(
-            lambda x, t: self.network.apply(params["network"], x, jnp.full(len(x), t)),
+            lambda x, t: self._velocity(params["network"], x, jnp.full(len(x), t)),
             source,
             self.ode_steps,
         )
-        z = params["mean"] + params["scale"] * x.reshape(white.shape)
+        z = params["mean"] + params["scale"] * velocity.from_patches(x, self.shape)
         z = z.reshape(-1, *self.shape)
         if self.noise:
             z = z + base.posterior_noise(params["noise"], keys[:, 1], self.shape)
@@ -211,19 +211,30 @@ class Flow:
         """
         row_key, noise_key, time_key = jax.random.split(key, 3)
         rows = jax.random.randint(row_key, (self.batch_size,), 0, len(data))
-        target = self._tokens(data[rows])
+        target = velocity.to_patches(data[rows], self.shape)
         white = jax.random.normal(noise_key, (self.batch_size, data.shape[1]))
-        source = self._tokens(_product(white, fixed.factor))
+        source = velocity.to_patches(_product(white, fixed.factor), self.shape)
         t = jax.random.uniform(time_key, (self.batch_size,))
         if mesh is not None:
             pairs = (target, source, t)
             target, source, t = lax.with_sharding_constraint(pairs, sharding.split_batch(mesh))
         time = t[:, None, None]
-        predicted: Any = self.network.apply(params, (1 - time) * source + time * target, t)
+        predicted = self._velocity(params, (1 - time) * source + time * target, t)
         return jnp.mean((predicted - (target - source)) ** 2)
 
-    def _tokens(self, flat: Float[Array, "b d"]) -> Float[Array, "b tokens n"]:
-        return flat.reshape(len(flat), -1, self.shape[2])
+    def _velocity(
+        self, params: PyTree, x: Float[Array, "b tokens channels"], t: Float[Array, " b"]
+    ) -> Float[Array, "b tokens channels"]:
+        """The velocity of two Gaussians of equal covariance, and the network's part.
+
+        With s = t² + (1 − t)², x_t has s times that covariance, the best linear velocity is
+        (2t − 1)/s · x_t, and what is left of x₁ − x₀ has 1/s of it: so input and output of the
+        network have variance 1 (as in EDM, Karras et al. 2022).
+        """
+        time = t[:, None, None]
+        square = time**2 + (1 - time) ** 2
+        rest: Any = self.network.apply(params, x / jnp.sqrt(square), t)
+        return (2 * time - 1) / square * x + rest / jnp.sqrt(square)
 
     @property
     def _key(self) -> PRNGKeyArray:
@@ -269,12 +280,12 @@ def standardise(
 
 
 def heun(
-    field: Callable[[Array, Array], Any], x: Float[Array, "b tokens n"], num_steps: int
-) -> Float[Array, "b tokens n"]:
+    field: Callable[[Array, Array], Any], x: Float[Array, "b tokens channels"], num_steps: int
+) -> Float[Array, "b tokens channels"]:
     """Solves dx/dt = field(x, t) from t=0 to 1 with Heun's method, of second order."""
     size = 1.0 / num_steps
 
-    def step(i: Array, x: Float[Array, "b tokens n"]) -> Float[Array, "b tokens n"]:
+    def step(i: Array, x: Float[Array, "b tokens channels"]) -> Float[Array, "b tokens channels"]:
         start = field(x, i * size)
         end = field(x + size * start, (i + 1) * size)
         return x + 0.5 * size * (start + end)

@@ -1,4 +1,6 @@
-"""The velocity of a flow: a small transformer whose tokens are the cells of a latent."""
+"""The velocity of a flow: a small transformer whose tokens are patches of a latent's cells."""
+
+import itertools
 
 import flax.linen as nn
 import jax
@@ -9,18 +11,19 @@ from svae_jax.samplers.base import Shape
 
 _FREQUENCIES = 32  # of the features of t
 _HEAD = 48  # features of an attention head
+MAX_TOKENS = 16  # a step takes about as long as its tokens are many
 
 
 class Velocity(nn.Module):
-    """v(x, t) for latents x ``[b, tokens, channels]`` and times t ``[b]``.
+    """v(x, t) for latents x ``[b, tokens, channels]`` (see `patches`) and times t ``[b]``.
 
     Pre-norm blocks of self-attention and an MLP, modulated by t through adaptive layer norms, whose
     scales, shifts and gates start at zero (DiT, Peebles and Xie 2023; one projection of t for all
     blocks and a learned offset for each, as in PixArt-α). The output starts at zero.
 
     Attributes:
-        tokens: cells of a latent, h·w.
-        channels: maps n.
+        tokens: patches of a latent.
+        channels: entries of a patch.
         width: features of a token.
         depth: blocks.
         hidden: features of the MLP's hidden layer.
@@ -89,10 +92,12 @@ def make(shape: Shape, *, width: int, depth: int, num_params: int) -> Velocity:
     Raises:
         ValueError: without any MLP the network would already be larger.
     """
-    height, columns, maps = shape
+    height, columns = patch(shape)
+    channels = height * columns * shape[2]
+    tokens = shape[0] * shape[1] // (height * columns)
 
     def network(hidden: int) -> Velocity:
-        return Velocity(height * columns, maps, width, depth, hidden)
+        return Velocity(tokens, channels, width, depth, hidden)
 
     smallest = count_params(network(1))
     each = count_params(network(2)) - smallest
@@ -103,6 +108,34 @@ def make(shape: Shape, *, width: int, depth: int, num_params: int) -> Velocity:
             f"and depth={depth}, got num_params={num_params}"
         )
     return network(hidden)
+
+
+def patch(shape: Shape) -> tuple[int, int]:
+    """Height and width, in cells, of the patches that are the tokens of a latent.
+
+    The smallest, and most nearly square, that divide the latent and are at most `MAX_TOKENS`; one
+    cell, if there are no more cells.
+    """
+    height, width, _ = shape
+    sides = ([d for d in range(1, side + 1) if side % d == 0] for side in (height, width))
+    allowed = [(h, w) for h, w in itertools.product(*sides) if height * width <= MAX_TOKENS * h * w]
+    return min(allowed, key=lambda sides: (max(sides), sides[0] * sides[1]))
+
+
+def to_patches(flat: Float[Array, "b d"], shape: Shape) -> Float[Array, "b tokens channels"]:
+    """Latents as tokens: patch by patch, row by row."""
+    height, width, maps = shape
+    h, w = patch(shape)
+    cells = flat.reshape(-1, height // h, h, width // w, w, maps)
+    return cells.swapaxes(2, 3).reshape(len(flat), -1, h * w * maps)
+
+
+def from_patches(tokens: Float[Array, "b tokens channels"], shape: Shape) -> Float[Array, "b d"]:
+    """The inverse of `to_patches`."""
+    height, width, maps = shape
+    h, w = patch(shape)
+    cells = tokens.reshape(-1, height // h, width // w, h, w, maps)
+    return cells.swapaxes(2, 3).reshape(len(tokens), -1)
 
 
 def count_params(network: Velocity) -> int:

@@ -14,7 +14,7 @@ import pytest
 
 import svae_jax
 from svae_jax import sampler_config, samplers
-from svae_jax.analysis import fitted, fitting
+from svae_jax.analysis import fitted, fitting, trained
 from svae_jax.errors import UserError
 from svae_jax.run import checkpoint, workdir
 from svae_jax.training import loop
@@ -211,6 +211,16 @@ def test_other_settings_are_refused_and_named(run):
     fitting.fit(run, "flow", tiny("flow"))
     with pytest.raises(UserError, match=r"other settings: flow.num_steps=6 \(was 5\); set them"):
         fitting.fit(run, "flow", tiny("flow", num_steps=6))
+
+
+def test_a_fit_of_another_version_is_refused(run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(samplers.Flow, "version", 1)
+        fitting.fit(run, "flow", tiny("flow"))
+    with pytest.raises(UserError, match="fitted by another version of svae_jax; delete it to fit"):
+        fitting.fit(run, "flow", tiny("flow"))
+    with pytest.raises(UserError, match="the sampler flow was fitted by another version of svae_j"):
+        fitted.load_sampler(run, "flow", trained.load(run))
 
 
 def test_a_loss_that_is_not_finite_ends_the_fit(run):

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,10 +13,11 @@ import optax
 from jaxtyping import PyTree
 
 from experiments.benchmark import plain_flax, workloads
-from experiments.benchmark.stopwatch import Contender, say
+from experiments.benchmark.stopwatch import Contender
 from svae_jax import config as configs
 from svae_jax.errors import UserError
 from svae_jax.recipe import stream
+from svae_jax.terminal import say
 from svae_jax.training import step
 
 OURS, PLAIN, COMPILED = "svae_jax", "plain Flax", "PyTorch, torch.compile"
@@ -32,22 +33,16 @@ def contender(
     name: str, part: str, config_json: str, generated: int = workloads.GENERATED
 ) -> Contender:
     """The training or generation (`part`) of this project, `OURS`, or of a baseline in `NAMES`."""
-    recipe = workloads.recipe(config := configs.from_dict(json.loads(config_json)))
-    images = workloads.noise(config)
-    train: Callable[..., Contender]
-    generate: Callable[..., Contender]
-    if name == OURS:
-        train, generate = workloads.training, workloads.generation
-    elif name == PLAIN:
-        recipe = plain_flax.of(recipe)
-        train, generate = workloads.simple_training, workloads.simple_generation
-    else:
+    config = configs.from_dict(json.loads(config_json))
+    recipe, images = workloads.recipe(config), workloads.noise(config)
+    if name in NAMES["pytorch"]:
         from experiments.benchmark import pytorch
 
-        network = pytorch.make(recipe, workloads.initial_variables(recipe))
-        train = functools.partial(pytorch.training, network, compiled=name == COMPILED)
-        generate = functools.partial(pytorch.generation, network, compiled=name == COMPILED)
-    return train(recipe, images) if part == "training" else generate(recipe, generated)
+        return pytorch.contender(part, recipe, images, generated, compiled=name == COMPILED)
+    made_by: Any = workloads if name == OURS else plain_flax
+    if part == "training":
+        return made_by.training(recipe, images)
+    return made_by.generation(recipe, generated)
 
 
 def check_same(
@@ -79,7 +74,7 @@ def check_same(
 
     variables = jax.tree.map(draw, jax.eval_shape(lambda: workloads.initial_variables(recipe)))
     pixels, posterior = workloads.noise(config, num_images), recipe.model.posterior
-    # The noise of the training step's first update; it also serves as latents to decode.
+    # The noise of the first training step; it also serves as latents to decode.
     key = jax.random.fold_in(stream(recipe.seed, "latent"), 0)
     shape = (num_images, posterior.height, posterior.width, posterior.maps)
     noise = np.asarray(jax.random.normal(key, shape))

@@ -1,10 +1,8 @@
 """What the experiments time: training steps and the generation of images."""
 
-import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jaxtyping import PyTree, UInt8
@@ -36,7 +34,7 @@ def recipe(config: ml_collections.ConfigDict, num_images: int = NUM_IMAGES) -> R
 
 
 def training(recipe: Recipe, images: Images, resident_share: float = 1.0) -> Contender:
-    """The updates of a run: gather a batch, train, add up the metrics."""
+    """The training steps of a run: gather a batch, train, add up the metrics."""
     mesh = sharding.make_mesh()
     train_steps = feed.make(recipe, images, mesh, resident_share)
     init = jax.jit(
@@ -53,27 +51,6 @@ def training(recipe: Recipe, images: Images, resident_share: float = 1.0) -> Con
             state, totals, made = train_steps(state, totals, at, stop - at)
             jax.block_until_ready(before)  # as the training loop does
             at += made
-        jax.block_until_ready(state)
-
-    return run
-
-
-def simple_training(recipe: Recipe, images: Images) -> Contender:
-    """Updates as Flax users write them: one call for each, with a random batch."""
-    on_device = jnp.asarray(images)
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def update(state, images):
-        key = jax.random.fold_in(stream(recipe.seed, "data"), state.step)
-        chosen = jax.random.randint(key, (recipe.batch_size,), 0, len(images))
-        return step.train_step(recipe, state, images[chosen])[0]
-
-    state = jax.jit(step.init_state, static_argnums=0)(recipe)
-
-    def run(num_steps: int) -> None:
-        nonlocal state
-        for _ in range(num_steps):
-            state = update(state, on_device)
         jax.block_until_ready(state)
 
     return run
@@ -97,8 +74,3 @@ def generation(
         jax.block_until_ready(images)
 
     return run
-
-
-def simple_generation(recipe: Recipe, count: int) -> Contender:
-    """The same, compiled as Flax users do."""
-    return generation(recipe, count, jax.jit(steps.generate, static_argnums=(0, 3)))

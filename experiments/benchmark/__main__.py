@@ -31,6 +31,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import jax
 import ml_collections
@@ -69,11 +70,11 @@ def _define(values: flags.FlagValues) -> None:
         "there is no such directory",
         values,
     )
-    words: Mapping[str, Sequence[str]] = {"parts": _PARTS, "against": tuple(baselines.NAMES)}
-    for name, default in {"parts": _COMPARED, "against": words["against"]}.items():
-        allowed = f"among {', '.join(words[name])}"
+    lists = (("parts", _COMPARED, _PARTS), ("against", baselines.NAMES, baselines.NAMES))
+    for name, default, words in lists:
+        allowed = f"among {', '.join(words)}"
         options.define_list(name, [*default], allowed, values)
-        flags.register_validator(name, {*words[name]}.issuperset, f"must be {allowed}", values)
+        flags.register_validator(name, {*words}.issuperset, f"must be {allowed}", values)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -103,18 +104,15 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _measure(part: str, values: flags.FlagValues) -> list[Record]:
+    config, seconds = values.config, values.seconds
     if part in _COMPARED:
-        return comparison(part, values.config, values.against, values.seconds)
+        return comparison(part, config, values.against, seconds)
     if part in _SCALED:
-        return scaling(part, values.config, values.seconds)
+        return scaling(part, config, seconds)
     if part == "paper":
         file, fields = options.config_path(values).partition(":")[0], options.overrides(values)
-        models = {name: options.load(f"{file}:{name}", fields) for name in _PAPER}
-        for model in models.values():
-            configs.check(model, num_devices=jax.device_count())
-        return paper(models, values.seconds)
-    measure = processes.memory if part == "memory" else processes.whole_run
-    return measure(values.config, values.seconds)
+        return paper({name: options.load(f"{file}:{name}", fields) for name in _PAPER}, seconds)
+    return (processes.memory if part == "memory" else processes.whole_run)(config, seconds)
 
 
 def comparison(
@@ -144,9 +142,10 @@ def comparison(
 def scaling(part: str, config: ml_collections.ConfigDict, seconds: float) -> list[Record]:
     """Training and generation for several batch sizes, numbers of maps, or sizes of a map."""
     devices = jax.device_count()
-    share = config.batch_size // devices
     values = {
-        "batch_size": [math.ceil(x * share) * devices for x in (0.1, 0.3, 1, 3, 10)],
+        "batch_size": [
+            math.ceil(x * (config.batch_size // devices)) * devices for x in (0.1, 0.3, 1, 3, 10)
+        ],
         "maps": [math.ceil(x * config.latent.maps) for x in (0.25, 0.5, 1, 2, 4)],
         "size": [d for d in (2, 3, 4, 6, 8) if d >= config.latent.rank],
     }[part]
@@ -154,21 +153,26 @@ def scaling(part: str, config: ml_collections.ConfigDict, seconds: float) -> lis
     for value in values:
         variants[f"{part}={value}"] = changed = configs.from_dict(config.to_dict())
         changed.update_from_flattened_dict(dict.fromkeys(_SCALED[part].split(), value))
-    generated = None if part == "batch_size" else workloads.GENERATED
     records = {name: {"variant": name} for name in variants}
     for what in _COMPARED:
-        for name, taken in _times(what, variants, seconds, generated).items():
-            count = (what == "generation" and generated) or variants[name].batch_size
-            records[name][f"{what}, images/s"] = throughput(taken, count)["images/s"]
+        fixed = what == "generation" and part != "batch_size"
+        count = {
+            name: workloads.GENERATED if fixed else variant.batch_size
+            for name, variant in variants.items()
+        }
+        for name, taken in _times(what, variants, count, seconds).items():
+            records[name][f"{what}, images/s"] = throughput(taken, count[name])["images/s"]
     return list(records.values())
 
 
 def paper(models: Mapping[str, ml_collections.ConfigDict], seconds: float) -> list[Record]:
     """Seconds of an epoch and of 10,000 images, and the ratios to `vector`; here, and there."""
+    for model in models.values():
+        configs.check(model, num_devices=jax.device_count())
     records: dict[str, Record] = {name: {"model": name} for name in models}
     work = (("epoch", 1600), ("10,000 images", 10_000 / workloads.GENERATED))
     for column, (what, (title, units)) in enumerate(zip(_COMPARED, work, strict=True)):
-        times = _times(what, models, seconds, workloads.GENERATED)
+        times = _times(what, models, dict.fromkeys(models, workloads.GENERATED), seconds)
         for name, taken in times.items():
             theirs = _PAPER[name][column]
             records[name] |= {
@@ -181,14 +185,11 @@ def paper(models: Mapping[str, ml_collections.ConfigDict], seconds: float) -> li
 
 
 def _times(
-    what: str,
-    variants: Mapping[str, ml_collections.ConfigDict],
-    seconds: float,
-    generated: int | None,
+    what: str, variants: Mapping[str, Any], generated: Mapping[str, int], seconds: float
 ) -> dict[str, Seconds]:
-    """Our training or generation (None: of a batch) with several configurations, in turn."""
+    """Our training or generation, of so many images, with several configurations in turn."""
     contenders = {
-        name: baselines.contender(OURS, what, config.to_json(), generated or config.batch_size)
+        name: baselines.contender(OURS, what, config.to_json(), generated[name])
         for name, config in variants.items()
     }
     return in_turn(contenders, seconds)

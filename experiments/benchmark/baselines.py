@@ -10,13 +10,17 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from jaxtyping import PyTree
+from flax import linen as nn
+from jaxtyping import Array, Float, PyTree
 
-from experiments.benchmark import plain_flax, workloads
+from experiments.benchmark import workloads
 from experiments.benchmark.stopwatch import Contender
 from svae_jax import config as configs
 from svae_jax.errors import UserError
-from svae_jax.recipe import stream
+from svae_jax.evaluation import steps
+from svae_jax.model.layers import ACTIVATIONS, Layer, Style
+from svae_jax.model.networks import Encoder
+from svae_jax.recipe import Recipe, stream
 from svae_jax.terminal import say
 from svae_jax.training import step
 
@@ -39,10 +43,62 @@ def contender(
         from experiments.benchmark import pytorch
 
         return pytorch.contender(part, recipe, images, generated, compiled=name == COMPILED)
-    made_by: Any = workloads if name == OURS else plain_flax
+    if name == PLAIN and part == "training":
+        return workloads.simple_training(plain_flax(recipe), images)
+    if name == PLAIN:
+        generate = jax.jit(steps.generate, static_argnums=(0, 3))  # without our compiler options
+        return workloads.generation(plain_flax(recipe), generated, generate)
     if part == "training":
-        return made_by.training(recipe, images)
-    return made_by.generation(recipe, generated)
+        return workloads.training(recipe, images)
+    return workloads.generation(recipe, generated)
+
+
+def plain_flax(recipe: Recipe) -> Recipe:
+    """The same recipe as Flax users write it, with Flax's own layers."""
+    ours = recipe.model
+    plain = ours.clone(encoder=Plain(ours.encoder), decoder=Plain(ours.decoder))
+    return recipe._replace(model=plain)
+
+
+class Plain(nn.Module):
+    """An encoder or decoder whose parameters have the names and shapes of ours, and serve both."""
+
+    ours: Any  # an encoder or decoder of `networks`
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w _n"], train: bool) -> Float[Array, "b ..."]:
+        """Images to the numbers of their posteriors [b, p], or latents to means of pixels."""
+        ours = self.ours
+        if isinstance(ours, Encoder):
+            for layer in ours.layers:
+                x = Block(layer, ours.style, nn.Conv)(x, train)
+            dense = nn.Dense(ours.posterior.num_params, dtype=jnp.float32)
+            return dense(x.reshape(len(x), -1)) * ours.posterior.output_scale
+        for layer in ours.layers[:-1]:
+            x = Block(layer, ours.style, nn.ConvTranspose)(x, train)
+        return jnp.tanh(_convolution(nn.ConvTranspose, ours.layers[-1], "float32", bias=True)(x))
+
+
+class Block(nn.Module):
+    """Convolution → batch norm → activation."""
+
+    layer: Layer
+    style: Style
+    kind: type[nn.Conv] | type[nn.ConvTranspose]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b _h _w d"]:
+        """Applies the block."""
+        dtype = self.style.dtype
+        x = _convolution(self.kind, self.layer, dtype, bias=False)(x)
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=dtype)(x)
+        return ACTIVATIONS[self.style.activation](x)
+
+
+def _convolution(kind, layer, dtype, bias):
+    size, padding = (layer.kernel, layer.kernel), layer.paddings[0]
+    options = {"use_bias": bias, "dtype": dtype, "name": "Convolution_0"}
+    return kind(layer.features, size, layer.strides, padding, **options)
 
 
 def check_same(
@@ -83,7 +139,7 @@ def check_same(
         ours = _numbers(recipe, variables, pixels, noise)
         for name in against:
             if name == "plain":
-                expected, found = ours, _numbers(plain_flax.of(recipe), variables, pixels, noise)
+                expected, found = ours, _numbers(plain_flax(recipe), variables, pixels, noise)
             else:
                 from experiments.benchmark import pytorch
 

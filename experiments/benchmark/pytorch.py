@@ -189,15 +189,7 @@ def numbers(
 def contender(
     part: str, recipe: Recipe, images: workloads.Images, count: int, compiled: bool
 ) -> Contender:
-    """Training steps with random batches of images on the device, or generation of `count` images.
-
-    Args:
-        part: "training" or "generation".
-        recipe: what is trained.
-        images: to train on.
-        count: of the images that are generated at a time.
-        compiled: whether with `torch.compile`.
-    """
+    """Training steps on random batches, or generation of `count` images at a time."""
     _allow_tf32(True)
     network = make(recipe, workloads.initial_variables(recipe)).train(part == "training")
     work: Any = network.losses if part == "training" else network.decode

@@ -1,8 +1,10 @@
 """What the experiments time: training steps and the generation of images."""
 
+import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jaxtyping import PyTree, UInt8
@@ -51,6 +53,27 @@ def training(recipe: Recipe, images: Images, resident_share: float = 1.0) -> Con
             state, totals, made = train_steps(state, totals, at, stop - at)
             jax.block_until_ready(before)  # as the training loop does
             at += made
+        jax.block_until_ready(state)
+
+    return run
+
+
+def simple_training(recipe: Recipe, images: Images) -> Contender:
+    """Training steps as Flax users write them: one call for each, with a random batch."""
+    on_device = jnp.asarray(images)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state, images):
+        key = jax.random.fold_in(stream(recipe.seed, "data"), state.step)
+        chosen = jax.random.randint(key, (recipe.batch_size,), 0, len(images))
+        return step.train_step(recipe, state, images[chosen])[0]
+
+    state = jax.jit(step.init_state, static_argnums=0)(recipe)
+
+    def run(num_steps: int) -> None:
+        nonlocal state
+        for _ in range(num_steps):
+            state = train_step(state, on_device)
         jax.block_until_ready(state)
 
     return run

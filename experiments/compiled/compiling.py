@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-from jax._src.lib import _jax  # for devices that are not there jax has no public way
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -48,6 +47,8 @@ class Compiled:
     @property
     def flops(self) -> float:
         """XLA's count of the arithmetic before it compiles; of a loop, of one pass."""
+        from jax._src.lib import _jax  # jax has no public way for absent devices; tried with 0.10.2
+
         module = self._lowered.compiler_ir("hlo").as_hlo_module()
         cost = _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)
         return cost["flops"] / self._num_devices

@@ -3,7 +3,7 @@
 XLA's compilers for GPUs and TPUs run on any machine. All they need is a description of the device.
 """
 
-import importlib.util
+import importlib.metadata
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -119,15 +119,19 @@ def devices(target: str) -> Sequence[jax.Device]:
         UserError: where the compiler's package is missing, or it does not know the layout.
     """
     device, count = find(target)
+    package = "libtpu" if device.is_tpu else "jax-cuda13-plugin"
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        cure = "pip install -e '.[compiled]'"
+        raise UserError(f"the compiler is missing: no package {package}; {cure}") from None
     if device.is_tpu:
-        _require("libtpu", "libtpu")
         os.environ.update(_TPU_ENVIRONMENT)
         alone = "1x1x1" if device.name == "v5p" else "1x1"
         layout = alone if count == 1 else target.partition(":")[2]
         known = (f"{device.name}:{layout}", "tpu")
         options: Any = {"chips_per_host_bounds": (1, 1, 1)} if count == 1 else {}
     else:
-        _require("jax_plugins.xla_cuda13", "jax-cuda13-plugin")
         known = ("", "cuda")
         options = {"topology": f"1x1x{count}", "target_config": _config(device)}
     try:
@@ -151,19 +155,3 @@ def _config(device: Device) -> str:
         dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
         device_description_str: "{device.name}"
     """
-
-
-def _require(module: str, package: str) -> None:
-    """Checks that a compiler is installed, without importing it.
-
-    Raises:
-        UserError: naming the package, and the command that installs it.
-    """
-    try:
-        found = importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        found = False
-    if not found:
-        raise UserError(
-            f"the compiler is missing: no package {package}; pip install -e '.[compiled]'"
-        )

@@ -20,6 +20,8 @@ from experiments import options
 from svae_jax.errors import UserError
 from svae_jax.files import os_errors_for_user
 
+_NAMES = {"eval/elbo": "elbo", "eval/kl": "rate", "eval/reconstruction": "reconstruction"}
+
 
 def _define(values: Any) -> None:
     options.define_path("sweep", "sweep.csv of --sweep=latents", values)
@@ -47,25 +49,18 @@ def read(path: Path) -> pd.DataFrame:
     """
     with os_errors_for_user(f"--sweep={path} cannot be read"):
         rows = pd.read_csv(path)
-    done = rows[rows.status == "done"]
+    if not {"d", "N", "C", *_NAMES}.issubset(rows):
+        raise UserError(f"--sweep={path} is not of a sweep of d, N and C, such as latents")
+    done = rows[rows.status == "done"].rename(columns=_NAMES).dropna(subset="elbo")
     if done.empty:
         raise UserError(f"--sweep={path} has no finished trial of a sweep")
-    try:
-        side = done.d.fillna(1).map("{:.0f}".format)
-        models = pd.DataFrame({
-            "line": done.posterior + ", " + side + "x" + side,
-            "latents": done.C.fillna(done.N * done.d**2),
-            "elbo": done["eval/elbo"],
-            "rate": done["eval/kl"],
-            "distortion": -done["eval/reconstruction"],
-        })  # fmt: skip
-    except (AttributeError, KeyError):
-        raise UserError(
-            f"--sweep={path} is not of a sweep of d, N and C: use --sweep=latents"
-        ) from None
-    best = models.dropna(subset="elbo").sort_values("elbo").drop_duplicates(
-        ["line", "latents"], keep="last"
-    )  # fmt: skip
+    side = done.d.fillna(1).map("{:.0f}".format)
+    models = done.assign(
+        line=done.posterior + ", " + side + "x" + side,
+        latents=done.C.fillna(done.N * done.d**2),
+        distortion=-done.reconstruction,
+    )
+    best = models.sort_values("elbo").drop_duplicates(["line", "latents"], keep="last")
     return best.sort_values(["line", "latents"])
 
 

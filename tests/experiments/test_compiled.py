@@ -1,5 +1,6 @@
 """What XLA's compilers say of a train step on devices that are not there."""
 
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -169,6 +170,9 @@ def test_a_mistake_is_one_line(arguments, message):
 
 @pytest.mark.parametrize(("target", "package"), [("h200", "jax-cuda13-plugin"), ("v5e", "libtpu")])
 def test_a_missing_compiler_is_named(monkeypatch, target, package):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
     with pytest.raises(UserError, match=rf"{package}; pip install -e '.\[compiled\]'"):
         targets.devices(target)

@@ -176,7 +176,8 @@ def numbers(
     def mirrored(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.flip(array, (1, 2)).copy()).to(_DEVICE)
 
-    _allow_tf32(False)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     with torch.inference_mode():
         images = np.flip(network.eval().decode(mirrored(noise)).cpu().numpy(), (1, 2))
     losses = network.train().losses(mirrored(pixels), mirrored(noise))
@@ -190,7 +191,9 @@ def contender(
     part: str, recipe: Recipe, images: workloads.Images, count: int, compiled: bool
 ) -> Contender:
     """Training steps on random batches, or generation of `count` images at a time."""
-    _allow_tf32(True)
+    # A GPU may round the factors of float32 products, as JAX does by default.
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
     network = make(recipe, workloads.initial_variables(recipe)).train(part == "training")
     work: Any = network.losses if part == "training" else network.decode
     if compiled:
@@ -218,8 +221,3 @@ def contender(
             torch.cuda.synchronize()
 
     return run
-
-
-def _allow_tf32(allowed: bool) -> None:
-    """Whether a GPU may round the factors of float32 products, as JAX does by default."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed

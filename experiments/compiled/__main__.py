@@ -31,8 +31,6 @@ _NUM_IMAGES = {"celeb_a": 162_770, "cifar10": 50_000, "shapes": 20_000}
 
 _LAUNCH = 2e-6  # seconds that a small kernel takes a GPU at least, in a CUDA graph
 
-_SHOWN = 10**6  # bytes of a result outside the loop that is worth a line
-
 
 def main(argv: Sequence[str]) -> None:
     """Compiles for each target, prints, and writes the JSON.
@@ -98,8 +96,7 @@ def _summary(
         "estimated_images_per_second": images / max(seconds, floor),
         "memory": memory,
         "fits": sum(memory.values()) <= device.memory,
-        "outside_loop": [made for made in program.outside if made["bytes"] >= _SHOWN],
-        "largest_outside_loop": max((made["bytes"] for made in program.outside), default=0),
+        "largest_outside_loop": program.outside[0].bytes_made if program.outside else 0,
     }
 
 
@@ -117,9 +114,9 @@ def _lines(found: dict[str, Any], device: targets.Device) -> list[tuple[str, str
         ("moved", f"{_amount(found['bytes_moved'])}B, {_amount(found['flops'])}FLOP"),
         *([("exchanges", exchanges)] if exchanges else []),
     ]
-    for made in found["outside_loop"]:
-        text = "{shape} ({name}), once a call".format(**made)
-        lines.append(("outside", f"{_amount(made['bytes'])}B {text}"))
+    if found["largest_outside_loop"]:
+        size = _amount(found["largest_outside_loop"])
+        lines.append(("outside", f"{size}B is the largest result of a call outside the loop"))
     if found["estimated_cycles"] is not None:
         milliseconds = f"{found['estimated_seconds'] * 1e3:.3f} ms at {device.clock} GHz"
         lines.append(("cycles", f"{found['estimated_cycles']:,}, by the compiler: {milliseconds}"))

@@ -9,7 +9,7 @@ import collections
 import math
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 # They name, group or wait for arrays that something else has made.
 _FREE = (
@@ -63,8 +63,7 @@ class Program:
         collectives: the number of exchanges between devices, by name.
         bytes_moved: read and written by all kernels on a device, as arrays without padding.
         estimated_cycles: the compiler's own estimate; None where it prints none.
-        outside: name, shape and bytes of each result outside the loop, the largest first; empty
-            where there is no loop.
+        outside: the kernels of a call outside the loop, the one with the largest result first.
     """
 
     def __init__(self, text: str):
@@ -86,11 +85,7 @@ class Program:
         )
         cycles = re.findall(r'"estimated_cycles":"(\d+)"', " ".join(k.attributes for k in kernels))
         self.estimated_cycles = sum(map(int, cycles)) if cycles else None
-        made: list[dict[str, Any]] = [
-            {"name": op.name, "shape": re.sub(r"\{[^}]*\}|/\*.*?\*/", "", op.shape),
-             "bytes": op.bytes_made} for op in outside
-        ]  # fmt: skip
-        self.outside = sorted(made, key=lambda result: -result["bytes"])
+        self.outside = sorted(outside, key=lambda op: -op.bytes_made)
 
     def _flat(
         self, operations: Iterable[Operation], through: Iterable[str] = _CALLS

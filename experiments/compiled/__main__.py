@@ -3,8 +3,8 @@
     python -m experiments.compiled --config=celeba:lowrank --target=h200 --target=v5e:2x2
 
 Compiles the train step as the loop runs it, the held-out step and generation for each target, and
-prints the memory that they take, the kernels of a step, what these move and compute, and what a
-call does outside the loop. Nothing is executed: times are estimates.
+prints the memory that they take, the kernels of a step, what these move and compute, and the
+largest result of a call outside the loop. Nothing is executed: times are estimates.
 
 A target is a device and, behind a colon, how many: h200, h200:4, v5e, v5e:2x2.
 """

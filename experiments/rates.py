@@ -10,6 +10,8 @@ The workdir receives rates.json, rates.md and rates.png. The same command contin
 stopped.
 """
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,12 +22,10 @@ from svae_jax.analysis import figures, tables, trained
 from svae_jax.evaluation import bounds, closed_forms, reconstruction
 from svae_jax.files import os_errors_for_user
 from svae_jax.model import linear
-from svae_jax.model.linear import LinearPath
 from svae_jax.training import job as jobs
 from svae_jax.training import loop
 
-COMPONENTS = (10, 25, 50, 100, 200, 400, 800, 1600)
-PCA = "PCA"
+COMPONENTS = (10, 25, 50, 100, 200, 400, 800, 1600)  # of PCA
 
 Point = dict[str, Any]
 
@@ -48,21 +48,25 @@ def main(argv: Sequence[str]) -> None:
     """
     values, file = study.begin(argv, __doc__, _define)
     points: list[Point] = []
-    for model in values.models:
-        for beta in values.betas:
-            fields = {**options.overrides(values), "objective.beta": beta}
-            config = options.load(f"{file}:{model}", fields)
-            directory = values.workdir / f"{model}_beta={config.objective.beta:g}"
-            result = loop.train(config, directory)
-            job, variables = jobs.prepare(config, directory), trained.load(directory).variables
-            measured = _figures(job, job.recipe, variables)
-            points.append({"model": model, "beta": config.objective.beta, **measured})
+    for model, beta in itertools.product(values.models, values.betas):
+        fields = {**options.overrides(values), "objective.beta": beta}
+        config = options.load(f"{file}:{model}", fields)
+        directory = values.workdir / f"{model}_beta={config.objective.beta:g}"
+        result = loop.train(config, directory)
+        job, variables = jobs.prepare(config, directory), trained.load(directory).variables
+        measured = _figures(job, job.recipe, variables)
+        points.append({"model": model, "beta": config.objective.beta, **measured})
     points += _pca(job)
     settings = study.settings("rates", argv, config, result)
     study.write(values.workdir / "rates", {"settings": settings, "runs": points}, render)
-    path = values.workdir / "rates.png"
+    points.sort(key=lambda point: point["kl"])
+    series: dict[str, list[Point]] = {model: [] for model in values.models}
+    for point in points:
+        series.setdefault(point["model"], []).append(point)
+    path, rate = values.workdir / "rates.png", ("kl", "rate: KL, nats an image")
+    panels = [(rate, ("psnr", "PSNR, dB")), (rate, ("ssim", "SSIM"))]
     with os_errors_for_user(f"{path} cannot be written"):
-        draw(points).savefig(path)
+        figures.lines(series, panels).savefig(path)
     print(f"written: {path}")
 
 
@@ -87,41 +91,26 @@ def render(content: Mapping[str, Any]) -> str:
     )
 
 
-def draw(points: Sequence[Point]) -> Any:
-    """PSNR and SSIM against the KL, a line for each model."""
-    series: dict[str, list[Point]] = {}
-    for point in points:
-        series.setdefault(point["model"], []).append(point)
-    rate = ("kl", "rate: KL, nats an image")
-    return figures.lines(
-        {name: sorted(found, key=lambda p: p["kl"]) for name, found in series.items()},
-        [(rate, ("psnr", "PSNR, dB")), (rate, ("ssim", "SSIM"))],
-    )
-
-
 def _pca(job: jobs.Job) -> list[Point]:
     """PCA of whole images; none above `linear.MAX_DIMS` values, or without an optimal σ."""
-    height, width, channels = shape = job.recipe.image_shape
+    height, width, _ = shape = job.recipe.image_shape
     noise, moments, points = job.recipe.likelihood, None, []
-    if height * width * channels > linear.MAX_DIMS or not noise.has_optimal:
+    if math.prod(shape) > linear.MAX_DIMS or not noise.has_optimal:
         return []
-    for components in (n for n in COMPONENTS if n < height * width * channels):
-        path = LinearPath(shape, 1, 1, components, (height, width))
+    for components in (n for n in COMPONENTS if n < math.prod(shape)):
+        path = linear.LinearPath(shape, 1, 1, components, (height, width))
         moments = moments or closed_forms.moments(path, noise, job.train_images)
         pca = linear.pca(path, moments, noise.min_sigma)
-        recipe, variables = closed_forms.as_run(job.recipe, path, noise, pca)
-        points.append({"model": PCA, "components": components, **_figures(job, recipe, variables)})
+        measured = _figures(job, *closed_forms.as_run(job.recipe, path, noise, pca))
+        points.append({"model": "PCA", "components": components, **measured})
     return points
 
 
 def _figures(job: jobs.Job, recipe: Any, variables: Any) -> Point:
     scale = bounds.calibrate(recipe, variables, job.train_images, job.mesh)
     found, _ = reconstruction.evaluate(recipe, variables, job.eval_images, scale, job.mesh)
-    return {
-        "kl": found["bounds"]["kl"].value,
-        "psnr": found["reconstruction"]["psnr"].value,
-        "ssim": found["reconstruction"]["ssim"].value,
-    }
+    quality = {name: found["reconstruction"][name].value for name in ("psnr", "ssim")}
+    return {"kl": found["bounds"]["kl"].value, **quality}
 
 
 if __name__ == "__main__":

@@ -41,13 +41,13 @@ from experiments.accelerator.parts import PARTS
 from experiments.accelerator.sizes import BY_SHAPE, FULL, TINY, Context, Row
 from experiments.accelerator.speed import goals
 from experiments.accelerator.worker import GRACE, Worker
-from experiments.benchmark import terminal
-from experiments.benchmark.stopwatch import say
+from experiments.benchmark import stopwatch
 from svae_jax import files, image_files
 from svae_jax.data import cache
 from svae_jax.errors import UserError
 from svae_jax.files import os_errors_for_user, replacing
 from svae_jax.run import interrupt
+from svae_jax.terminal import say
 
 _LEAST = 5.0  # seconds that a part gets; with fewer left, none is begun
 
@@ -167,7 +167,7 @@ def _can_run(name: str, options: _Options) -> bool:
 
 def _write(out: Path, report: Mapping[str, Any]) -> None:
     files.write_json(out / "results.json", dict(report))
-    lines = [f"`{report['command']}`", "", terminal.table(goals(_rows(report)))]
+    lines = [f"`{report['command']}`", "", stopwatch.table(goals(_rows(report)))]
     for name, entry in report["parts"].items():
         lines += _section(name, entry)
     path = out / "results.md"
@@ -181,7 +181,7 @@ def _section(name: str, entry: Mapping[str, Any]) -> Iterator[str]:
     if entry["seconds"]:
         yield f"\n{entry['seconds']:.0f} s of at most {entry['limit']:.0f} s."
     for _, rows in itertools.groupby(entry["rows"], key=tuple):
-        yield f"\n{terminal.table(list(rows))}"
+        yield f"\n{stopwatch.table(list(rows))}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.accelerator import reference, speed
 from experiments.accelerator.sizes import Context, Row, configuration
-from experiments.benchmark import processes, terminal
+from experiments.benchmark import processes, stopwatch
 from experiments.benchmark.stopwatch import Contender, in_turn
 from svae_jax import latents
 
@@ -22,8 +22,7 @@ _MOST = 15 * 2**20  # bytes of a trace that is kept
 def device(context: Context) -> Iterator[Row]:
     """Its name, the libraries, and how fast it copies and multiplies matrices."""
     sizes = context.sizes
-    environment = terminal.begin(configuration(sizes, "CelebA", "lowrank"), "the device")
-    for name, value in environment["environment"].items():
+    for name, value in stopwatch.environment().items():
         yield {"measured": name, "value": str(value)}
     one = jax.devices()[0]
     yield {"measured": "runtime", "value": " ".join(one.client.platform_version.split())}

@@ -89,7 +89,7 @@ def measure(sizes: Sizes, name: str, timed: int, dtype: str = "float32") -> Foun
         numbers |= {f"{key}, {when}": float(found[key]) for key in _TOLERATED}
     return Found(
         {key: value for key, value in numbers.items() if "timed" not in key},
-        sum(compiled.program.cost().kernels.values()),
+        sum(compiled.program.kernels.values()),
         compiled.memory["temporaries"],
         (time.perf_counter() - begin) / timed,
         compilation,

@@ -18,9 +18,10 @@ from experiments.accelerator.worker import halving, is_about_memory
 from experiments.benchmark import baselines, workloads
 from experiments.benchmark.baselines import COMPILED, OURS
 from experiments.benchmark.processes import OwnProcess
-from experiments.benchmark.stopwatch import Contender, Seconds, in_turn, ratio, say, throughput
+from experiments.benchmark.stopwatch import Contender, Seconds, in_turn, ratio, throughput
 from svae_jax import config as configs
 from svae_jax.errors import UserError
+from svae_jax.terminal import say
 
 EPOCH, GENERATED = 160_000, 10_000  # images: the paper's epoch of CelebA, and what it generates
 

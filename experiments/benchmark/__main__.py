@@ -12,8 +12,8 @@ No data set is needed: images are noise in the configuration's shape. The parts,
     size        and against the size d of a map
     memory      peak memory and speed of training on an array as large as CelebA's, resident and
                 streamed; writes 2 GB to a temporary directory
-    paper       Table 1 of the paper: the time of an epoch (1,600 updates, as the authors count it)
-                and of 10,000 images, for its four models, beside its own figures
+    paper       Table 1 of the paper: the time of an epoch (1,600 training steps, as the authors
+                count it) and of 10,000 images, for its four models, beside its own figures
     main        a run of svae_jax.main on the embedded data set: seconds to the first step, and
                 throughput with logs, samples and checkpoints; takes 1,000 training steps
 
@@ -31,6 +31,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import jax
 import ml_collections
@@ -38,12 +39,14 @@ import numpy as np
 from absl import flags
 
 from experiments import options
-from experiments.benchmark import baselines, processes, terminal, workloads
+from experiments.benchmark import baselines, processes, stopwatch, workloads
 from experiments.benchmark.baselines import OURS
-from experiments.benchmark.stopwatch import Record, in_turn, ratio, say, throughput
+from experiments.benchmark.stopwatch import Record, Seconds, in_turn, ratio, throughput
 from svae_jax import config as configs
+from svae_jax import files
 from svae_jax.devices import runtime
 from svae_jax.errors import UserError
+from svae_jax.terminal import say
 
 _COMPARED = ("training", "generation")
 _SCALED = {"batch_size": "batch_size", "maps": "latent.maps", "size": "latent.height latent.width"}
@@ -67,16 +70,11 @@ def _define(values: flags.FlagValues) -> None:
         "there is no such directory",
         values,
     )
-    _define_list("parts", [*_COMPARED], _PARTS, values)
-    _define_list("against", ["plain", "pytorch"], tuple(baselines.NAMES), values)
-
-
-def _define_list(
-    name: str, default: list[str], words: Sequence[str], values: flags.FlagValues
-) -> None:
-    allowed = f"among {', '.join(words)}"
-    options.define_list(name, default, allowed, values)
-    flags.register_validator(name, set(words).issuperset, f"must be {allowed}", values)
+    lists = (("parts", _COMPARED, _PARTS), ("against", baselines.NAMES, baselines.NAMES))
+    for name, default, words in lists:
+        allowed = f"among {', '.join(words)}"
+        options.define_list(name, [*default], allowed, values)
+        flags.register_validator(name, {*words}.issuperset, f"must be {allowed}", values)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -90,27 +88,31 @@ def main(argv: Sequence[str]) -> None:
     if "pytorch" in against and importlib.util.find_spec("torch") is None:
         say("PyTorch is not installed and is left out; pip install -e '.[bench]' installs it")
         against.remove("pytorch")
-    results = terminal.begin(config, config.latent.name)
+    name, found = config.dataset.name, stopwatch.environment()
+    print(name, config.latent.name, f"batch {config.batch_size}", config.model.dtype, sep=", ")
+    print(", ".join(f"{name} {value}" for name, value in found.items()), flush=True)
+    results = {"config": config.to_dict(), "environment": found}
     if against and not {*_COMPARED}.isdisjoint(values.parts):
         results["differences"] = baselines.check_same(config, against)
     for part in values.parts:
         say(f"{part}:")
-        if part in _COMPARED:
-            records = comparison(part, config, against, values.seconds)
-        elif part in _SCALED:
-            records = scaling(part, config, values.seconds)
-        elif part == "paper":
-            file, fields = options.config_path(values).partition(":")[0], options.overrides(values)
-            models = {name: options.load(f"{file}:{name}", fields) for name in _PAPER}
-            for model in models.values():
-                configs.check(model, num_devices=jax.device_count())
-            records = paper(models, values.seconds)
-        else:
-            measure = processes.memory if part == "memory" else processes.whole_run
-            records = measure(config, values.seconds)
-        print(f"\n{part}\n\n{terminal.table(records)}", flush=True)
+        records = _measure(part, values)
+        print(f"\n{part}\n\n{stopwatch.table(records)}", flush=True)
         results[part] = records
-        terminal.save(values.json, results)  # after each part: a later one may fail
+        if values.json is not None:  # after each part: a later one may fail
+            files.write_json(values.json, results)
+
+
+def _measure(part: str, values: flags.FlagValues) -> list[Record]:
+    config, seconds = values.config, values.seconds
+    if part in _COMPARED:
+        return comparison(part, config, values.against, seconds)
+    if part in _SCALED:
+        return scaling(part, config, seconds)
+    if part == "paper":
+        file, fields = options.config_path(values).partition(":")[0], options.overrides(values)
+        return paper({name: options.load(f"{file}:{name}", fields) for name in _PAPER}, seconds)
+    return (processes.memory if part == "memory" else processes.whole_run)(config, seconds)
 
 
 def comparison(
@@ -130,9 +132,8 @@ def comparison(
                 say(f"  {name} fails and is left out: {error}")
         times = in_turn(contenders, seconds)
     images = config.batch_size if part == "training" else workloads.GENERATED
-    ratios = {name: ratio(taken, times[OURS]) for name, taken in times.items()}
     return [
-        {"implementation": name, f"speed of {OURS} / this": ratios[name]}
+        {"implementation": name, f"speed of {OURS} / this": ratio(taken, times[OURS])}
         | throughput(taken, images)
         for name, taken in times.items()
     ]
@@ -140,48 +141,58 @@ def comparison(
 
 def scaling(part: str, config: ml_collections.ConfigDict, seconds: float) -> list[Record]:
     """Training and generation for several batch sizes, numbers of maps, or sizes of a map."""
-    devices, variants = jax.device_count(), {}
-    share = config.batch_size // devices
+    devices = jax.device_count()
     values = {
-        "batch_size": [math.ceil(x * share) * devices for x in (0.1, 0.3, 1, 3, 10)],
+        "batch_size": [
+            math.ceil(x * (config.batch_size // devices)) * devices for x in (0.1, 0.3, 1, 3, 10)
+        ],
         "maps": [math.ceil(x * config.latent.maps) for x in (0.25, 0.5, 1, 2, 4)],
         "size": [d for d in (2, 3, 4, 6, 8) if d >= config.latent.rank],
     }[part]
+    variants = {}
     for value in values:
         variants[f"{part}={value}"] = changed = configs.from_dict(config.to_dict())
         changed.update_from_flattened_dict(dict.fromkeys(_SCALED[part].split(), value))
     records = {name: {"variant": name} for name in variants}
     for what in _COMPARED:
-        generated = workloads.GENERATED if what == "generation" and part != "batch_size" else None
-        count = {name: generated or variant.batch_size for name, variant in variants.items()}
-        contenders = {
-            name: baselines.contender(OURS, what, variant.to_json(), count[name])
+        fixed = what == "generation" and part != "batch_size"
+        count = {
+            name: workloads.GENERATED if fixed else variant.batch_size
             for name, variant in variants.items()
         }
-        for name, taken in in_turn(contenders, seconds).items():
+        for name, taken in _times(what, variants, count, seconds).items():
             records[name][f"{what}, images/s"] = throughput(taken, count[name])["images/s"]
     return list(records.values())
 
 
 def paper(models: Mapping[str, ml_collections.ConfigDict], seconds: float) -> list[Record]:
     """Seconds of an epoch and of 10,000 images, and the ratios to `vector`; here, and there."""
+    for model in models.values():
+        configs.check(model, num_devices=jax.device_count())
     records: dict[str, Record] = {name: {"model": name} for name in models}
-    units = {"training": 1600, "generation": 10_000 / workloads.GENERATED}
-    for column, what in enumerate(_COMPARED):
-        times = in_turn(
-            {name: baselines.contender(OURS, what, c.to_json()) for name, c in models.items()},
-            seconds,
-        )
-        work = ("epoch", "10,000 images")[column]
+    work = (("epoch", 1600), ("10,000 images", 10_000 / workloads.GENERATED))
+    for column, (what, (title, units)) in enumerate(zip(_COMPARED, work, strict=True)):
+        times = _times(what, models, dict.fromkeys(models, workloads.GENERATED), seconds)
         for name, taken in times.items():
             theirs = _PAPER[name][column]
             records[name] |= {
-                f"{work}, s": float(np.median(taken)) * units[what],
-                f"{work} / vector": ratio(taken, times["vector"]),
-                f"paper, {work}, s": theirs,
-                f"paper, {work} / vector": theirs / _PAPER["vector"][column],
+                f"{title}, s": float(np.median(taken)) * units,
+                f"{title} / vector": ratio(taken, times["vector"]),
+                f"paper, {title}, s": theirs,
+                f"paper, {title} / vector": theirs / _PAPER["vector"][column],
             }
     return list(records.values())
+
+
+def _times(
+    what: str, variants: Mapping[str, Any], generated: Mapping[str, int], seconds: float
+) -> dict[str, Seconds]:
+    """Our training or generation, of so many images, with several configurations in turn."""
+    contenders = {
+        name: baselines.contender(OURS, what, config.to_json(), generated[name])
+        for name, config in variants.items()
+    }
+    return in_turn(contenders, seconds)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,13 +10,18 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from jaxtyping import PyTree
+from flax import linen as nn
+from jaxtyping import Array, Float, PyTree
 
-from experiments.benchmark import plain_flax, workloads
-from experiments.benchmark.stopwatch import Contender, say
+from experiments.benchmark import workloads
+from experiments.benchmark.stopwatch import Contender
 from svae_jax import config as configs
 from svae_jax.errors import UserError
-from svae_jax.recipe import stream
+from svae_jax.evaluation import steps
+from svae_jax.model.layers import ACTIVATIONS, Layer, Style
+from svae_jax.model.networks import Encoder
+from svae_jax.recipe import Recipe, stream
+from svae_jax.terminal import say
 from svae_jax.training import step
 
 OURS, PLAIN, COMPILED = "svae_jax", "plain Flax", "PyTorch, torch.compile"
@@ -32,22 +37,68 @@ def contender(
     name: str, part: str, config_json: str, generated: int = workloads.GENERATED
 ) -> Contender:
     """The training or generation (`part`) of this project, `OURS`, or of a baseline in `NAMES`."""
-    recipe = workloads.recipe(config := configs.from_dict(json.loads(config_json)))
-    images = workloads.noise(config)
-    train: Callable[..., Contender]
-    generate: Callable[..., Contender]
-    if name == OURS:
-        train, generate = workloads.training, workloads.generation
-    elif name == PLAIN:
-        recipe = plain_flax.of(recipe)
-        train, generate = workloads.simple_training, workloads.simple_generation
-    else:
+    config = configs.from_dict(json.loads(config_json))
+    recipe, images = workloads.recipe(config), workloads.noise(config)
+    if name in NAMES["pytorch"]:
         from experiments.benchmark import pytorch
 
-        network = pytorch.make(recipe, workloads.initial_variables(recipe))
-        train = functools.partial(pytorch.training, network, compiled=name == COMPILED)
-        generate = functools.partial(pytorch.generation, network, compiled=name == COMPILED)
-    return train(recipe, images) if part == "training" else generate(recipe, generated)
+        return pytorch.contender(part, recipe, images, generated, compiled=name == COMPILED)
+    if name == PLAIN and part == "training":
+        return workloads.simple_training(plain_flax(recipe), images)
+    if name == PLAIN:
+        generate = jax.jit(steps.generate, static_argnums=(0, 3))  # without our compiler options
+        return workloads.generation(plain_flax(recipe), generated, generate)
+    if part == "training":
+        return workloads.training(recipe, images)
+    return workloads.generation(recipe, generated)
+
+
+def plain_flax(recipe: Recipe) -> Recipe:
+    """The same recipe as Flax users write it, with Flax's own layers."""
+    ours = recipe.model
+    plain = ours.clone(encoder=Plain(ours.encoder), decoder=Plain(ours.decoder))
+    return recipe._replace(model=plain)
+
+
+class Plain(nn.Module):
+    """An encoder or decoder whose parameters have the names and shapes of ours, and serve both."""
+
+    ours: Any  # an encoder or decoder of `networks`
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w _n"], train: bool) -> Float[Array, "b ..."]:
+        """Images to the numbers of their posteriors [b, p], or latents to means of pixels."""
+        ours = self.ours
+        if isinstance(ours, Encoder):
+            for layer in ours.layers:
+                x = Block(layer, ours.style, nn.Conv)(x, train)
+            dense = nn.Dense(ours.posterior.num_params, dtype=jnp.float32)
+            return dense(x.reshape(len(x), -1)) * ours.posterior.output_scale
+        for layer in ours.layers[:-1]:
+            x = Block(layer, ours.style, nn.ConvTranspose)(x, train)
+        return jnp.tanh(_convolution(nn.ConvTranspose, ours.layers[-1], "float32", bias=True)(x))
+
+
+class Block(nn.Module):
+    """Convolution → batch norm → activation."""
+
+    layer: Layer
+    style: Style
+    kind: type[nn.Conv] | type[nn.ConvTranspose]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b _h _w d"]:
+        """Applies the block."""
+        dtype = self.style.dtype
+        x = _convolution(self.kind, self.layer, dtype, bias=False)(x)
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=dtype)(x)
+        return ACTIVATIONS[self.style.activation](x)
+
+
+def _convolution(kind, layer, dtype, bias):
+    size, padding = (layer.kernel, layer.kernel), layer.paddings[0]
+    options = {"use_bias": bias, "dtype": dtype, "name": "Convolution_0"}
+    return kind(layer.features, size, layer.strides, padding, **options)
 
 
 def check_same(
@@ -79,7 +130,7 @@ def check_same(
 
     variables = jax.tree.map(draw, jax.eval_shape(lambda: workloads.initial_variables(recipe)))
     pixels, posterior = workloads.noise(config, num_images), recipe.model.posterior
-    # The noise of the training step's first update; it also serves as latents to decode.
+    # The noise of the first training step; it also serves as latents to decode.
     key = jax.random.fold_in(stream(recipe.seed, "latent"), 0)
     shape = (num_images, posterior.height, posterior.width, posterior.maps)
     noise = np.asarray(jax.random.normal(key, shape))
@@ -88,7 +139,7 @@ def check_same(
         ours = _numbers(recipe, variables, pixels, noise)
         for name in against:
             if name == "plain":
-                expected, found = ours, _numbers(plain_flax.of(recipe), variables, pixels, noise)
+                expected, found = ours, _numbers(plain_flax(recipe), variables, pixels, noise)
             else:
                 from experiments.benchmark import pytorch
 

@@ -20,10 +20,11 @@ import ml_collections
 import numpy as np
 
 from experiments.benchmark import workloads
-from experiments.benchmark.stopwatch import Contender, Record, in_turn, ratio, say, throughput
+from experiments.benchmark.stopwatch import Contender, Record, in_turn, ratio, throughput
 from svae_jax import config as configs
 from svae_jax.devices import runtime
 from svae_jax.errors import UserError
+from svae_jax.terminal import say
 
 
 class OwnProcess(ProcessPoolExecutor):
@@ -91,11 +92,10 @@ def _mapped_training(config_json: str, path: str, count: int, share: float) -> C
 def _megabytes() -> Record:
     """Columns for the memory of this process."""
     status = Path("/proc/self/status")
-    lines = status.read_text() if status.exists() else ""
-    found = {}
-    for column, field in (("resident set, MB", "VmHWM"), ("anonymous, MB", "RssAnon")):
-        if kilobytes := re.search(rf"{field}:\s+(\d+) kB", lines):
-            found[column] = int(kilobytes[1]) * 1.024e-3
+    kilobytes = re.findall(r"(\w+):\s+(\d+) kB", status.read_text() if status.exists() else "")
+    known = {name: int(number) * 1.024e-3 for name, number in kilobytes}
+    columns = {"resident set, MB": "VmHWM", "anonymous, MB": "RssAnon"}
+    found = {column: known[name] for column, name in columns.items() if name in known}
     device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return found | ({} if device is None else {"device, MB": device / 1e6})
 
@@ -119,24 +119,24 @@ def whole_run(config: ml_collections.ConfigDict, seconds: float) -> list[Record]
     contender = workloads.training(workloads.recipe(config), workloads.noise(config))
 
     def alone() -> float:
-        seconds_per_step = in_turn({"training steps alone": contender}, seconds / 2).popitem()[1]
-        return throughput(seconds_per_step, size)["images/s"]
+        (taken,) = in_turn({"training steps alone": contender}, seconds / 2).values()
+        return throughput(taken, size)["images/s"]
 
     with tempfile.TemporaryDirectory() as directory:
         cold, warm = (_log_times(config, directory, n, num_steps=1) for n in ("cold", "warm"))
         before = alone()
-        say(f"  a run of {num_steps} updates")
+        say(f"  a run of {num_steps} training steps")
         run = _log_times(config, directory, "run")
         after = alone()
     begin, *_, end = run
-    rate = (end - begin) * size / (run[end] - run[begin])
     rows = {
         "seconds to the first step, nothing compiled before": cold[1],
         "seconds to the first step, all compiled before": warm[1],
-        f"images/s of the run, {end - begin} updates": rate,
+        f"images/s of the run, {end - begin} training steps":
+            (end - begin) * size / (run[end] - run[begin]),
         "images/s of training steps alone, before": before,
         "images/s of training steps alone, after": after,
-    }
+    }  # fmt: skip
     return [{"measured": name, "value": value} for name, value in rows.items()]
 
 

@@ -1,17 +1,25 @@
-"""Measures contenders in turn, so that ratios do not depend on the state of the machine.
+"""Measures contenders in turn, and shows what was measured on which machine.
 
 Each round calls every contender once. A machine that slows down or is busy for a while does so for
 all of them, and a ratio is the median of the rounds' ratios.
 """
 
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from svae_jax import terminal
+from svae_jax.analysis import tables
+from svae_jax.devices import runtime, sharding
+from svae_jax.terminal import say
 
 Contender = Callable[[int], None]  # does so many units of work, and returns when they are done
 Seconds = Float[np.ndarray, " rounds"]  # for a unit of work
@@ -56,6 +64,11 @@ def _time(run: Contender, units: int) -> float:
     return time.perf_counter() - begin
 
 
+def ratio(numerator: Seconds, denominator: Seconds) -> float:
+    """The median of the rounds' ratios of time."""
+    return float(np.median(numerator / denominator))
+
+
 def throughput(seconds: Seconds, images: int) -> Record:
     """Columns for images a second, where a unit of work is so many images."""
     low, median, high = (float(x) for x in np.percentile(images / seconds, (25, 50, 75)))
@@ -63,11 +76,28 @@ def throughput(seconds: Seconds, images: int) -> Record:
     return {"images/s": median, **quartiles, "rounds": len(seconds)}
 
 
-def ratio(numerator: Seconds, denominator: Seconds) -> float:
-    """The median of the rounds' ratios of time."""
-    return float(np.median(numerator / denominator))
+def table(records: Sequence[Record]) -> str:
+    """Records as an aligned Markdown table."""
+    return tables.markdown([{name: _text(x) for name, x in row.items()} for row in records])
 
 
-def say(line: str) -> None:
-    """Prints progress to stderr; results go to stdout."""
-    terminal.say(line)
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 3}f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def environment() -> Record:
+    """What decides about speed besides the configuration: the machine and the libraries."""
+    cpuinfo = Path("/proc/cpuinfo")
+    name = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    torch = importlib.util.find_spec("torch")
+    return {
+        **sharding.describe(sharding.make_mesh()),
+        "processor": name[1] if name else platform.machine(),
+        "cores": os.cpu_count(),
+        "load average": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        **runtime.versions(),
+        "torch": importlib.metadata.version("torch") if torch else None,
+    }

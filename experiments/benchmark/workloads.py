@@ -36,7 +36,7 @@ def recipe(config: ml_collections.ConfigDict, num_images: int = NUM_IMAGES) -> R
 
 
 def training(recipe: Recipe, images: Images, resident_share: float = 1.0) -> Contender:
-    """The updates of a run: gather a batch, train, add up the metrics."""
+    """The training steps of a run: gather a batch, train, add up the metrics."""
     mesh = sharding.make_mesh()
     train_steps = feed.make(recipe, images, mesh, resident_share)
     init = jax.jit(
@@ -59,11 +59,11 @@ def training(recipe: Recipe, images: Images, resident_share: float = 1.0) -> Con
 
 
 def simple_training(recipe: Recipe, images: Images) -> Contender:
-    """Updates as Flax users write them: one call for each, with a random batch."""
+    """Training steps as Flax users write them: one call for each, with a random batch."""
     on_device = jnp.asarray(images)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def update(state, images):
+    def train_step(state, images):
         key = jax.random.fold_in(stream(recipe.seed, "data"), state.step)
         chosen = jax.random.randint(key, (recipe.batch_size,), 0, len(images))
         return step.train_step(recipe, state, images[chosen])[0]
@@ -73,7 +73,7 @@ def simple_training(recipe: Recipe, images: Images) -> Contender:
     def run(num_steps: int) -> None:
         nonlocal state
         for _ in range(num_steps):
-            state = update(state, on_device)
+            state = train_step(state, on_device)
         jax.block_until_ready(state)
 
     return run
@@ -97,8 +97,3 @@ def generation(
         jax.block_until_ready(images)
 
     return run
-
-
-def simple_generation(recipe: Recipe, count: int) -> Contender:
-    """The same, compiled as Flax users do."""
-    return generation(recipe, count, jax.jit(steps.generate, static_argnums=(0, 3)))

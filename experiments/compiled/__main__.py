@@ -3,13 +3,12 @@
     python -m experiments.compiled --config=celeba:lowrank --target=h200 --target=v5e:2x2
 
 Compiles the train step as the loop runs it, the held-out step and generation for each target, and
-prints the memory that they take, the kernels of a step, what these move and compute, and what a
-call does outside the loop. Nothing is executed: times are estimates.
+prints the memory that they take, the kernels of a step, what these move and compute, and the
+largest result of a call outside the loop. Nothing is executed: times are estimates.
 
 A target is a device and, behind a colon, how many: h200, h200:4, v5e, v5e:2x2.
 """
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -23,17 +22,14 @@ from absl import flags
 
 from experiments import options
 from experiments.compiled import compiling, targets
-from experiments.compiled.compiling import Compiled
 from svae_jax import config as configs
-from svae_jax import sizes
+from svae_jax import files, sizes
 from svae_jax.errors import UserError
 
 # Images of the data sets' default training split.
 _NUM_IMAGES = {"celeb_a": 162_770, "cifar10": 50_000, "shapes": 20_000}
 
 _LAUNCH = 2e-6  # seconds that a small kernel takes a GPU at least, in a CUDA graph
-
-_SHOWN = 10**6  # bytes of a result outside the loop that is worth a line
 
 
 def main(argv: Sequence[str]) -> None:
@@ -49,15 +45,12 @@ def main(argv: Sequence[str]) -> None:
     for target in values.target:
         results[target] = _examine(target, values)
         if values.json is not None:
-            text = json.dumps({"targets": results}, indent=2) + "\n"
-            values.json.write_text(text)
+            files.write_json(values.json, {"targets": results})
 
 
 def _examine(target: str, values: flags.FlagValues) -> dict[str, Any]:
     """Compiles for one target, prints what is found, and returns it for the JSON."""
-    config, generation_batch = values.config, values.generation_batch
-    device, layout = targets.find(target)
-    count = targets.num_devices(layout)
+    config, (device, count) = values.config, targets.find(target)
     configs.check(config, num_devices=count)
     num_images = values.images or _NUM_IMAGES.get(config.dataset.name)
     if num_images is None:
@@ -67,80 +60,68 @@ def _examine(target: str, values: flags.FlagValues) -> dict[str, Any]:
     print(f"\n{target}: {count} x {device.name}, {_amount(device.memory)}B each")
     place = "on each device" if resident else "streamed"
     print(f"  {num_images:,} images, {_amount(data_bytes)}B, {place}")
-    found: dict[str, Any] = {}
+    found = {}
     for name, compiled in compiling.compile_all(
         config,
         targets.devices(target),
         num_images=num_images,
         resident=resident,
-        generation_batch=generation_batch,
+        generation_batch=values.generation_batch,
     ):
-        images = generation_batch if name == "generate" else config.batch_size
-        found[name] = _summary(compiled, device, config.model.dtype, images, resident)
-        _print(name, found[name], device)
-    return {**found, "memory": found["train_step"]["memory"], "largest_outside_loop":
-            found["train_step"]["largest_outside_loop"]}  # fmt: skip
+        images = values.generation_batch if name == "generate" else config.batch_size
+        found[name] = _summary(compiled, device, config.model.dtype, images)
+        print(f"  {name}, on each device")
+        for label, text in _lines(found[name], device):
+            print(f"    {label:<12}{text}")
+    return found
 
 
 def _summary(
-    compiled: Compiled, device: targets.Device, dtype: str, images: int, resident: bool
+    compiled: compiling.Compiled, device: targets.Device, dtype: str, images: int
 ) -> dict[str, Any]:
     """The figures of a program, as it stands in the JSON."""
-    cost = compiled.program.cost()
-    outside = compiled.program.outside_loop(at_least=0)
-    number = sum(cost.kernels.values())
-    floor = max(cost.bytes_moved / device.bandwidth, cost.flops / device.flops[dtype])
-    if device.is_tpu:
-        seconds = (cost.estimated_cycles or 0) / (device.clock * 1e9)
-    else:
-        seconds = floor + number * _LAUNCH
+    program, memory, flops = compiled.program, compiled.memory, compiled.flops
+    number, cycles = sum(program.kernels.values()), program.estimated_cycles
+    floor = max(program.bytes_moved / device.bandwidth, flops / device.flops[dtype])
+    seconds = (cycles or 0) / (device.clock * 1e9) if device.is_tpu else floor + number * _LAUNCH
     return {
         "kernels": number,
-        "kernels_by_kind": cost.kernels,
-        "bytes_moved": cost.bytes_moved,
-        "flops": cost.flops,
-        "all_reduces": cost.collectives.get("all-reduce", 0),
-        "collectives": cost.collectives,
-        "estimated_cycles": cost.estimated_cycles,
+        "kernels_by_kind": program.kernels,
+        "bytes_moved": program.bytes_moved,
+        "flops": flops,
+        "collectives": program.collectives,
+        "estimated_cycles": cycles,
         "floor_seconds": floor,
         "estimated_seconds": seconds,
         "estimated_images_per_second": images / max(seconds, floor),
-        "memory": compiled.memory,
-        "fits": sum(compiled.memory.values()) <= device.memory,
-        "outside_loop": [
-            {"name": name, "shape": shape, "bytes": size}
-            for name, shape, size in outside
-            if size >= _SHOWN
-        ],
-        "largest_outside_loop": outside[0][2] if outside else 0,
+        "memory": memory,
+        "fits": sum(memory.values()) <= device.memory,
+        "largest_outside_loop": program.outside[0].bytes_made if program.outside else 0,
     }
 
 
-def _print(name: str, found: dict[str, Any], device: targets.Device) -> None:
+def _lines(found: dict[str, Any], device: targets.Device) -> list[tuple[str, str]]:
+    """What is printed of a program: labels and texts."""
     memory = ", ".join(f"{kind} {_amount(size)}B" for kind, size in found["memory"].items())
     verdict = "fits" if found["fits"] else "DOES NOT FIT"
-    kinds = ", ".join(f"{count} {kind}" for kind, count in found["kernels_by_kind"].items())
-    print(f"  {name}, on each device")
-    print(f"    memory      {memory}: {verdict} in {_amount(device.memory)}B")
-    print(f"    kernels     {found['kernels']}: {kinds}")
-    print(f"    moved       {_amount(found['bytes_moved'])}B, {_amount(found['flops'])}FLOP")
-    if found["collectives"]:
-        exchanges = ", ".join(f"{n} {kind}" for kind, n in found["collectives"].items())
-        print(f"    exchanges   {exchanges}")
-    for operation in found["outside_loop"]:
-        print(
-            f"    outside     {_amount(operation['bytes'])}B {operation['shape']} "
-            f"({operation['name']}), once a call"
-        )
-    if found["estimated_cycles"] is not None:
-        print(
-            f"    cycles      {found['estimated_cycles']:,}, by the compiler: "
-            f"{found['estimated_seconds'] * 1e3:.3f} ms at {device.clock} GHz"
-        )
-    print(
-        f"    time        at least {found['floor_seconds'] * 1e3:.3f} ms; ESTIMATE "
-        f"{found['estimated_images_per_second']:,.0f} images/s"
+    kinds, exchanges = (
+        ", ".join(f"{number} {kind}" for kind, number in found[field].items())
+        for field in ("kernels_by_kind", "collectives")
     )
+    lines = [
+        ("memory", f"{memory}: {verdict} in {_amount(device.memory)}B"),
+        ("kernels", f"{found['kernels']}: {kinds}"),
+        ("moved", f"{_amount(found['bytes_moved'])}B, {_amount(found['flops'])}FLOP"),
+        *([("exchanges", exchanges)] if exchanges else []),
+    ]
+    if found["largest_outside_loop"]:
+        size = _amount(found["largest_outside_loop"])
+        lines.append(("outside", f"{size}B is the largest result of a call outside the loop"))
+    if found["estimated_cycles"] is not None:
+        milliseconds = f"{found['estimated_seconds'] * 1e3:.3f} ms at {device.clock} GHz"
+        lines.append(("cycles", f"{found['estimated_cycles']:,}, by the compiler: {milliseconds}"))
+    rate = f"ESTIMATE {found['estimated_images_per_second']:,.0f} images/s"
+    return [*lines, ("time", f"at least {found['floor_seconds'] * 1e3:.3f} ms; {rate}")]
 
 
 def _amount(value: float) -> str:
@@ -154,9 +135,8 @@ def _define(values: flags.FlagValues) -> None:
     meaning = f"device to compile for, of {', '.join(targets.DEVICES)}"
     flags.DEFINE_multi_string("target", None, meaning, values)
     flags.mark_flag_as_required("target", values)
-    flags.DEFINE_integer(
-        "images", None, "size of the training split (default: the data set's)", flag_values=values
-    )
+    meaning = "size of the training split (default: the data set's)"
+    flags.DEFINE_integer("images", None, meaning, flag_values=values)
     flags.DEFINE_integer("generation_batch", 1000, "images generated at a time", flag_values=values)
     options.define_path("json", "file to write the results to, as JSON", values, required=False)
 

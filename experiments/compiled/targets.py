@@ -3,12 +3,11 @@
 XLA's compilers for GPUs and TPUs run on any machine. All they need is a description of the device.
 """
 
-import dataclasses
-import importlib.util
+import importlib.metadata
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -25,8 +24,7 @@ _TPU_ENVIRONMENT = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Device:
+class Device(NamedTuple):
     """A GPU of NVIDIA or a TPU of Google, by the numbers of its data sheet.
 
     Attributes:
@@ -43,52 +41,12 @@ class Device:
     bandwidth: float
     flops: Mapping[str, float]
     clock: float
-    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    details: Mapping[str, Any] = {}
 
     @property
     def is_tpu(self) -> bool:
         """Whether it is a TPU."""
         return not self.details
-
-    def topology(self, layout: str) -> Sequence[jax.Device]:
-        """The chips of a slice, such as "2x2", or a host's GPUs, "4"; "1" is a single one."""
-        if not self.is_tpu:
-            _require("jax_plugins.xla_cuda13", "jax-cuda13-plugin")
-            return topologies.get_topology_desc(
-                "", "cuda", topology=f"1x1x{layout}", target_config=self._config()
-            ).devices
-        _require("libtpu", "libtpu")
-        os.environ.update(_TPU_ENVIRONMENT)
-        family, single = self.name.lower(), layout == "1"
-        single_layout = "1x1x1" if family == "v5p" else "1x1"
-        options = {"chips_per_host_bounds": (1, 1, 1)} if single else {}
-        return topologies.get_topology_desc(
-            f"{family}:{single_layout if single else layout}", "tpu", **options
-        ).devices
-
-    def _config(self) -> str:
-        """A GPU as XLA's `GpuTargetConfigProto` in text form."""
-        limits = {
-            "threads_per_block_limit": 1024,
-            "threads_per_warp": 32,
-            "shared_memory_per_block": 48 * 2**10,
-            "shared_memory_per_block_optin": self.details["shared_memory_per_core"] - 2**10,
-            "block_dim_limit_x": 2**31 - 1,
-            "block_dim_limit_y": 2**16 - 1,
-            "block_dim_limit_z": 2**16 - 1,
-            "memory_bandwidth": round(self.bandwidth),
-            "clock_rate_ghz": self.clock,
-            "device_memory_size": self.memory,
-            "registers_per_core_limit": 2**16,
-            "registers_per_block_limit": 2**16,
-            **self.details,
-        }
-        return f"""
-            gpu_device_info {{ {" ".join(f"{name}: {value}" for name, value in limits.items())} }}
-            platform_name: "CUDA"
-            dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
-            device_description_str: "{self.name}"
-        """
 
 
 def _gpu(
@@ -101,7 +59,16 @@ def _gpu(
         "fpus_per_core": fpus,
         "threads_per_core_limit": threads,
         "shared_memory_per_core": shared * 2**10,
+        "shared_memory_per_block_optin": (shared - 1) * 2**10,
         "l2_cache_size": l2 * 2**20,
+        "shared_memory_per_block": 48 * 2**10,
+        "threads_per_block_limit": 1024,
+        "threads_per_warp": 32,
+        "block_dim_limit_x": 2**31 - 1,
+        "block_dim_limit_y": 2**16 - 1,
+        "block_dim_limit_z": 2**16 - 1,
+        "registers_per_core_limit": 2**16,
+        "registers_per_block_limit": 2**16,
     }
 
 
@@ -128,8 +95,8 @@ DEVICES = {
 }
 
 
-def find(target: str) -> tuple[Device, str]:
-    """The device of a target such as `h200`, `h200:4` or `v5e:2x2`, and its layout.
+def find(target: str) -> tuple[Device, int]:
+    """The device of a target such as `h200`, `h200:4` or `v5e:2x2`, and how many there are.
 
     Raises:
         UserError: for an unknown device or layout; the message says what there is.
@@ -137,19 +104,12 @@ def find(target: str) -> tuple[Device, str]:
     name, _, layout = target.partition(":")
     if name not in DEVICES:
         raise UserError(f"--target={target}: the device must be one of {', '.join(DEVICES)}")
-    device, layout = DEVICES[name], layout or "1"
-    sides = layout.split("x")
-    if not all(side.isdecimal() and int(side) for side in sides) or (
-        not device.is_tpu and len(sides) > 1
-    ):
-        example = f"{name}:4" if not device.is_tpu else f"{name}:2x2"
+    device, sides = DEVICES[name], (layout or "1").split("x")
+    one_number = device.is_tpu or len(sides) == 1
+    if not (one_number and all(side.isdecimal() and int(side) for side in sides)):
+        example = f"{name}:2x2" if device.is_tpu else f"{name}:4"
         raise UserError(f"--target={target}: several devices are written as in {example}")
-    return device, layout
-
-
-def num_devices(layout: str) -> int:
-    """How many devices "4" or "2x2" is."""
-    return math.prod(map(int, layout.split("x")))
+    return device, math.prod(map(int, sides))
 
 
 def devices(target: str) -> Sequence[jax.Device]:
@@ -158,25 +118,40 @@ def devices(target: str) -> Sequence[jax.Device]:
     Raises:
         UserError: where the compiler's package is missing, or it does not know the layout.
     """
-    device, layout = find(target)
+    device, count = find(target)
+    package = "libtpu" if device.is_tpu else "jax-cuda13-plugin"
     try:
-        return device.topology(layout)
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        cure = "pip install -e '.[compiled]'"
+        raise UserError(f"the compiler is missing: no package {package}; {cure}") from None
+    if device.is_tpu:
+        os.environ.update(_TPU_ENVIRONMENT)
+        alone = "1x1x1" if device.name == "v5p" else "1x1"
+        layout = alone if count == 1 else target.partition(":")[2]
+        known = (f"{device.name}:{layout}", "tpu")
+        options: Any = {"chips_per_host_bounds": (1, 1, 1)} if count == 1 else {}
+    else:
+        known = ("", "cuda")
+        options = {"topology": f"1x1x{count}", "target_config": _config(device)}
+    try:
+        return topologies.get_topology_desc(*known, **options).devices
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         first_line = str(error).splitlines()[0]
         raise UserError(f"--target={target}: the compiler says: {first_line}") from None
 
 
-def _require(module: str, package: str) -> None:
-    """Checks that a compiler is installed, without importing it.
-
-    Raises:
-        UserError: naming the package, and the command that installs it.
+def _config(device: Device) -> str:
+    """A GPU as XLA's `GpuTargetConfigProto` in text form."""
+    known = {
+        "memory_bandwidth": round(device.bandwidth),
+        "clock_rate_ghz": device.clock,
+        "device_memory_size": device.memory,
+        **device.details,
+    }
+    return f"""
+        gpu_device_info {{ {" ".join(f"{name}: {value}" for name, value in known.items())} }}
+        platform_name: "CUDA"
+        dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+        device_description_str: "{device.name}"
     """
-    try:
-        found = importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        found = False
-    if not found:
-        raise UserError(
-            f"the compiler is missing: no package {package}; pip install -e '.[compiled]'"
-        )

@@ -3,16 +3,15 @@
     python -m experiments.results.rank --config=cifar10 --workdir=runs/rank
 
 trains `mvn`, and `lowrank` of every rank with ν at three speeds: that of μ, a tenth of it, and
-fixed (the same for all images). All runs have equally many training steps and one learning rate;
---config.FIELD=VALUE sets a field for all. Then the means of each `mvn` are replaced by their best
-approximations of rank 1, 2, …, and nothing is trained again. All figures are ELBOs on a tenth of
-the training split, which no run was trained on.
+fixed (the same for all images). --config.FIELD=VALUE sets a field for all. Then the means of each
+`mvn` are replaced by their best approximations of rank 1, 2, …, and nothing is trained again. All
+figures are ELBOs on a tenth of the training split, which no run was trained on.
 
 The workdir receives rank.json and rank.md. The same command continues what was stopped.
 """
 
-import dataclasses
 import itertools
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,6 @@ from absl import flags
 from jaxtyping import Array, Float
 
 from experiments import options, study
-from experiments.compare import plan, summary
-from experiments.compare.page import mean_and_sd
-from svae_jax import config as configs
 from svae_jax import latents
 from svae_jax.analysis import tables, trained
 from svae_jax.evaluation import bounds
@@ -68,19 +64,23 @@ def main(argv: Sequence[str]) -> None:
         interrupt.Stopped: after SIGTERM or Ctrl-C, once the run has saved.
     """
     values, file = study.begin(argv, __doc__, _define)
-    held_out = plan.search_split(values.config.dataset.split)
+    split, latent = values.config.dataset.split, values.config.latent
+    ranks = range(1, min(latent.height, latent.width) + 1)
+    held_out = {"dataset.split": f"{split}[:90%]", "dataset.eval_split": f"{split}[90%:]"}
     records: list[dict[str, Any]] = []
     for seed in range(values.seeds):
         fields = {**options.overrides(values), **held_out, "seed": seed}
-        config = options.load(f"{file}:mvn", fields)
-        directory = values.workdir / f"mvn_seed={seed}"
+        config, directory = options.load(f"{file}:mvn", fields), values.workdir / f"mvn_seed={seed}"
         elbo = loop.train(config, directory)["metrics"]["eval/elbo"]
-        records += [{"model": "mvn", "seed": seed, "elbo": elbo}, *_truncated(config, directory)]
-        ranks = range(1, min(config.latent.height, config.latent.width) + 1)
-        for rank, speed in itertools.product(ranks, SPEEDS):
-            config = options.load(f"{file}:lowrank,rank={rank}", fields)
-            directory = values.workdir / f"rank={rank}_nu={SPEEDS[speed]:g}_seed={seed}"
-            result = loop.train(config, directory, _with_speed(config, SPEEDS[speed]))
+        records.append({"model": "mvn", "seed": seed, "elbo": elbo})
+        for rank in ranks:
+            run = {"model": "truncated mvn", "rank": rank, "seed": seed}
+            records.append(run | {"elbo": _truncated_elbo(config, directory, rank)})
+        for rank, (speed, nu_scale) in itertools.product(ranks, SPEEDS.items()):
+            changed = fields | {"latent.nu_scale": nu_scale}
+            config = options.load(f"{file}:lowrank,rank={rank}", changed)
+            directory = values.workdir / f"rank={rank}_nu={nu_scale:g}_seed={seed}"
+            result = loop.train(config, directory)
             run = {"model": "lowrank", "rank": rank, "nu": speed, "seed": seed}
             records.append(run | {"elbo": result["metrics"]["eval/elbo"]})
         settings = study.settings("results.rank", argv, config, result) | {
@@ -91,24 +91,31 @@ def main(argv: Sequence[str]) -> None:
         study.write(values.workdir / "rank", {"settings": settings, "runs": records}, render)
 
 
+def _truncated_elbo(config: ml_collections.ConfigDict, directory: Path, rank: int) -> float:
+    """The held-out ELBO of a trained `mvn` with means of a rank."""
+    job = jobs.prepare(config, directory)
+    parts = ("posterior", "encoder", "decoder", "prior", "likelihood")
+    model = Truncated(**{name: getattr(job.recipe.model, name) for name in parts}, rank=rank)
+    recipe, variables = job.recipe._replace(model=model), trained.load(directory).variables
+    return bounds.held_out(recipe, variables, job.train_images, job.eval_images, job.mesh)["elbo"]
+
+
 def render(content: Mapping[str, Any]) -> str:
     """The whole of `rank.md`, from the content of `rank.json`."""
     records, settings = content["runs"], content["settings"]
+    ranks = sorted({record["rank"] for record in records if "rank" in record})
+
+    def elbo(**wanted: Any) -> str:
+        values = [r["elbo"] for r in records if wanted.items() <= r.items()]
+        sd = statistics.stdev(values) if len(values) > 1 else None
+        return tables.figure({"value": statistics.mean(values), "standard_error": sd})
 
     def row(means: str, **wanted: Any) -> dict[str, str]:
-        found = {"means": means}
-        for rank in ranks:
-            own = {"rank": rank, **wanted}
-            those = [{"elbo": r["elbo"]} for r in records if own.items() <= r.items()]
-            found[f"rank {rank}"] = mean_and_sd(summary.over_seeds(those)["elbo"])
-        return found
+        return {"means": means} | {f"rank {rank}": elbo(rank=rank, **wanted) for rank in ranks}
 
-    ranks = sorted({record["rank"] for record in records if "rank" in record})
-    unconstrained = [{"elbo": r["elbo"]} for r in records if r["model"] == "mvn"]
     rows = [
         {"means": "unconstrained (`mvn`)"}
-        | {f"rank {rank}": "" for rank in ranks[:-1]}
-        | {f"rank {ranks[-1]}": mean_and_sd(summary.over_seeds(unconstrained)["elbo"])},
+        | {f"rank {rank}": elbo(model="mvn") if rank == ranks[-1] else "" for rank in ranks},
         row("the best approximations of these, nothing trained again", model="truncated mvn"),
         *(row(f"trained, nu {speed}", model="lowrank", nu=speed) for speed in SPEEDS),
     ]
@@ -119,30 +126,6 @@ def render(content: Mapping[str, Any]) -> str:
         f"{settings['batch_size']} images, learning rate {settings['learning_rate']:g} "
         f"({settings['schedule']}); {settings['device']}.\n\nMade by `{settings['command']}`.\n"
     )
-
-
-def _with_speed(config: ml_collections.ConfigDict, speed: float) -> SpatialVAE:
-    """The configuration's model, whose ν moves at this speed."""
-    model = configs.model(config)
-    mean: Any = model.posterior.mean_model
-    means = dataclasses.replace(mean, nu_scale=speed)
-    posterior = dataclasses.replace(model.posterior, mean_model=means)
-    return model.clone(posterior=posterior, encoder=model.encoder.clone(posterior=posterior))
-
-
-def _truncated(config: ml_collections.ConfigDict, directory: Path) -> list[dict[str, Any]]:
-    """The held-out ELBO of a trained `mvn` with means of each rank, up to the full one."""
-    job = jobs.prepare(config, directory, None)
-    variables, model = trained.load(directory).variables, job.recipe.model
-    names = ("posterior", "encoder", "decoder", "prior", "likelihood")
-    fields = {name: getattr(model, name) for name in names}
-    records = []
-    for rank in range(1, min(config.latent.height, config.latent.width) + 1):
-        recipe = job.recipe._replace(model=Truncated(**fields, rank=rank))
-        found = bounds.held_out(recipe, variables, job.train_images, job.eval_images, job.mesh)
-        run = {"model": "truncated mvn", "rank": rank, "seed": config.seed}
-        records.append(run | {"elbo": found["elbo"]})
-    return records
 
 
 if __name__ == "__main__":

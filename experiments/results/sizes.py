@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from absl import flags
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments import options
 from svae_jax.errors import UserError
@@ -21,7 +23,7 @@ from svae_jax.files import os_errors_for_user
 _NAMES = {"eval/elbo": "elbo", "eval/kl": "rate", "eval/reconstruction": "reconstruction"}
 
 
-def _define(values: flags.FlagValues) -> None:
+def _define(values: Any) -> None:
     options.define_path("sweep", "sweep.csv of --sweep=latents", values)
     options.define_path("out", "figure, such as sizes.png", values)
 
@@ -40,55 +42,45 @@ def main(argv: Sequence[str]) -> None:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """Models by their line, the posterior and size of a map, and number of latents.
-
-    Of several models with as many latents, such as vectors with two decoders, it has the best.
+    """The best model of each line, the posterior and size of a map, and number of latents.
 
     Raises:
         UserError: the file cannot be read, or is not of such a sweep.
     """
     with os_errors_for_user(f"--sweep={path} cannot be read"):
         rows = pd.read_csv(path)
-    done = rows[rows.status == "done"].rename(columns=_NAMES)
+    if not {"d", "N", "C", *_NAMES}.issubset(rows):
+        raise UserError(f"--sweep={path} is not of a sweep of d, N and C, such as latents")
+    done = rows[rows.status == "done"].rename(columns=_NAMES).dropna(subset="elbo")
     if done.empty:
         raise UserError(f"--sweep={path} has no finished trial of a sweep")
-    try:
-        size = done.d.map(lambda d: "1x1" if pd.isna(d) else f"{d:.0f}x{d:.0f}")
-        found = done[[*_NAMES.values()]].assign(
-            line=done.posterior + ", " + size,
-            latents=done.C.fillna(done.N * done.d**2),
-            distortion=-done.reconstruction,
-        )
-    except (AttributeError, KeyError):
-        raise UserError(
-            f"--sweep={path} is not of a sweep of d, N and C, such as latents"
-        ) from None
-    ordered = found.dropna(subset="elbo").sort_values("elbo")
-    best = ordered.drop_duplicates(["line", "latents"], keep="last")
+    side = done.d.fillna(1).map("{:.0f}".format)
+    models = done.assign(
+        line=done.posterior + ", " + side + "x" + side,
+        latents=done.C.fillna(done.N * done.d**2),
+        distortion=-done.reconstruction,
+    )
+    best = models.sort_values("elbo").drop_duplicates(["line", "latents"], keep="last")
     return best.sort_values(["line", "latents"])
 
 
-def figure(models: pd.DataFrame) -> Any:
-    """The figure, of Matplotlib."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
+def figure(models: pd.DataFrame) -> Figure:
+    """Draws the models that `read` returns."""
     drawn = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = drawn.subplots(1, 2)
     for name, own in models.groupby("line"):
-        style = {"color": "black", "linestyle": "--"} if name.startswith("vector") else {}
-        for axes, x, y in ((left, "latents", "elbo"), (right, "rate", "distortion")):
-            axes.plot(own[x], own[y], **{"marker": "o", "markersize": 4, "label": name, **style})
+        style: Any = {"color": "black", "linestyle": "--"} if name.startswith("vector") else {}
+        left.plot(own.latents, own.elbo, label=name, marker="o", markersize=4, **style)
+        right.plot(own.rate, own.distortion, label=name, marker="o", markersize=4, **style)
     left.set_xscale("log", base=2)
     left.set(xlabel="latents of an image", ylabel="held-out ELBO, nats")
     left.legend(fontsize="small")
     right.set(xlabel="rate: KL, nats", ylabel="distortion: negative reconstruction, nats")
-    # Lines on which rate and distortion have equal sums, within the limits that are set.
-    limits = right.get_xlim(), right.get_ylim()
-    for total in MaxNLocator(12).tick_values(*map(sum, zip(*limits, strict=True))):
-        heights = [total - rate for rate in limits[0]]
-        right.plot(limits[0], heights, color="0.9", linewidth=0.8, zorder=0)
-    right.set(xlim=limits[0], ylim=limits[1])
+    # Rate and distortion have equal sums; the lines do not widen the axes.
+    rates, distortions = np.asarray(right.get_xlim()), np.asarray(right.get_ylim())
+    for total in MaxNLocator(12).tick_values(*(rates + distortions)):
+        right.plot(rates, total - rates, color="0.9", linewidth=0.8, zorder=0)
+    right.set(xlim=rates, ylim=distortions)
     return drawn
 
 

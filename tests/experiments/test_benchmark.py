@@ -13,7 +13,7 @@ import pytest
 
 from experiments import options
 from experiments.benchmark import __main__ as benchmark
-from experiments.benchmark import baselines, processes, stopwatch, terminal, workloads
+from experiments.benchmark import baselines, processes, stopwatch, workloads
 from svae_jax import config as configs
 from svae_jax import latents
 from svae_jax.errors import UserError
@@ -80,7 +80,7 @@ def test_throughput_is_median_and_quartiles():
 
 
 def test_a_table_is_aligned_markdown():
-    text = terminal.table([{"what": "a", "n": 1234.5}, {"what": "long", "n": 3}])
+    text = stopwatch.table([{"what": "a", "n": 1234.5}, {"what": "long", "n": 3}])
     assert text.splitlines() == [
         "| what | n     |",
         "| ---- | ----- |",

@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     common = options.overrides(values)
     if setting.num_steps:
         common = {"num_steps": setting.num_steps, **common}
-    engine = Options(values.engine, gpus=values.gpus, cpus=values.cpus)
+    engine = engines.chosen(values)
     engines.check(engine)
     rates = _given_rates(file, setting, common)
     search = plan.Search({}, "")

@@ -24,10 +24,9 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from experiments.sweep import process
 from experiments.sweep import trial as trial_lib
 from experiments.sweep.board import Board
-from experiments.sweep.trial import Criterion, Options, Trial
+from experiments.sweep.trial import Options, Trial
 from svae_jax import files
 from svae_jax.errors import UserError
 
@@ -74,7 +73,7 @@ def run(
             trials=trials,
             metric=options.metric,
             stop_file=storage / "stop",
-            environment=settings | process.limits(cpus, gpus),
+            environment=settings | trial_lib.limits(cpus, gpus),
             directory=os.getcwd(),
         )
         watch = _Watch(trials, board, should_stop, storage / "stop")
@@ -82,13 +81,15 @@ def run(
             tune.with_resources(trainable, {"cpu": cpus, "gpu": gpus}),
             param_space={"index": tune.grid_search(list(range(len(trials))))},
             # A new actor for each trial would take seconds to start.
-            tune_config=tune.TuneConfig(scheduler=_scheduler(trials, options), reuse_actors=True),
+            tune_config=tune.TuneConfig(
+                scheduler=_Pruning(trials, options.early_stopping), reuse_actors=True
+            ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(storage),
                 verbose=0,
                 callbacks=[watch],
-                stop=_Stopper(watch),
+                stop=watch,
                 failure_config=tune.FailureConfig(max_failures=options.retries),
             ),
         )
@@ -114,11 +115,10 @@ def resources(
     if gpus > most_gpus:
         raise UserError(f"--gpus={gpus:g}: no node has more than {most_gpus:g}")
     able = [node for node in nodes if node.get("GPU", 0) >= gpus and node.get("CPU", 0) >= 1]
-    most_cpus = int(max((node["CPU"] for node in able), default=0))
     if cpus is None:
         shares = [node["CPU"] * gpus / node["GPU"] if gpus else node["CPU"] for node in able]
         cpus = max(1, math.floor(min(shares, default=1)))
-    if cpus > most_cpus:
+    if cpus > (most_cpus := int(max((node["CPU"] for node in able), default=0))):
         raise UserError(f"--cpus={cpus}: no node with {gpus:g} GPUs has more than {most_cpus}")
     return cpus, gpus
 
@@ -126,7 +126,7 @@ def resources(
 def _train(
     config: dict[str, Any],
     trials: Sequence[Trial],
-    metric: Criterion,
+    metric: str,
     stop_file: Path,
     environment: Mapping[str, str],
     directory: str,
@@ -135,18 +135,18 @@ def _train(
     trial, reported = trials[config["index"]], -1
 
     def should_stop() -> bool:
-        return stop_file.exists() or trial.is_pruned()
+        return stop_file.exists() or trial.outcome().status == trial_lib.PRUNED
 
     tune.report({_STEP: 0})  # Tune prints a line about a trial that ends without any report
-    training = process.train(trial, should_stop, environment, directory)
+    training = trial_lib.train(trial, should_stop, environment, directory)
     try:
         for _ in itertools.chain(training, [None]):  # once more when it has ended
             for step, metrics in trial.evaluations():
-                if step > reported and metric.name in metrics:
-                    value = metric.sign * metrics[metric.name]
+                if step > reported and metric in metrics:
+                    value = trial_lib.sign(metric) * metrics[metric]
                     tune.report({_STEP: step, _VALUE: value if math.isfinite(value) else _WORST})
                     reported = step
-    except process.TrialFailed as failure:
+    except trial_lib.TrialFailed as failure:
         if not failure.is_final:
             raise
 
@@ -154,9 +154,18 @@ def _train(
 class _Pruning(ASHAScheduler):
     """ASHA, which marks the trials that are to stop instead of stopping them."""
 
-    def __init__(self, trials: Sequence[Trial], **options: Any):
-        super().__init__(**options)
-        self._trials = trials
+    def __init__(self, trials: Sequence[Trial], first_step: int | None):
+        """Takes the trials, and the steps after which it first prunes; None: it never does."""
+        self._trials, never = trials, 10**12
+        super().__init__(
+            time_attr=_STEP,
+            metric=_VALUE,
+            mode="max",
+            grace_period=first_step or never,
+            max_t=never,
+            reduction_factor=3,
+            stop_last_trials=False,
+        )
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if super().on_trial_result(tune_controller, trial, result) == TrialScheduler.STOP:
@@ -165,23 +174,8 @@ class _Pruning(ASHAScheduler):
         return TrialScheduler.CONTINUE
 
 
-def _scheduler(trials: Sequence[Trial], options: Options) -> TrialScheduler | None:
-    if options.early_stopping is None:
-        return None
-    return _Pruning(
-        trials,
-        time_attr=_STEP,
-        metric=_VALUE,
-        mode="max",
-        grace_period=options.early_stopping,
-        max_t=10**12,
-        reduction_factor=3,
-        stop_last_trials=False,
-    )
-
-
-class _Watch(tune.Callback):
-    """Shows what Tune does, and asks all trials to stop after a signal."""
+class _Watch(tune.Callback, tune.Stopper):
+    """Shows what Tune does. After a signal it asks all trials to stop, and starts no others."""
 
     def __init__(
         self,
@@ -199,44 +193,34 @@ class _Watch(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         if not self._stop_file.exists():  # else it ends at once
-            self._board.started(self._ours(trial))
+            self._board.begin(self._ours(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._board.ended(self._ours(trial))
+        self._board.end(self._ours(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         ours = self._ours(trial)
         if ours.outcome().status not in (trial_lib.DONE, trial_lib.FAILED):
             ours.mark(trial_lib.FAILED, "its Ray worker died")
-        self._board.ended(ours)
+        self._board.end(ours)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._board.will_be_repeated(self._ours(trial))
+        self._board.repeat(self._ours(trial))
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
         if self._should_stop() and not self._stop_file.exists():
             self._stop_file.touch()
             self._board.print("stopping: the trials save")
 
-    def is_over(self) -> bool:
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False  # no trial alone
+
+    def stop_all(self) -> bool:
         """Whether the trials that ran when the signal came have saved."""
         return self._stop_file.exists() and not self._board.running
 
     def _ours(self, trial: Any) -> Trial:
         return self._trials[trial.config["index"]]
-
-
-class _Stopper(tune.Stopper):
-    """Ends the experiment after a signal, without starting the trials that wait."""
-
-    def __init__(self, watch: _Watch):
-        self._watch = watch
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return self._watch.is_over()
 
 
 @contextlib.contextmanager
@@ -249,27 +233,15 @@ def _cluster(address: str | None) -> Iterator[None]:
     os.environ.update(_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the board tells what fails
     handler = signal.getsignal(signal.SIGTERM)
-    if address is None:
-        # Nothing large passes through the object store; by default it takes 30% of the memory.
-        _init(
-            _STARTS,
-            "Ray does not start ({}); --engine=local does without it",
-            address="local",
-            include_dashboard=False,
-            object_store_memory=10**8,
-        )
+    if address:
+        failed = f"--address={address}: no Ray answers ({{}}); ray start --head starts one; where "
+        failed += "it has a token, set RAY_AUTH_MODE=token"
     else:
-        failed = (
-            f"--address={address}: no Ray answers ({{}}); ray start --head starts one; where it "
-            "has a token, set RAY_AUTH_MODE=token"
-        )
-        host, colon, port = address.rpartition(":")
-        if colon:  # where nothing listens, `ray.init` would try for minutes
-            try:
-                socket.create_connection((host, int(port)), _PATIENCE).close()
-            except (OSError, ValueError) as error:
-                raise UserError(failed.format(files.reason(error))) from None
-        _init(1, failed, address=address)
+        failed = "Ray does not start ({}); --engine=local does without it"
+    try:
+        _start(address)
+    except Exception as error:
+        raise UserError(failed.format(files.reason(error))) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray has set its own, which ends the process
     try:
@@ -278,12 +250,22 @@ def _cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _init(attempts: int, failed: str, **where: Any) -> None:
-    for left in reversed(range(attempts)):
+def _start(address: str | None) -> None:
+    """Connects to Ray; any exception may come from it."""
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        host, colon, port = address.rpartition(":")
+        if colon:  # where nothing listens, `ray.init` would try for minutes
+            socket.create_connection((host, int(port)), _PATIENCE).close()
+        ray.init(address, **quiet)
+        return
+    # Nothing large passes through the object store; by default it takes 30% of the memory.
+    quiet |= {"include_dashboard": False, "object_store_memory": 10**8}
+    for left in reversed(range(_STARTS)):
         try:
-            ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init("local", **quiet)
             return
-        except Exception as error:
+        except Exception:
             ray.shutdown()
             if not left:
-                raise UserError(failed.format(files.reason(error))) from error
+                raise

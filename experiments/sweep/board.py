@@ -62,18 +62,19 @@ class Board(Live):
 
     def _summary(self) -> str:
         """One line: how many trials are done, running, failed; the best; the ETA."""
-        counts = collections.Counter(outcome.status for outcome in self._outcomes.values())
-        parts = [f"{counts[trials.DONE]}/{len(self._outcomes)} done"]
-        parts += [f"{len(self.running)} running"] if self.running else []
-        parts += [f"{counts[s]} {s}" for s in (trials.FAILED, trials.PRUNED) if counts[s]]
-        if (best := trials.best_of(self._outcomes.values(), self._metric)) is not None:
+        found = self._outcomes.values()
+        counts = collections.Counter(outcome.status for outcome in found)
+        line = f"{counts[trials.DONE]}/{len(found)} done"
+        counts["running"] = len(self.running)
+        for status in ("running", trials.FAILED, trials.PRUNED):
+            line += f", {counts[status]} {status}" if counts[status] else ""
+        if (best := trials.best_of(found, self._metric)) is not None:
             value = _number(best.value(self._metric))
-            parts.append(f"best {self._metric} {value} ({best.trial.name})")
+            line += f", best {self._metric} {value} ({best.trial.name})"
         if self._ended:
-            passed = time.monotonic() - self._began
-            left = terminal.duration(passed * (self._left - self._ended) / self._ended)
-            parts.append(f"ETA {left}")
-        return ", ".join(parts)
+            seconds = (time.monotonic() - self._began) / self._ended
+            line += f", ETA {terminal.duration(seconds * (self._left - self._ended))}"
+        return line
 
     def _table(self) -> Group:
         table = Table("running", "step", self._metric, box=None)

@@ -1,5 +1,6 @@
 """Runs the trials of a sweep, with Ray Tune or one after another."""
 
+import collections
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from absl import flags
 
 from experiments.sweep import trial as trial_lib
 from experiments.sweep.board import Board
-from experiments.sweep.trial import Options, Outcome, Trial
+from experiments.sweep.trial import IsStopped, Options, Outcome, Trial
 from svae_jax.errors import UserError
 from svae_jax.run import interrupt, workdir
 
@@ -78,37 +79,37 @@ def run(trials: Sequence[Trial], directory: Path, options: Options = _DEFAULT) -
     with workdir.locked(directory), interrupt.listening() as request:
         before = [trial.outcome() for trial in trials]
         left = [outcome.trial for outcome in before if outcome.status not in trial_lib.ENDED]
-        run_all = _run_locally
-        if left and options.engine == "ray":
-            from experiments.sweep import ray_tune  # imports Ray
-
-            run_all = ray_tune.run
+        board = Board(before, options.metric)
         if left:
-            board = Board(before, options.metric)
-            run_all(left, directory, options, board, lambda: request.signal_number is not None)
+            with board:
+                _engine(options)(
+                    left, directory, options, board, lambda: bool(request.signal_number)
+                )
         if request.signal_number is not None:
             raise interrupt.Stopped(request.signal_number, "the trials have saved")
     return [trial.outcome() for trial in trials]
 
 
+def _engine(options: Options) -> Callable[..., None]:
+    if options.engine == "local":
+        return _run_locally
+    from experiments.sweep import ray_tune  # imports Ray
+
+    return ray_tune.run
+
+
 def _run_locally(
-    trials: Sequence[Trial],
-    directory: Path,
-    options: Options,
-    board: Board,
-    should_stop: Callable[[], bool],
+    trials: Sequence[Trial], _: Path, options: Options, board: Board, is_stopped: IsStopped
 ) -> None:
     """Runs one trial after another, each on all of this machine."""
-    waiting = [(trial, options.retries) for trial in trials]
-    with board:
-        while waiting and not should_stop():
-            trial, retries = waiting.pop(0)
-            board.begin(trial)
-            try:
-                for _ in trial_lib.train(trial, should_stop):
-                    pass
-            except trial_lib.TrialFailed as failure:
-                if retries and not failure.is_final:
-                    board.repeat(trial)
-                    waiting.insert(0, (trial, retries - 1))
-            board.end(trial)
+    waiting = [(trial, options.retries) for trial in reversed(trials)]
+    while waiting and not is_stopped():
+        trial, retries = waiting.pop()
+        board.begin(trial)
+        try:
+            collections.deque(trial_lib.train(trial, is_stopped), maxlen=0)  # to its end
+        except trial_lib.TrialFailed as failure:
+            if retries and not failure.is_final:
+                board.repeat(trial)
+                waiting.append((trial, retries - 1))
+        board.end(trial)

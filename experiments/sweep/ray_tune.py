@@ -8,6 +8,7 @@ Tune sees it end by itself.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import math
@@ -16,7 +17,7 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from experiments.sweep import trial as trial_lib
 from experiments.sweep.board import Board
-from experiments.sweep.trial import Options, Trial
+from experiments.sweep.trial import IsStopped, Options, Trial
 from svae_jax import files
 from svae_jax.errors import UserError
 
@@ -48,11 +49,7 @@ _OF_LIBRARIES = ("JAX_", "XLA_", "LIBTPU_", "TF_", "TFDS_")  # settings that a n
 
 
 def run(
-    trials: Sequence[Trial],
-    directory: Path,
-    options: Options,
-    board: Board,
-    should_stop: Callable[[], bool],
+    trials: Sequence[Trial], directory: Path, options: Options, board: Board, is_stopped: IsStopped
 ) -> None:
     """Runs trials, as many at a time as there are resources for.
 
@@ -67,23 +64,19 @@ def run(
         cpus, gpus = resources(nodes, options.cpus, options.gpus)
         shutil.rmtree(storage, ignore_errors=True)
         storage.mkdir()
+        watch = _Watch(trials, board, is_stopped, storage / "stop")
         settings = {k: v for k, v in os.environ.items() if k.startswith(_OF_LIBRARIES)}
+        settings |= trial_lib.limits(cpus, gpus)
+        train = functools.partial(trial_lib.train, environment=settings, directory=os.getcwd())
         trainable = tune.with_parameters(
-            _train,
-            trials=trials,
-            metric=options.metric,
-            stop_file=storage / "stop",
-            environment=settings | trial_lib.limits(cpus, gpus),
-            directory=os.getcwd(),
+            _train, trials=trials, metric=options.metric, stop_file=watch.stop_file, train=train
         )
-        watch = _Watch(trials, board, should_stop, storage / "stop")
-        tuner = tune.Tuner(
+        scheduler = _Pruning(trials, options.early_stopping)
+        tune.Tuner(
             tune.with_resources(trainable, {"cpu": cpus, "gpu": gpus}),
             param_space={"index": tune.grid_search(list(range(len(trials))))},
             # A new actor for each trial would take seconds to start.
-            tune_config=tune.TuneConfig(
-                scheduler=_Pruning(trials, options.early_stopping), reuse_actors=True
-            ),
+            tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(storage),
@@ -92,20 +85,13 @@ def run(
                 stop=watch,
                 failure_config=tune.FailureConfig(max_failures=options.retries),
             ),
-        )
-        with board:
-            tuner.fit()
+        ).fit()
 
 
 def resources(
     nodes: Sequence[dict[str, float]], cpus: int | None, gpus: float | None
 ) -> tuple[int, float]:
     """CPU cores and GPUs of a trial: by default a GPU and its share, or a whole machine.
-
-    Args:
-        nodes: the resources of each node, by Ray's names.
-        cpus: of a trial, if given.
-        gpus: of a trial, if given.
 
     Raises:
         UserError: no node has as many.
@@ -124,23 +110,17 @@ def resources(
 
 
 def _train(
-    config: dict[str, Any],
-    trials: Sequence[Trial],
-    metric: str,
-    stop_file: Path,
-    environment: Mapping[str, str],
-    directory: str,
+    config: dict[str, Any], trials: Sequence[Trial], metric: str, stop_file: Path, train: Any
 ) -> None:
     """Watches over a trial's process, and reports each evaluation to Tune."""
     trial, reported = trials[config["index"]], -1
 
-    def should_stop() -> bool:
+    def is_stopped() -> bool:
         return stop_file.exists() or trial.outcome().status == trial_lib.PRUNED
 
     tune.report({_STEP: 0})  # Tune prints a line about a trial that ends without any report
-    training = trial_lib.train(trial, should_stop, environment, directory)
     try:
-        for _ in itertools.chain(training, [None]):  # once more when it has ended
+        for _ in itertools.chain(train(trial, is_stopped), [None]):  # once more when it has ended
             for step, metrics in trial.evaluations():
                 if step > reported and metric in metrics:
                     value = trial_lib.sign(metric) * metrics[metric]
@@ -174,53 +154,49 @@ class _Pruning(ASHAScheduler):
         return TrialScheduler.CONTINUE
 
 
+@dataclasses.dataclass(eq=False)
 class _Watch(tune.Callback, tune.Stopper):
     """Shows what Tune does. After a signal it asks all trials to stop, and starts no others."""
 
-    def __init__(
-        self,
-        trials: Sequence[Trial],
-        board: Board,
-        should_stop: Callable[[], bool],
-        stop_file: Path,
-    ):
-        self._trials, self._board = trials, board
-        self._should_stop, self._stop_file = should_stop, stop_file
+    trials: Sequence[Trial]
+    board: Board
+    is_stopped: IsStopped
+    stop_file: Path
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks, but a terminal cannot be, and nobody reads it."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        if not self._stop_file.exists():  # else it ends at once
-            self._board.begin(self._ours(trial))
+        if not self.stop_file.exists():  # else it ends at once
+            self.board.begin(self._ours(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._board.end(self._ours(trial))
+        self.board.end(self._ours(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         ours = self._ours(trial)
         if ours.outcome().status not in (trial_lib.DONE, trial_lib.FAILED):
             ours.mark(trial_lib.FAILED, "its Ray worker died")
-        self._board.end(ours)
+        self.board.end(ours)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._board.repeat(self._ours(trial))
+        self.board.repeat(self._ours(trial))
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
-        if self._should_stop() and not self._stop_file.exists():
-            self._stop_file.touch()
-            self._board.print("stopping: the trials save")
+        if self.is_stopped() and not self.stop_file.exists():
+            self.stop_file.touch()
+            self.board.print("stopping: the trials save")
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False  # no trial alone
 
     def stop_all(self) -> bool:
         """Whether the trials that ran when the signal came have saved."""
-        return self._stop_file.exists() and not self._board.running
+        return self.stop_file.exists() and not self.board.running
 
     def _ours(self, trial: Any) -> Trial:
-        return self._trials[trial.config["index"]]
+        return self.trials[trial.config["index"]]
 
 
 @contextlib.contextmanager
@@ -233,15 +209,14 @@ def _cluster(address: str | None) -> Iterator[None]:
     os.environ.update(_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the board tells what fails
     handler = signal.getsignal(signal.SIGTERM)
+    failed, cure = "Ray does not start", "--engine=local does without it"
     if address:
-        failed = f"--address={address}: no Ray answers ({{}}); ray start --head starts one; where "
-        failed += "it has a token, set RAY_AUTH_MODE=token"
-    else:
-        failed = "Ray does not start ({}); --engine=local does without it"
+        failed = f"--address={address}: no Ray answers"
+        cure = "ray start --head starts one; where it has a token, set RAY_AUTH_MODE=token"
     try:
         _start(address)
     except Exception as error:
-        raise UserError(failed.format(files.reason(error))) from error
+        raise UserError(f"{failed} ({files.reason(error)}); {cure}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray has set its own, which ends the process
     try:
@@ -259,11 +234,10 @@ def _start(address: str | None) -> None:
             socket.create_connection((host, int(port)), _PATIENCE).close()
         ray.init(address, **quiet)
         return
-    # Nothing large passes through the object store; by default it takes 30% of the memory.
-    quiet |= {"include_dashboard": False, "object_store_memory": 10**8}
     for left in reversed(range(_STARTS)):
         try:
-            ray.init("local", **quiet)
+            # Nothing large passes through the object store; by default it takes 30% of the memory.
+            ray.init("local", include_dashboard=False, object_store_memory=10**8, **quiet)
             return
         except Exception:
             ray.shutdown()

@@ -35,14 +35,15 @@ def write(directory: Path, title: str, found: Sequence[Outcome], metric: str) ->
     if len(done) and _numbers(done, metric).isna().all():
         known = ", ".join(sorted({name for outcome in found for name in outcome.metrics}))
         raise UserError(f"--metric={metric}: the trials have {known}")
-    csv, page, picture = (directory / f"sweep.{suffix}" for suffix in ("csv", "md", "png"))
-    has_figure = bool(len(done) and _parameters(done))
+    csv, page, *picture = (
+        directory / f"sweep.{suffix}" for suffix in ("csv", "md", *["png"] * bool(len(done)))
+    )
     with files.os_errors_for_user(f"--workdir={directory} cannot be written"):
         rows.to_csv(csv, index=False)
-        page.write_text(markdown(title, rows, metric, has_figure))
-        if has_figure:
-            figure(done, metric).savefig(picture, dpi=120)
-    return [csv, page, picture] if has_figure else [csv, page]
+        page.write_text(markdown(title, rows, metric))
+        for path in picture:
+            figure(done, metric).savefig(path, dpi=120)
+    return [csv, page, *picture]
 
 
 def table(found: Sequence[Outcome]) -> pd.DataFrame:
@@ -58,7 +59,7 @@ def table(found: Sequence[Outcome]) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(map(part, found), dtype=object) for part in parts], axis=1)
 
 
-def markdown(title: str, rows: pd.DataFrame, metric: str, has_figure: bool) -> str:
+def markdown(title: str, rows: pd.DataFrame, metric: str) -> str:
     """The text of `sweep.md`."""
     counts = rows.status.value_counts(sort=False)
     states = ", ".join(f"{number} {status}" for status, number in counts.items())
@@ -80,7 +81,6 @@ def markdown(title: str, rows: pd.DataFrame, metric: str, has_figure: bool) -> s
         }
         shown = settings[_swept(done)].assign(**texts).loc[order].astype(object)
         parts.append(tables.markdown(shown.fillna("").to_dict("records")))
-    if has_figure:
         parts.append(f"![{metric} against each parameter](sweep.png)")
     for status in (trials.FAILED, trials.PRUNED):
         those = rows[rows.status == status]
@@ -91,10 +91,10 @@ def markdown(title: str, rows: pd.DataFrame, metric: str, has_figure: bool) -> s
 
 
 def figure(done: pd.DataFrame, metric: str) -> Any:
-    """A panel for each parameter with several values: means, with the spread over seeds.
+    """A panel for each parameter: means over seeds, with a line for each setting of the others.
 
-    Trials that diverged are grey triangles at the edge. Of a sweep that makes one change at a time
-    it shows what each change gains instead.
+    Settings that diverged are grey triangles at the edge. Of a sweep that makes one change at a
+    time it shows what each change gains instead.
 
     Args:
         done: the rows of trials that are done.
@@ -103,21 +103,22 @@ def figure(done: pd.DataFrame, metric: str) -> Any:
     from matplotlib.figure import Figure
 
     sign, settings = trials.sign(metric), _settings(done, metric)
-    done = done.assign(value=_numbers(done, metric))
-    best, median = (sign * done.value).max(), (sign * done.value).median()
-    edge = sign * (best - _DIVERGED * (best - median)) if best > median else -sign * math.inf
-    if changes := _changes(settings[_swept(done)]):
+    swept = _swept(done) or ["status"]
+    scores = sign * settings["mean"]
+    edge = scores.max() - _DIVERGED * (scores.max() - scores.median())
+    settings["far"] = (scores < edge) & (edge < scores.max())
+    if changes := _changes(settings[swept]):
         drawn = Figure(figsize=(8, 1 + 0.24 * len(changes)), layout="constrained")
-        _draw_changes(drawn.subplots(), settings, changes, metric, edge)
+        _draw_changes(drawn.subplots(), settings, changes, metric, sign * edge)
         return drawn
-    names = _varied(settings[_swept(done)])
-    panels = [n for n in names if done[n].nunique() > 1] or names or _parameters(done)[:1]
+    varied = _varied(settings[swept])
+    several = [name for name in varied if settings[name][settings[name] != ""].nunique() > 1]
+    panels = several or swept[:1]
     rows, columns = math.ceil(len(panels) / _COLUMNS), min(len(panels), _COLUMNS)
     drawn = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")
     for at, name in enumerate(panels):
-        axes = drawn.add_subplot(rows, columns, at + 1)
-        others = [other for other in names if other != name]
-        _draw(axes, done[done[name].notna()], name, others, metric, edge)
+        axes, others = drawn.add_subplot(rows, columns, at + 1), [x for x in varied if x != name]
+        _draw(axes, settings[settings[name] != ""], name, others, metric, sign * edge)
     return drawn
 
 
@@ -126,14 +127,10 @@ def _numbers(rows: pd.DataFrame, name: str) -> pd.Series:
     return pd.to_numeric(rows.get(name, pd.Series(math.nan, rows.index))).astype(float)
 
 
-def _parameters(rows: pd.DataFrame) -> list[str]:
-    columns = list(rows)
-    return columns[columns.index("status") + 1 : columns.index("step")]
-
-
 def _swept(rows: pd.DataFrame) -> list[str]:
     """The parameters of these trials, without the seed."""
-    return [n for n in _parameters(rows) if n != trials.SEED and rows[n].notna().any()]
+    names = rows.loc[:, "status":"step"].columns[1:-1]  # type: ignore[misc]
+    return [name for name in names if name != trials.SEED and rows[name].notna().any()]
 
 
 def _settings(done: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -174,9 +171,9 @@ def _varied(settings: pd.DataFrame) -> list[str]:
     return list(codes.columns[(codes.nunique() > 1) & ~repeats])
 
 
-def _short(setting: Mapping[str, Any], most: int = 32) -> str:
+def _short(setting: Mapping[str, str], most: int = 32) -> str:
     """Such as `N=64, decoder=3x3/192 3x3/64…`: fields by the last part of their name."""
-    text = ", ".join(f"{k.rpartition('.')[2]}={x}" for k, x in setting.items() if pd.notna(x))
+    text = ", ".join(f"{field.rpartition('.')[2]}={x}" for field, x in setting.items() if x)
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
@@ -184,13 +181,11 @@ def _draw_changes(
     axes: Any, settings: pd.DataFrame, changes: Sequence[Any], metric: str, edge: float
 ) -> None:
     """What each change adds to the mean of the first setting, whose spread is the grey band."""
-    first, *others = settings.to_dict("records")
-    base, sign = first["mean"], trials.sign(metric)
-    for at, row in enumerate(others):
-        if sign * row["mean"] < sign * edge:
-            axes.plot([edge - base], [at], "<" if sign > 0 else ">", color="0.5")
-        else:
-            axes.errorbar([row["mean"] - base], [at], xerr=[row["std"]], fmt="o", color="C0")
+    first, others = settings.iloc[0], settings.iloc[1:]
+    near, far = others[~others.far], others[others.far]
+    axes.errorbar(near["mean"] - first["mean"], near.index - 1, xerr=near["std"], fmt="o")
+    left_or_right = "<" if trials.sign(metric) > 0 else ">"
+    axes.plot([edge - first["mean"]] * len(far), far.index - 1, left_or_right, color="0.5")
     axes.axvline(0, color="0.3", linewidth=0.8)
     if pd.notna(first["std"]):
         axes.axvspan(-2 * first["std"], 2 * first["std"], color="0.9", zorder=0)
@@ -198,32 +193,30 @@ def _draw_changes(
     axes.invert_yaxis()
     axes.set_xlabel(f"change of {metric}; grey: two standard deviations over seeds")
     # Of the figure, which is wider than the panel and lets no title out of it.
-    setting = _short({k: x for k, x in first.items() if isinstance(x, str) and x}, most=1000)
-    title = textwrap.fill(f"One change at a time to {setting} ({base:.5g})", 80)
+    setting = _short(first[: list(settings).index("mean")].to_dict(), most=1000)
+    title = textwrap.fill(f"One change at a time to {setting} ({first['mean']:.5g})", 80)
     axes.figure.suptitle(title, fontsize="medium")
 
 
 def _draw(
-    axes: Any, done: pd.DataFrame, name: str, others: list[str], metric: str, edge: float
+    axes: Any, settings: pd.DataFrame, name: str, others: list[str], metric: str, edge: float
 ) -> None:
-    """The metric against one parameter: a line for each setting of the others."""
-    is_number = all(isinstance(value, int | float) for value in done[name])
-    place: Any = float if is_number else lambda value: textwrap.fill(str(value), 16)
-    done = done.assign(at=done[name].map(place))
-    sign = trials.sign(metric)
-    far = sign * done.value < sign * edge
-    lines = done[~far].groupby(others or ["status"], dropna=False, sort=False)
-    for setting, rows in lines:
-        spread = rows.groupby("at", sort=is_number).value.agg(["mean", "std"])
-        label = _short(dict(zip(others, setting, strict=False))) or "nothing else set"
-        style: Any = {"fmt": "o-" if is_number else "o", "capsize": 3, "label": label}
-        axes.errorbar(list(spread.index), spread["mean"], spread["std"].fillna(0), **style)
-    if far.any():
-        marker = {"marker": "v" if sign > 0 else "^", "linestyle": "", "color": "0.5"}
-        axes.plot(list(done["at"][far]), [edge] * far.sum(), clip_on=False, zorder=3, **marker)
+    """The metric against one parameter."""
+    numbers = pd.to_numeric(settings[name], errors="coerce")
+    is_number = numbers.notna().all()
+    settings = settings.assign(at=numbers if is_number else settings[name].str.wrap(16))
+    lines = settings[~settings.far].groupby(others or "far", sort=False)
+    for _, rows in lines:
+        rows = rows.sort_values("at") if is_number else rows
+        label = _short(rows.iloc[0][others].to_dict()) or "nothing else set"
+        style = {"fmt": "o-" if is_number else "o", "capsize": 3, "label": label}
+        axes.errorbar(rows["at"], rows["mean"], rows["std"].fillna(0), **style)
+    if settings.far.any():
+        at, marker = settings["at"][settings.far], "v" if trials.sign(metric) > 0 else "^"
+        axes.plot(at, [edge] * len(at), marker, color="0.5", clip_on=False, zorder=3)
     axes.set(xlabel=name, ylabel=metric)
     axes.tick_params("x", rotation=30)
-    if is_number and min(done["at"]) > 0 and max(done["at"]) / min(done["at"]) >= _LOGARITHMIC:
+    if is_number and numbers.min() > 0 and numbers.max() / numbers.min() >= _LOGARITHMIC:
         axes.set_xscale("log")
     if 1 < len(lines) <= _MOST_LINES:
         axes.legend(fontsize="x-small")

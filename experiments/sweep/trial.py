@@ -41,6 +41,7 @@ if os.getppid() == int(sys.argv[1]):
 """
 
 Overrides = Mapping[str, Any]
+IsStopped = Callable[[], bool]  # whether a signal has come, or the trial is pruned
 
 
 def sign(metric: str) -> int:
@@ -159,7 +160,7 @@ def limits(cpus: int | None, gpus: float | None) -> dict[str, str]:
 
 def train(
     trial: Trial,
-    should_stop: Callable[[], bool],
+    is_stopped: IsStopped,
     environment: Mapping[str, str] = {},
     directory: str | Path | None = None,
 ) -> Iterator[None]:
@@ -169,7 +170,7 @@ def train(
 
     Args:
         trial: the trial.
-        should_stop: whether to send SIGTERM, and wait until the process has saved.
+        is_stopped: whether to send SIGTERM, and wait until the process has saved.
         environment: variables added to those of this process.
         directory: the process's working directory; this one's by default.
 
@@ -177,10 +178,10 @@ def train(
         TrialFailed: the process ended with an error, which is also noted in the workdir.
     """
     workdirs.create(trial.workdir)
-    while not (should_stop() or _is_free(trial.workdir)):
+    while not (is_stopped() or _is_free(trial.workdir)):
         yield
         time.sleep(_PAUSE)
-    if should_stop():
+    if is_stopped():
         return
     trial.forget_mark()
     path = trial.workdir / "log.txt"
@@ -198,7 +199,7 @@ def train(
             start_new_session=True,  # Ctrl-C reaches the sweep, which sends SIGTERM
         )
     try:
-        while process.poll() is None and not should_stop():
+        while process.poll() is None and not is_stopped():
             yield
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_PAUSE)

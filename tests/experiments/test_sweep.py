@@ -687,9 +687,10 @@ def test_one_change_at_a_time_is_shown_against_the_first_setting(config, tmp_pat
         "N=6, decoder=3x3/8 3x3/4 3x3/im…", "beta=2.0", "beta=0.5", "learning_rate=1.0",
         "posterior=lowrank, rank=1", "posterior=lowrank, rank=2",
     ]  # fmt: skip
-    points = [line for line in axes.get_lines() if line.get_marker() in "o<"]
-    assert [float(line.get_xdata()[0]) for line in points[:3]] == [8, -9, 1]
-    assert points[3].get_marker() == "<"
+    near, far = (line for line in axes.get_lines() if line.get_marker() in "o<")
+    assert list(near.get_xdata()) == [8, -9, 1, 0, 1]
+    assert list(near.get_ydata()) == [0, 1, 2, 4, 5]
+    assert (far.get_marker(), list(far.get_ydata())) == ("<", [3])
     assert "posterior=mvn (12)" in axes.figure.get_suptitle()
     band = axes.patches[0].get_extents().transformed(axes.transData.inverted())
     assert (band.x0, band.x1) == (pytest.approx(-4), pytest.approx(4))

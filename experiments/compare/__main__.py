@@ -85,7 +85,8 @@ def main(argv: Sequence[str]) -> None:
                 raise UserError(f"{trial.name} failed: {trial.outcome().reason}")
             records.append(_finish(run, trial, setting, values))
         settings = _settings(values, setting, directory / records[0]["workdir"], argv)
-        content = {"settings": settings, "search": plan.records(search), "runs": records}
+        tried = [{**run._asdict(), "elbo": elbo} for run, elbo in search.items()]
+        content = {"settings": settings, "search": tried, "runs": records}
         study.write(values.workdir / "comparison", content, page.render)
     # Last: from here on this process holds the device.
     _draw(values, setting, trials)

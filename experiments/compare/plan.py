@@ -87,14 +87,6 @@ def search_runs(setting: Setting) -> list[PlannedRun]:
     return [PlannedRun(*pair, 0, rate) for pair in setting.pairs for rate in setting.learning_rates]
 
 
-def records(elbos: Elbos) -> list[dict[str, Any]]:
-    """What the search found, for `comparison.json`."""
-    return [
-        {"model": r.model, "scaling": r.scaling, "learning_rate": r.learning_rate, "elbo": elbo}
-        for r, elbo in elbos.items()
-    ]
-
-
 def search_split(split: str) -> dict[str, str]:
     """Overrides that train on nine tenths of a training split and evaluate on the last one.
 

@@ -79,23 +79,17 @@ def run(trials: Sequence[Trial], directory: Path, options: Options = _DEFAULT) -
     with workdir.locked(directory), interrupt.listening() as request:
         before = [trial.outcome() for trial in trials]
         left = [outcome.trial for outcome in before if outcome.status not in trial_lib.ENDED]
-        board = Board(before, options.metric)
+        run_all: Callable[..., None] = _run_locally
+        if left and options.engine == "ray":
+            from experiments.sweep import ray_tune  # imports Ray
+
+            run_all = ray_tune.run
         if left:
-            with board:
-                _engine(options)(
-                    left, directory, options, board, lambda: bool(request.signal_number)
-                )
+            with Board(before, options.metric) as board:
+                run_all(left, directory, options, board, lambda: bool(request.signal_number))
         if request.signal_number is not None:
             raise interrupt.Stopped(request.signal_number, "the trials have saved")
     return [trial.outcome() for trial in trials]
-
-
-def _engine(options: Options) -> Callable[..., None]:
-    if options.engine == "local":
-        return _run_locally
-    from experiments.sweep import ray_tune  # imports Ray
-
-    return ray_tune.run
 
 
 def _run_locally(

@@ -62,9 +62,10 @@ def run(
     with _cluster(options.address):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus, gpus = resources(nodes, options.cpus, options.gpus)
-        shutil.rmtree(storage, ignore_errors=True)
-        storage.mkdir()
+        shutil.rmtree(storage / "sweep", ignore_errors=True)
+        storage.mkdir(exist_ok=True)
         watch = _Watch(trials, board, is_stopped, storage / "stop")
+        watch.stop_file.unlink(missing_ok=True)
         settings = {k: v for k, v in os.environ.items() if k.startswith(_OF_LIBRARIES)}
         settings |= trial_lib.limits(cpus, gpus)
         train = functools.partial(trial_lib.train, environment=settings, directory=os.getcwd())
@@ -78,7 +79,7 @@ def run(
             # A new actor for each trial would take seconds to start.
             tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True),
             run_config=tune.RunConfig(
-                name="tune",
+                name="sweep",  # the folder
                 storage_path=str(storage),
                 verbose=0,
                 callbacks=[watch],
@@ -116,7 +117,7 @@ def _train(
     trial, reported = trials[config["index"]], -1
 
     def is_stopped() -> bool:
-        return stop_file.exists() or trial.outcome().status == trial_lib.PRUNED
+        return stop_file.exists() or trial.is_pruned()
 
     tune.report({_STEP: 0})  # Tune prints a line about a trial that ends without any report
     try:

@@ -93,14 +93,13 @@ class Trial:
 
     def parameters(self) -> dict[str, Any]:
         """The overrides, with a posterior's options apart: posterior=lowrank, rank=2."""
-        if POSTERIOR not in self.overrides:
-            return dict(self.overrides)
-        name, *options = str(self.overrides[POSTERIOR]).split(",")
-        pairs = (option.strip().partition("=") for option in options)
-        numbers = {key: int(x) if x.isdecimal() else x for key, _, x in pairs}
-        return {POSTERIOR: name, **numbers} | {
-            field: x for field, x in self.overrides.items() if field != POSTERIOR
-        }
+        found = dict(self.overrides)
+        if POSTERIOR in found:
+            name, *options = str(found.pop(POSTERIOR)).split(",")
+            pairs = (option.strip().partition("=") for option in options)
+            numbers = {key: int(x) if x.isdecimal() else x for key, _, x in pairs}
+            found = {POSTERIOR: name, **numbers, **found}
+        return found
 
     def evaluations(self) -> Iterator[tuple[int, dict[str, float]]]:
         """Step and metrics of each evaluation so far; NaN where they are not finite."""
@@ -128,6 +127,10 @@ class Trial:
         """Notes in its workdir that it failed, or was pruned."""
         workdirs.create(self.workdir)
         files.write_json(self.workdir / _MARK, {"status": status, "reason": reason})
+
+    def is_pruned(self) -> bool:
+        """Whether early stopping has pruned it."""
+        return (files.read_json(self.workdir / _MARK) or {}).get("status") == PRUNED
 
     def forget_mark(self) -> None:
         """Removes the note."""

@@ -107,10 +107,6 @@ def claim(workdir: Path, sweep: str, config: str, trials: Sequence[Trial]) -> No
     if workdirs.has_begun(workdir):
         raise UserError(f"--workdir={workdir} holds a run; choose another one for the sweep")
     path = workdir / "sweep.json"
-    if not path.exists() and (workdir / "ray").exists():  # which a sweep replaces
-        raise UserError(
-            f"--workdir={workdir} holds a folder ray that is of no sweep; choose another --workdir"
-        )
     if (earlier := files.read_json(path)) is not None:
         known = {trial["name"] for trial in earlier["trials"]}
         if earlier["sweep"] != sweep or known.isdisjoint(trial.name for trial in trials):

@@ -716,6 +716,9 @@ def test_the_board_shows_what_runs_and_what_is_best(config, tmp_path, stream, mo
     assert "pruned: by early stopping" in text
     assert "ETA" in text
     assert ("\x1b[" in text) == (stream is Terminal)
+    if stream is not Terminal:  # whole lines, each once
+        assert text.count("best eval/elbo 25") == 1
+        assert text.endswith("\n")
 
 
 def test_metrics_know_their_direction():

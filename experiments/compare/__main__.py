@@ -27,11 +27,13 @@ from experiments.compare import curves, figure, page, plan, summary
 from experiments.compare.plan import PlannedRun, Setting
 from experiments.sweep import engines
 from experiments.sweep import trials as trials_lib
-from experiments.sweep.trial import DONE, POSTERIOR, Options, Trial
+from experiments.sweep.trial import DONE, ELBO, POSTERIOR, Options, Trial
 from svae_jax import files
 from svae_jax.analysis import evaluating
 from svae_jax.errors import UserError
 from svae_jax.files import os_errors_for_user
+
+Trials = dict[PlannedRun, Trial]
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -66,19 +68,15 @@ def main(argv: Sequence[str]) -> None:
     """
     values = options.parse(argv, __doc__, _define, config="")
     setting, file = _setting(values), options.config_path(values).partition(":")[0]
-    common = options.overrides(values)
+    common, engine = options.overrides(values), engines.chosen(values)
     if setting.num_steps:
         common = {"num_steps": setting.num_steps, **common}
-    engine = Options(values.engine, gpus=values.gpus, cpus=values.cpus)
     engines.check(engine)
     rates = _given_rates(file, setting, common)
-    search = plan.Search({}, "")
-    if len(setting.learning_rates) > 1:
-        search = _search(values, setting, common, engine)
-        rates = plan.best_rates(search.elbos)
-    runs = list(plan.final_runs(setting, rates))
+    search = _search(values, setting, common, engine)
+    rates |= plan.best_rates(search)
     directory = values.workdir / "runs"
-    trials = _trials(file, runs, directory, common)
+    trials = _trials(file, plan.final_runs(setting, rates), directory, common)
     records: list[dict[str, Any]] = []
     for seed in range(setting.seeds):
         of_seed = {run: trial for run, trial in trials.items() if run.seed == seed}
@@ -87,18 +85,19 @@ def main(argv: Sequence[str]) -> None:
             if elbos[run] is None:
                 raise UserError(f"{trial.name} failed: {trial.outcome().reason}")
             records.append(_finish(run, trial, setting, values))
-        _write(values, setting, search, records, argv)
+        settings = _settings(values, setting, directory / records[0]["workdir"], argv)
+        tried = [{**run._asdict(), "elbo": elbo} for run, elbo in search.items()]
+        content = {"settings": settings, "search": tried, "runs": records}
+        study.write(values.workdir / "comparison", content, page.render)
     path = values.workdir / "curves.png"
     with os_errors_for_user(f"{path} cannot be written"):
         curves.draw(records).savefig(path)
     # Last: from here on this process holds the device.
-    _draw(values, setting, {run: trial for run, trial in trials.items() if run.seed == 0})
+    _draw(values, setting, trials)
 
 
-def _given_rates(
-    file: str, setting: Setting, common: Mapping[str, Any]
-) -> dict[tuple[str, str], float]:
-    """(model, scaling) -> the only learning rate of the setting, or the model's configured one.
+def _given_rates(file: str, setting: Setting, common: Mapping[str, Any]) -> plan.Rates:
+    """The only learning rate of the setting for all, or of each model the configured one.
 
     Raises:
         UserError: the configuration lacks a model.
@@ -115,44 +114,42 @@ def _given_rates(
 
 def _trials(
     file: str, runs: Sequence[PlannedRun], directory: Path, common: Mapping[str, Any]
-) -> dict[PlannedRun, Trial]:
+) -> Trials:
     overrides = [{POSTERIOR: run.model, **run.overrides} for run in runs]
     made = trials_lib.make(file, overrides, directory, common)
     trials_lib.claim(directory, "comparison", file, made)
     return dict(zip(runs, made, strict=True))
 
 
-def _train(
-    trials: dict[PlannedRun, Trial], directory: Path, engine: Options
-) -> dict[PlannedRun, float | None]:
-    """The held-out ELBO of each run; None where it failed."""
+def _train(trials: Trials, directory: Path, engine: Options) -> plan.Elbos:
     found = engines.run(list(trials.values()), directory, engine)
-    elbos = [o.metrics["eval/elbo"] if o.status == DONE else None for o in found]
+    elbos = [outcome.metrics[ELBO] if outcome.status == DONE else None for outcome in found]
     return dict(zip(trials, elbos, strict=True))
 
 
 def _search(
     values: flags.FlagValues, setting: Setting, common: Mapping[str, Any], engine: Options
-) -> plan.Search:
-    """Trains with each learning rate on nine tenths of the training split."""
-    splits = plan.search_split(values.config.dataset.split)
-    fields = {**common, **splits}
+) -> plan.Elbos:
+    """Trains with each learning rate on nine tenths of the training split, if there are several."""
+    if len(setting.learning_rates) < 2:
+        return {}
+    fields = {**common, **plan.search_split(values.config.dataset.split)}
     if setting.search_steps:
         fields["num_steps"] = setting.search_steps
     file, directory = options.config_path(values).partition(":")[0], values.workdir / "search"
     trials = _trials(file, plan.search_runs(setting), directory, fields)
-    return plan.Search(_train(trials, directory, engine), splits["dataset.eval_split"])
+    return _train(trials, directory, engine)
 
 
 def _finish(
     run: PlannedRun, trial: Trial, setting: Setting, values: flags.FlagValues
 ) -> dict[str, Any]:
     """Fits the samplers to a run and evaluates it, as far as that is not done, in own processes."""
-    directory = str(trial.workdir)
+    workdir = f"--workdir={trial.workdir}"
     for name in setting.samplers:
         is_flow = name == "flow" and setting.flow_steps
         steps = [f"--config.flow.num_steps={setting.flow_steps}"] if is_flow else []
-        _command("fit_sampler", f"--workdir={directory}", f"--sampler={name}", *steps)
+        _command("fit_sampler", workdir, f"--sampler={name}", *steps)
     wanted = {
         "split": values.split,
         "importance_samples": setting.importance_samples,
@@ -162,20 +159,13 @@ def _finish(
     result = files.read_json(trial.workdir / "result.json") or {}
     evaluation = evaluating.read(trial.workdir, values.split)
     if not _is_current(evaluation, wanted, result["step"], setting.samplers):
-        _command("evaluate", f"--workdir={directory}", *(f"--{k}={v}" for k, v in wanted.items()))
+        _command("evaluate", workdir, *(f"--{k}={v}" for k, v in wanted.items()))
         evaluation = evaluating.read(trial.workdir, values.split)
     assert evaluation is not None  # it was written, or the command has failed
     return {
         **run._asdict(),
         "latent": summary.latent(evaluation["config"]["latent"]),
         "workdir": trial.name,
-        "num_steps": result["step"],
-        "num_images": evaluation["num_images"],
-        "split": evaluation["split"],
-        "dataset": evaluation["config"]["dataset"]["name"],
-        "batch_size": evaluation["config"]["batch_size"],
-        "device": result["device"],
-        "versions": result["versions"],
         "curve": curves.of_run(trial.workdir, evaluation["config"]["batch_size"]),
         "figures": summary.figures_of_run(result, evaluation),
     }
@@ -206,42 +196,33 @@ def _command(name: str, *arguments: str) -> None:
         raise UserError(f"{shlex.join(['python', *command[1:]])} ended with exit code {code}")
 
 
-def _write(
-    values: flags.FlagValues,
-    setting: Setting,
-    search: plan.Search,
-    records: list[dict[str, Any]],
-    argv: Sequence[str],
-) -> None:
-    """Writes `comparison.json`, and `comparison.md` from it."""
-    first = records[0]
-    shared = ("dataset", "split", "num_images", "num_steps", "batch_size", "versions")
-    content = {
-        "settings": {
-            **{name: first[name] for name in shared},
-            "search_split": search.split,
-            "search_steps": setting.search_steps or first["num_steps"],
-            "samplers": ["prior", *setting.samplers],
-            "importance_samples": setting.importance_samples,
-            "num_samples": setting.num_samples,
-            "features": values.features,
-            "device": study.device(first["device"]),
-            "command": shlex.join(["python", "-m", "experiments.compare", *argv]),
-        },
-        "search": search.to_json(),
-        "runs": [
-            {k: v for k, v in record.items() if k not in (*shared, "device")} for record in records
-        ],
+def _settings(
+    values: flags.FlagValues, setting: Setting, first: Path, argv: Sequence[str]
+) -> dict[str, Any]:
+    """How the comparison was made, from the workdir of the first of its runs."""
+    result = files.read_json(first / "result.json") or {}
+    evaluation = evaluating.read(first, values.split) or {}
+    is_searched = len(setting.learning_rates) > 1
+    split = plan.search_split(values.config.dataset.split) if is_searched else {}
+    return {
+        **study.settings("compare", argv, values.config, result),
+        "split": evaluation["split"],
+        "num_images": evaluation["num_images"],
+        "search_split": split.get("dataset.eval_split", ""),
+        "search_steps": setting.search_steps or result["step"],
+        "samplers": ["prior", *setting.samplers],
+        "importance_samples": setting.importance_samples,
+        "num_samples": setting.num_samples,
+        "features": values.features,
     }
-    study.write(values.workdir / "comparison", content, page.render)
 
 
-def _draw(values: flags.FlagValues, setting: Setting, trials: dict[PlannedRun, Trial]) -> None:
-    """Writes `comparison.png` of the runs with the first of the objectives."""
+def _draw(values: flags.FlagValues, setting: Setting, trials: Trials) -> None:
+    """Writes `comparison.png` of the runs of seed 0 with the first of the objectives."""
     directories = {
         run.model: trial.workdir
         for run, trial in trials.items()
-        if run.scaling == setting.scalings[0]
+        if run.seed == 0 and run.scaling == setting.scalings[0]
     }
     rows = figure.strips(directories, ["prior", *setting.samplers], values.split)
     path = values.workdir / "comparison.png"
@@ -257,14 +238,14 @@ def _setting(values: flags.FlagValues) -> Setting:
         UserError: a value is not allowed.
     """
     given = {name: values[name].value for name in Setting._fields if name in values}
-    changed = {name: x for name, x in given.items() if x is not None}
-    kinds = {"models": str, "scalings": str, "samplers": str, "learning_rates": float}
-    for name, kind in kinds.items():
-        if name in changed:
-            try:
-                changed[name] = tuple(kind(word) for word in changed[name] if word)
-            except ValueError as error:
-                raise UserError(f"--{name}: {error}") from None
+    changed: dict[str, Any] = {
+        k: tuple(x) if isinstance(x, list) else x for k, x in given.items() if x is not None
+    }
+    if "learning_rates" in changed:
+        try:
+            changed["learning_rates"] = tuple(map(float, changed["learning_rates"]))
+        except ValueError as error:
+            raise UserError(f"--learning_rates: {error}") from None
     setting = (plan.QUICK if values.quick else plan.FULL)._replace(**changed)
     for name in ("scalings", "samplers"):
         known = getattr(plan.FULL, name)

@@ -11,6 +11,7 @@ from svae_jax.evaluation.per_image import METRICS
 
 Comparison = Mapping[str, Any]
 Record = dict[str, str]
+Models = Mapping[str, Mapping[int, summary.Figures]]  # model -> seed -> figures
 
 # Columns of the first table; the others follow from the samplers.
 _LABELS = [metric.label for name, metric in METRICS.items() if name != "mse"]  # PSNR says the same
@@ -38,33 +39,24 @@ def by_model(comparison: Comparison, scaling: str) -> dict[str, dict[int, summar
 def _scaling(comparison: Comparison, scaling: str) -> str:
     models = by_model(comparison, scaling)
     samplers = comparison["settings"]["samplers"]
-    blocks = [
-        ("Likelihood, reconstruction and use of the latent", _mean_table(models, _LIKELIHOOD)),
-        (
-            "Linear floors: the ELBO of PCA with the prior N(0, I) beside each model, nats",
-            _floor_table(models),
-        ),
-        ("Distances of samples to held-out images", _distance_table(models, samplers)),
-        ("Size and speed", _mean_table(models, _COST, _latents(comparison))),
-    ]
+    latents = {run["model"]: {"latent": run["latent"]} for run in comparison["runs"]}
+    blocks = {"Likelihood, reconstruction and use of the latent": _mean_table(models, _LIKELIHOOD)}
     names = (*_PAIRED, *(f"swd_mean, {name}" for name in samplers))
-    for at, baseline in enumerate(b for b in summary.BASELINES if b in models and len(models) > 1):
+    for baseline in (b for b in summary.BASELINES if b in models and len(models) > 1):
         title = f"Differences to `{baseline}`, seed by seed, with their 95% interval"
-        blocks.insert(1 + at, (title, _paired_table(models, baseline, names)))
-    shown = "\n\n".join(f"### {title}\n\n{table}" for title, table in blocks if table)
+        blocks[title] = _paired_table(models, baseline, names)
+    blocks |= {
+        "Linear floors: the ELBO of PCA with the prior N(0, I) beside each model, nats": (
+            _floor_table(models)
+        ),
+        "Distances of samples to held-out images": _distance_table(models, samplers),
+        "Size and speed": _mean_table(models, _COST, latents),
+    }
+    shown = "\n\n".join(f"### {title}\n\n{table}" for title, table in blocks.items() if table)
     return f"## Objective: `{scaling}`\n\n{shown}"
 
 
-def _latents(comparison: Comparison) -> dict[str, Record]:
-    """Model -> its latent in words."""
-    return {run["model"]: {"latent": run["latent"]} for run in comparison["runs"]}
-
-
-def _mean_table(
-    models: Mapping[str, Mapping[int, summary.Figures]],
-    names: Sequence[str],
-    also: Mapping[str, Record] = {},
-) -> str:
+def _mean_table(models: Models, names: Sequence[str], also: Mapping[str, Record] = {}) -> str:
     """A row for each model; `also` are its columns of words."""
     records = []
     for model, seeds in models.items():
@@ -76,58 +68,41 @@ def _mean_table(
     return tables.markdown(records)
 
 
-def _floor_table(models: Mapping[str, Mapping[int, summary.Figures]]) -> str:
+def _floor_table(models: Models) -> str:
     """A row for each model, a column for each of its linear floors; empty if there are none."""
-    names = dict.fromkeys(
-        name
-        for seeds in models.values()
-        for figures in seeds.values()
-        for name in figures
-        if name.startswith(summary.FLOOR_PREFIX)
-    )
-    return _mean_table(models, ("ELBO, nats", *names)) if names else ""
+    runs = [figures for seeds in models.values() for figures in seeds.values()]
+    names = [name for figures in runs for name in figures if name.startswith(summary.FLOOR_PREFIX)]
+    return _mean_table(models, ("ELBO, nats", *dict.fromkeys(names))) if names else ""
 
 
-def _distance_table(
-    models: Mapping[str, Mapping[int, summary.Figures]], samplers: Sequence[str]
-) -> str:
+def _distance_table(models: Models, samplers: Sequence[str]) -> str:
     """A row for each model and sampler, a column for each distance; real images come last.
 
     These are the same for all runs, which share the images and the directions.
     """
+    rows = [
+        (model, name, [*seeds.values()]) for model, seeds in models.items() for name in samplers
+    ]
+    rows.append(("", FLOOR, [next(iter(next(iter(models.values())).values()))]))
     records = []
-    for model, seeds in models.items():
-        spreads = summary.over_seeds(list(seeds.values()))
-        for samples in samplers:
-            distances = _distances(spreads, samples)
-            records += [{"model": model, "samples": samples, **distances}] if distances else []
-    first = next(figures for seeds in models.values() for figures in seeds.values())
-    floor = _distances(summary.over_seeds([first]), FLOOR)
-    records += [{"model": "", "samples": FLOOR, **floor}] if floor else []
+    for model, samples, runs in rows:
+        ending = f", {samples}"
+        distances = {
+            name.removesuffix(ending): mean_and_sd(spread)
+            for name, spread in summary.over_seeds(runs).items()
+            if name.endswith(ending)
+        }
+        records += [{"model": model, "samples": samples, **distances}] if distances else []
     return tables.markdown(records) if records else ""
 
 
-def _distances(spreads: Mapping[str, Mapping[str, float | None]], samples: str) -> Record:
-    """Distance -> its mean and standard deviation, of one set of samples."""
-    ending = f", {samples}"
-    return {
-        name.removesuffix(ending): mean_and_sd(spread)
-        for name, spread in spreads.items()
-        if name.endswith(ending)
-    }
-
-
-def _paired_table(
-    models: Mapping[str, Mapping[int, summary.Figures]], baseline: str, names: Sequence[str]
-) -> str:
+def _paired_table(models: Models, baseline: str, names: Sequence[str]) -> str:
     records = []
     for model, seeds in models.items():
-        if model == baseline:
-            continue
-        differences = summary.paired(seeds, models[baseline])
-        records.append(
-            {"model": model} | {k: _difference(differences[k]) for k in names if k in differences}
-        )
+        if model != baseline:
+            found = summary.paired(seeds, models[baseline])
+            differences = {name: _difference(found[name]) for name in names if name in found}
+            records.append({"model": model, **differences})
     return tables.markdown(records)
 
 
@@ -158,7 +133,7 @@ def _search(comparison: Comparison) -> str:
     split, steps = (comparison["settings"][name] for name in ("search_split", "search_steps"))
     return (
         "## Search of the learning rate\n\n"
-        f"ELBO in nats after {steps:,} updates on `{split}`, which no model was trained on in the "
+        f"ELBO in nats after {steps:,} training steps on `{split}`, which no model was trained on in the "
         "search; in bold what the runs above use.\n\n" + tables.markdown(list(records.values()))
     )
 
@@ -169,7 +144,7 @@ def _notes(comparison: Comparison) -> str:
         "Figures are mean ± standard deviation over seeds. Bits/dim are of 8-bit images. "
         f"Importance-weighted: K = {settings['importance_samples']}. Distances: "
         f"{settings['num_samples']:,} samples at most against `{settings['split']}`.",
-        f"{settings['num_steps']:,} updates of {settings['batch_size']} images of "
+        f"{settings['num_steps']:,} training steps of {settings['batch_size']} images of "
         f"`{settings['dataset']}`; {settings['device']}.",
         f"Made by `{settings['command']}`.",
     ]

@@ -1,59 +1,37 @@
 """What a comparison trains: the models, the objectives, the learning rates and the seeds."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from svae_jax.errors import UserError
 
-Overrides = dict[str, Any]
+Rates = dict[tuple[str, str], float]  # (model, scaling) -> learning rate
 
 _MODELS = (
-    "vector",
-    "naive",
-    "mvn",
-    "lowrank",
-    "lowrank,rank=2",
-    "lowrank,rank=3",
-    "mvn_full",
-    "lowrank_full",
-    "best_vector",
-    "best",
-)
-
-
+    "vector", "naive", "mvn", "lowrank", "lowrank,rank=2", "lowrank,rank=3", "mvn_full",
+    "lowrank_full", "best_vector", "best",
+)  # fmt: skip
 # What these models are under the released code's scaling, which takes one Gaussian σ and the prior
 # N(0, I) alone.
 _RELEASED = {"best": "plain", "best_vector": "plain_vector"}
 
 
 class Setting(NamedTuple):
-    """How much a comparison does.
+    """How much a comparison does."""
 
-    Attributes:
-        models: what stands behind the colon of a configuration.
-        scalings: values of `objective.scaling`.
-        learning_rates: tried for each model on a part of the training split; a single one is that
-            of all models, and without any each has that of its configuration.
-        search_steps: updates of each run of that search; 0: as many as of the other runs.
-        seeds: the runs of each model are those of seed 0 to `seeds` - 1.
-        num_steps: updates of each run; 0: as the configuration says.
-        samplers: fitted to every run.
-        flow_steps: updates of the sampler `flow`; 0: its default.
-        importance_samples: K of the importance-weighted bound.
-        num_samples: images drawn from each sampler.
-    """
-
-    models: tuple[str, ...] = _MODELS
-    scalings: tuple[str, ...] = ("elbo", "released_code")
+    models: tuple[str, ...] = _MODELS  # what stands behind the colon of a configuration
+    scalings: tuple[str, ...] = ("elbo", "released_code")  # values of `objective.scaling`
+    # Tried for each model on a part of the training split; a single one is that of all models, and
+    # without any each has that of its configuration.
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    search_steps: int = 0
-    seeds: int = 3
-    num_steps: int = 0
-    samplers: tuple[str, ...] = ("gaussian", "mixture", "flow")
-    flow_steps: int = 0
-    importance_samples: int = 100
-    num_samples: int = 10_000
+    search_steps: int = 0  # updates of each run of that search; 0: as many as of the other runs
+    seeds: int = 3  # the runs of each model are those of seed 0 to `seeds` - 1
+    num_steps: int = 0  # updates of each run; 0: as the configuration says
+    samplers: tuple[str, ...] = ("gaussian", "mixture", "flow")  # fitted to every run
+    flow_steps: int = 0  # updates of the sampler `flow`; 0: its default
+    importance_samples: int = 100  # K of the importance-weighted bound
+    num_samples: int = 10_000  # images drawn from each sampler
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -92,7 +70,7 @@ class PlannedRun(NamedTuple):
     learning_rate: float
 
     @property
-    def overrides(self) -> Overrides:
+    def overrides(self) -> dict[str, Any]:
         """The changed fields of the configuration."""
         return {
             "objective.scaling": self.scaling,
@@ -101,32 +79,12 @@ class PlannedRun(NamedTuple):
         }
 
 
-class Search(NamedTuple):
-    """What the search of the learning rate found.
-
-    Attributes:
-        elbos: nats, of every run; None where it failed.
-        split: the images that they are of.
-    """
-
-    elbos: Mapping[PlannedRun, float | None]
-    split: str
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """A record of each run."""
-        return [
-            {"model": r.model, "scaling": r.scaling, "learning_rate": r.learning_rate, "elbo": elbo}
-            for r, elbo in self.elbos.items()
-        ]
+Elbos = Mapping[PlannedRun, float | None]  # held-out, in nats; None where the run failed
 
 
 def search_runs(setting: Setting) -> list[PlannedRun]:
     """The runs of the search of the learning rate, all with seed 0."""
-    return [
-        PlannedRun(model, scaling, 0, rate)
-        for model, scaling in setting.pairs
-        for rate in setting.learning_rates
-    ]
+    return [PlannedRun(*pair, 0, rate) for pair in setting.pairs for rate in setting.learning_rates]
 
 
 def search_split(split: str) -> dict[str, str]:
@@ -143,11 +101,8 @@ def search_split(split: str) -> dict[str, str]:
     return {"dataset.split": f"{split}[:90%]", "dataset.eval_split": f"{split}[90%:]"}
 
 
-def best_rates(elbos: Mapping[PlannedRun, float | None]) -> dict[tuple[str, str], float]:
-    """(model, scaling) -> the learning rate with the highest held-out ELBO.
-
-    Args:
-        elbos: of every run of the search, in nats; None where the run failed.
+def best_rates(elbos: Elbos) -> Rates:
+    """The learning rates with the highest held-out ELBO, from every run of the search.
 
     Raises:
         UserError: all runs of a model failed.
@@ -162,13 +117,10 @@ def best_rates(elbos: Mapping[PlannedRun, float | None]) -> dict[tuple[str, str]
     return best
 
 
-def final_runs(setting: Setting, rates: Mapping[tuple[str, str], float]) -> Iterable[PlannedRun]:
-    """The runs that the tables are of, seed by seed, so that each seed gives a whole table.
-
-    Args:
-        setting: the models, scalings and seeds.
-        rates: (model, scaling) -> learning rate.
-    """
-    for seed in range(setting.seeds):
-        for model, scaling in setting.pairs:
-            yield PlannedRun(model, scaling, seed, rates[model, scaling])
+def final_runs(setting: Setting, rates: Rates) -> list[PlannedRun]:
+    """The runs that the tables are of, seed by seed, so that each seed gives a whole table."""
+    return [
+        PlannedRun(*pair, seed, rates[pair])
+        for seed in range(setting.seeds)
+        for pair in setting.pairs
+    ]

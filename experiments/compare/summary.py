@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scipy import stats
@@ -58,7 +58,12 @@ def over_seeds(runs: Sequence[Figures]) -> dict[str, Spread]:
         name -> {"mean", "sd", "n"}; the standard deviation is that of a sample (n − 1), and None
         for a single run.
     """
-    return {name: _spread([run[name] for run in runs if name in run]) for name in _names(runs)}
+    found: dict[str, Spread] = {}
+    for name in dict.fromkeys(name for run in runs for name in run):
+        values = [run[name] for run in runs if name in run]
+        sd = statistics.stdev(values) if len(values) > 1 else None
+        found[name] = {"mean": statistics.fmean(values), "sd": sd, "n": len(values)}
+    return found
 
 
 def paired(runs: Mapping[int, Figures], baseline: Mapping[int, Figures]) -> dict[str, Spread]:
@@ -74,24 +79,13 @@ def paired(runs: Mapping[int, Figures], baseline: Mapping[int, Figures]) -> dict
     Returns:
         name -> {"mean", "half_width", "n"}; `half_width` is None for a single pair.
     """
-    seeds = sorted(runs.keys() & baseline.keys())
     differences = [
-        {k: runs[s][k] - baseline[s][k] for k in runs[s] if k in baseline[s]} for s in seeds
+        {k: runs[s][k] - baseline[s][k] for k in runs[s] if k in baseline[s]}
+        for s in sorted(runs.keys() & baseline.keys())
     ]
-    found = {}
-    for name, spread in over_seeds(differences).items():
-        n, sd = spread["n"], spread["sd"]
-        half_width = None
-        if sd is not None:
-            half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / math.sqrt(n)
-        found[name] = {"mean": spread["mean"], "half_width": half_width, "n": n}
+    found = over_seeds(differences)
+    for spread in found.values():
+        n, sd = spread["n"], spread.pop("sd")
+        quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+        spread["half_width"] = None if sd is None else quantile * sd / math.sqrt(n)
     return found
-
-
-def _names(runs: Iterable[Figures]) -> list[str]:
-    return list(dict.fromkeys(name for run in runs for name in run))
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "sd": sd, "n": len(values)}

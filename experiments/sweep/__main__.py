@@ -23,7 +23,6 @@ from experiments import options
 from experiments.sweep import engines
 from experiments.sweep import trial as trial_lib
 from experiments.sweep import trials as trials_lib
-from experiments.sweep.trial import Criterion, Options
 from svae_jax.errors import UserError
 from svae_jax.run import interrupt
 
@@ -33,23 +32,12 @@ def _define(values: flags.FlagValues) -> None:
     options.define_path("workdir", "directory of the sweep and its trials", values)
     flags.DEFINE_bool("report", False, "write the report of a workdir, and run nothing", values)
     flags.DEFINE_bool("dry_run", False, "print the commands of the trials that are left", values)
-    flags.DEFINE_string(
-        "metric", trial_lib.ELBO.name, "metric of metrics.jsonl to compare by", values
-    )
-    flags.DEFINE_enum(
-        "mode", None, ["max", "min"], "whether higher or lower is better (by its name)", values
-    )
+    flags.DEFINE_string("metric", trial_lib.ELBO, "of metrics.jsonl, to compare by", values)
     flags.DEFINE_integer("retries", 2, "of a trial that fails", 0, flag_values=values)
     engines.define(values)
     flags.DEFINE_string("address", None, "of a Ray cluster, HOST:PORT or auto", values)
-    flags.DEFINE_integer(
-        "early_stopping",
-        None,
-        "stop trials whose metric is in the lower two thirds after so many steps, 3 and 9 times as "
-        "many (ASHA)",
-        1,
-        flag_values=values,
-    )
+    pruned = "steps after which, and after 3 and 9 times as many, the lower two thirds stop (ASHA)"
+    flags.DEFINE_integer("early_stopping", None, pruned, 1, flag_values=values)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,37 +48,23 @@ def main(argv: Sequence[str]) -> int:
         interrupt.Stopped: after SIGTERM or Ctrl-C, once the trials have saved.
     """
     values = options.parse(argv, __doc__, _define, config="")
-    metric, workdir = Criterion.of(values.metric, values.mode), values.workdir
+    workdir, metric = values.workdir, values.metric
     if not values.dry_run and importlib.util.find_spec("pandas") is None:
         raise UserError("a sweep's tables need pandas: pip install -e '.[sweep]'")
     if values.report:
         return _report(workdir, metric)
     if not (values.config and values.sweep):
         raise UserError("--config and --sweep are needed, or --report")
-    chosen = Options(
-        engine=values.engine,
-        metric=metric,
-        retries=values.retries,
-        address=values.address,
-        cpus=values.cpus,
-        gpus=values.gpus,
-        early_stopping=values.early_stopping,
-    )
+    chosen = engines.chosen(values)
     if not values.dry_run:
         engines.check(chosen)
-    config = options.config_path(values)
-    trials = trials_lib.make(
-        config,
-        trials_lib.load(config, values.sweep),
-        workdir,
-        options.overrides(values),
-        num_devices=max(1, int(values.gpus or 1)),
-    )
+    config, common = options.config_path(values), options.overrides(values)
+    swept, num_devices = trials_lib.load(config, values.sweep), max(1, int(values.gpus or 1))
+    trials = trials_lib.make(config, swept, workdir, common, num_devices=num_devices)
     trials_lib.claim(workdir, values.sweep, config, trials)
     if values.dry_run:
-        for trial in trials:
-            if trial.outcome().status not in trial_lib.ENDED:
-                print(shlex.join(trial.command()))
+        left = [trial for trial in trials if trial.outcome().status not in trial_lib.ENDED]
+        print("".join(f"{shlex.join(trial.command())}\n" for trial in left), end="")
         return 0
     try:
         engines.run(trials, workdir, chosen)
@@ -100,14 +74,14 @@ def main(argv: Sequence[str]) -> int:
     return _report(workdir, metric)
 
 
-def _report(workdir: Path, metric: Criterion) -> int:
+def _report(workdir: Path, metric: str) -> int:
     """Writes the report, prints where it is, and what failed; returns the exit code."""
     from experiments.sweep import results  # imports pandas
 
     title, trials = trials_lib.read(workdir)
     found = [trial.outcome() for trial in trials]
     written = results.write(workdir, title, found, metric)
-    print(f"written: {', '.join(str(path) for path in written)}")
+    print(f"written: {', '.join(map(str, written))}")
     failed = [outcome for outcome in found if outcome.status == trial_lib.FAILED]
     for outcome in failed:
         print(f"failed: {outcome.trial.name}: {outcome.reason}", file=sys.stderr)

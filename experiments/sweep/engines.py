@@ -1,41 +1,31 @@
 """Runs the trials of a sweep, with Ray Tune or one after another."""
 
+import collections
+import dataclasses
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
-from experiments.sweep import process
 from experiments.sweep import trial as trial_lib
 from experiments.sweep.board import Board
-from experiments.sweep.trial import Options, Outcome, Trial
+from experiments.sweep.trial import IsStopped, Options, Outcome, Trial
 from svae_jax.errors import UserError
 from svae_jax.run import interrupt, workdir
 
-NAMES = ("ray", "local")
 _DEFAULT = Options()
 
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of a command that runs trials."""
-    flags.DEFINE_enum(
-        "engine",
-        NAMES[0],
-        NAMES,
-        "ray: as many trials at a time as fit; local: one after another, without Ray",
-        values,
-    )
-    flags.DEFINE_integer(
-        "cpus",
-        None,
-        "CPU cores of a trial (default: the GPU's share, else the whole machine)",
-        1,
-        flag_values=values,
-    )
-    flags.DEFINE_float(
-        "gpus", None, "GPUs of a trial; a fraction shares one (default: 1)", flag_values=values
-    )
+    engine = "ray: as many trials at a time as fit; local: one after another, without Ray"
+    flags.DEFINE_enum("engine", "ray", ["ray", "local"], engine, values)
+    cpus = "CPU cores of a trial (default: the GPU's share, else the whole machine)"
+    flags.DEFINE_integer("cpus", None, cpus, 1, flag_values=values)
+    gpus = "GPUs of a trial; a fraction shares one (default: 1)"
+    flags.DEFINE_float("gpus", None, gpus, flag_values=values)
     flags.register_validator(
         "gpus",
         lambda gpus: gpus is None or 0 <= gpus < 1 or gpus.is_integer(),
@@ -44,21 +34,26 @@ def define(values: flags.FlagValues) -> None:
     )
 
 
+def chosen(values: flags.FlagValues) -> Options:
+    """The options that the command line gives."""
+    names = {field.name for field in dataclasses.fields(Options)} & {*values}
+    given: dict[str, Any] = {name: values[name].value for name in names}
+    return Options(**given)
+
+
 def check(options: Options) -> None:
     """Checks that the engine is there, and that the options are for it.
 
     Raises:
         UserError: it is not, or they are not.
     """
-    if options.engine == "ray":
-        if importlib.util.find_spec("ray") is None:
-            raise UserError(
-                "--engine=ray: Ray is not installed; pip install -e '.[sweep]' installs it, and "
-                "--engine=local runs the trials one after another without it"
-            )
-        return
+    if options.engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise UserError(
+            "--engine=ray: Ray is not installed; pip install -e '.[sweep]' installs it, and "
+            "--engine=local runs the trials one after another without it"
+        )
     for name in ("address", "cpus", "gpus", "early_stopping"):
-        if (value := getattr(options, name)) is not None:
+        if options.engine != "ray" and (value := getattr(options, name)) is not None:
             raise UserError(f"--{name}={value} needs --engine=ray")
 
 
@@ -82,38 +77,33 @@ def run(trials: Sequence[Trial], directory: Path, options: Options = _DEFAULT) -
     check(options)
     workdir.create(directory)
     with workdir.locked(directory), interrupt.listening() as request:
-
-        def should_stop() -> bool:
-            return request.signal_number is not None
-
         before = [trial.outcome() for trial in trials]
         left = [outcome.trial for outcome in before if outcome.status not in trial_lib.ENDED]
-        board = Board(before, options.metric)
-        if left and options.engine == "local":
-            with board:
-                for trial in left:
-                    _run_one(trial, options.retries, board, should_stop)
-        elif left:
+        run_all: Callable[..., None] = _run_locally
+        if left and options.engine == "ray":
             from experiments.sweep import ray_tune  # imports Ray
 
-            ray_tune.run(left, directory, options, board, should_stop)
+            run_all = ray_tune.run
+        if left:
+            with Board(before, options.metric) as board:
+                run_all(left, directory, options, board, lambda: bool(request.signal_number))
         if request.signal_number is not None:
             raise interrupt.Stopped(request.signal_number, "the trials have saved")
     return [trial.outcome() for trial in trials]
 
 
-def _run_one(trial: Trial, retries: int, board: Board, should_stop: Callable[[], bool]) -> None:
-    """Runs a trial on all of this machine."""
-    for attempt in range(retries + 1):
-        if should_stop():
-            return
-        board.started(trial)
+def _run_locally(
+    trials: Sequence[Trial], _: Path, options: Options, board: Board, is_stopped: IsStopped
+) -> None:
+    """Runs one trial after another, each on all of this machine."""
+    waiting = [(trial, options.retries) for trial in reversed(trials)]
+    while waiting and not is_stopped():
+        trial, retries = waiting.pop()
+        board.begin(trial)
         try:
-            for _ in process.train(trial, should_stop):
-                pass
-            break
-        except process.TrialFailed as failure:
-            if failure.is_final or attempt == retries:
-                break
-            board.will_be_repeated(trial)
-    board.ended(trial)
+            collections.deque(trial_lib.train(trial, is_stopped), maxlen=0)  # to its end
+        except trial_lib.TrialFailed as failure:
+            if retries and not failure.is_final:
+                board.repeat(trial)
+                waiting.append((trial, retries - 1))
+        board.end(trial)

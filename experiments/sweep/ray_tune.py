@@ -8,6 +8,7 @@ Tune sees it end by itself.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import math
@@ -16,7 +17,7 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,9 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from experiments.sweep import process
 from experiments.sweep import trial as trial_lib
 from experiments.sweep.board import Board
-from experiments.sweep.trial import Criterion, Options, Trial
+from experiments.sweep.trial import IsStopped, Options, Trial
 from svae_jax import files
 from svae_jax.errors import UserError
 
@@ -49,11 +49,7 @@ _OF_LIBRARIES = ("JAX_", "XLA_", "LIBTPU_", "TF_", "TFDS_")  # settings that a n
 
 
 def run(
-    trials: Sequence[Trial],
-    directory: Path,
-    options: Options,
-    board: Board,
-    should_stop: Callable[[], bool],
+    trials: Sequence[Trial], directory: Path, options: Options, board: Board, is_stopped: IsStopped
 ) -> None:
     """Runs trials, as many at a time as there are resources for.
 
@@ -66,45 +62,37 @@ def run(
     with _cluster(options.address):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus, gpus = resources(nodes, options.cpus, options.gpus)
-        shutil.rmtree(storage, ignore_errors=True)
-        storage.mkdir()
+        shutil.rmtree(storage / "sweep", ignore_errors=True)
+        storage.mkdir(exist_ok=True)
+        watch = _Watch(trials, board, is_stopped, storage / "stop")
+        watch.stop_file.unlink(missing_ok=True)
         settings = {k: v for k, v in os.environ.items() if k.startswith(_OF_LIBRARIES)}
+        settings |= trial_lib.limits(cpus, gpus)
+        train = functools.partial(trial_lib.train, environment=settings, directory=os.getcwd())
         trainable = tune.with_parameters(
-            _train,
-            trials=trials,
-            metric=options.metric,
-            stop_file=storage / "stop",
-            environment=settings | process.limits(cpus, gpus),
-            directory=os.getcwd(),
+            _train, trials=trials, metric=options.metric, stop_file=watch.stop_file, train=train
         )
-        watch = _Watch(trials, board, should_stop, storage / "stop")
-        tuner = tune.Tuner(
+        scheduler = _Pruning(trials, options.early_stopping)
+        tune.Tuner(
             tune.with_resources(trainable, {"cpu": cpus, "gpu": gpus}),
             param_space={"index": tune.grid_search(list(range(len(trials))))},
             # A new actor for each trial would take seconds to start.
-            tune_config=tune.TuneConfig(scheduler=_scheduler(trials, options), reuse_actors=True),
+            tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True),
             run_config=tune.RunConfig(
-                name="tune",
+                name="sweep",  # the folder
                 storage_path=str(storage),
                 verbose=0,
                 callbacks=[watch],
-                stop=_Stopper(watch),
+                stop=watch,
                 failure_config=tune.FailureConfig(max_failures=options.retries),
             ),
-        )
-        with board:
-            tuner.fit()
+        ).fit()
 
 
 def resources(
     nodes: Sequence[dict[str, float]], cpus: int | None, gpus: float | None
 ) -> tuple[int, float]:
     """CPU cores and GPUs of a trial: by default a GPU and its share, or a whole machine.
-
-    Args:
-        nodes: the resources of each node, by Ray's names.
-        cpus: of a trial, if given.
-        gpus: of a trial, if given.
 
     Raises:
         UserError: no node has as many.
@@ -114,39 +102,32 @@ def resources(
     if gpus > most_gpus:
         raise UserError(f"--gpus={gpus:g}: no node has more than {most_gpus:g}")
     able = [node for node in nodes if node.get("GPU", 0) >= gpus and node.get("CPU", 0) >= 1]
-    most_cpus = int(max((node["CPU"] for node in able), default=0))
     if cpus is None:
         shares = [node["CPU"] * gpus / node["GPU"] if gpus else node["CPU"] for node in able]
         cpus = max(1, math.floor(min(shares, default=1)))
-    if cpus > most_cpus:
+    if cpus > (most_cpus := int(max((node["CPU"] for node in able), default=0))):
         raise UserError(f"--cpus={cpus}: no node with {gpus:g} GPUs has more than {most_cpus}")
     return cpus, gpus
 
 
 def _train(
-    config: dict[str, Any],
-    trials: Sequence[Trial],
-    metric: Criterion,
-    stop_file: Path,
-    environment: Mapping[str, str],
-    directory: str,
+    config: dict[str, Any], trials: Sequence[Trial], metric: str, stop_file: Path, train: Any
 ) -> None:
     """Watches over a trial's process, and reports each evaluation to Tune."""
     trial, reported = trials[config["index"]], -1
 
-    def should_stop() -> bool:
+    def is_stopped() -> bool:
         return stop_file.exists() or trial.is_pruned()
 
     tune.report({_STEP: 0})  # Tune prints a line about a trial that ends without any report
-    training = process.train(trial, should_stop, environment, directory)
     try:
-        for _ in itertools.chain(training, [None]):  # once more when it has ended
+        for _ in itertools.chain(train(trial, is_stopped), [None]):  # once more when it has ended
             for step, metrics in trial.evaluations():
-                if step > reported and metric.name in metrics:
-                    value = metric.sign * metrics[metric.name]
+                if step > reported and metric in metrics:
+                    value = trial_lib.sign(metric) * metrics[metric]
                     tune.report({_STEP: step, _VALUE: value if math.isfinite(value) else _WORST})
                     reported = step
-    except process.TrialFailed as failure:
+    except trial_lib.TrialFailed as failure:
         if not failure.is_final:
             raise
 
@@ -154,9 +135,18 @@ def _train(
 class _Pruning(ASHAScheduler):
     """ASHA, which marks the trials that are to stop instead of stopping them."""
 
-    def __init__(self, trials: Sequence[Trial], **options: Any):
-        super().__init__(**options)
-        self._trials = trials
+    def __init__(self, trials: Sequence[Trial], first_step: int | None):
+        """Takes the trials, and the steps after which it first prunes; None: it never does."""
+        self._trials, never = trials, 10**12
+        super().__init__(
+            time_attr=_STEP,
+            metric=_VALUE,
+            mode="max",
+            grace_period=first_step or never,
+            max_t=never,
+            reduction_factor=3,
+            stop_last_trials=False,
+        )
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if super().on_trial_result(tune_controller, trial, result) == TrialScheduler.STOP:
@@ -165,78 +155,49 @@ class _Pruning(ASHAScheduler):
         return TrialScheduler.CONTINUE
 
 
-def _scheduler(trials: Sequence[Trial], options: Options) -> TrialScheduler | None:
-    if options.early_stopping is None:
-        return None
-    return _Pruning(
-        trials,
-        time_attr=_STEP,
-        metric=_VALUE,
-        mode="max",
-        grace_period=options.early_stopping,
-        max_t=10**12,
-        reduction_factor=3,
-        stop_last_trials=False,
-    )
+@dataclasses.dataclass(eq=False)
+class _Watch(tune.Callback, tune.Stopper):
+    """Shows what Tune does. After a signal it asks all trials to stop, and starts no others."""
 
-
-class _Watch(tune.Callback):
-    """Shows what Tune does, and asks all trials to stop after a signal."""
-
-    def __init__(
-        self,
-        trials: Sequence[Trial],
-        board: Board,
-        should_stop: Callable[[], bool],
-        stop_file: Path,
-    ):
-        self._trials, self._board = trials, board
-        self._should_stop, self._stop_file = should_stop, stop_file
+    trials: Sequence[Trial]
+    board: Board
+    is_stopped: IsStopped
+    stop_file: Path
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks, but a terminal cannot be, and nobody reads it."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        if not self._stop_file.exists():  # else it ends at once
-            self._board.started(self._ours(trial))
+        if not self.stop_file.exists():  # else it ends at once
+            self.board.begin(self._ours(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._board.ended(self._ours(trial))
+        self.board.end(self._ours(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         ours = self._ours(trial)
         if ours.outcome().status not in (trial_lib.DONE, trial_lib.FAILED):
             ours.mark(trial_lib.FAILED, "its Ray worker died")
-        self._board.ended(ours)
+        self.board.end(ours)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._board.will_be_repeated(self._ours(trial))
+        self.board.repeat(self._ours(trial))
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
-        if self._should_stop() and not self._stop_file.exists():
-            self._stop_file.touch()
-            self._board.print("stopping: the trials save")
-
-    def is_over(self) -> bool:
-        """Whether the trials that ran when the signal came have saved."""
-        return self._stop_file.exists() and not self._board.running
-
-    def _ours(self, trial: Any) -> Trial:
-        return self._trials[trial.config["index"]]
-
-
-class _Stopper(tune.Stopper):
-    """Ends the experiment after a signal, without starting the trials that wait."""
-
-    def __init__(self, watch: _Watch):
-        self._watch = watch
+        if self.is_stopped() and not self.stop_file.exists():
+            self.stop_file.touch()
+            self.board.print("stopping: the trials save")
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
+        return False  # no trial alone
 
     def stop_all(self) -> bool:
-        return self._watch.is_over()
+        """Whether the trials that ran when the signal came have saved."""
+        return self.stop_file.exists() and not self.board.running
+
+    def _ours(self, trial: Any) -> Trial:
+        return self.trials[trial.config["index"]]
 
 
 @contextlib.contextmanager
@@ -249,27 +210,14 @@ def _cluster(address: str | None) -> Iterator[None]:
     os.environ.update(_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the board tells what fails
     handler = signal.getsignal(signal.SIGTERM)
-    if address is None:
-        # Nothing large passes through the object store; by default it takes 30% of the memory.
-        _init(
-            _STARTS,
-            "Ray does not start ({}); --engine=local does without it",
-            address="local",
-            include_dashboard=False,
-            object_store_memory=10**8,
-        )
-    else:
-        failed = (
-            f"--address={address}: no Ray answers ({{}}); ray start --head starts one; where it "
-            "has a token, set RAY_AUTH_MODE=token"
-        )
-        host, colon, port = address.rpartition(":")
-        if colon:  # where nothing listens, `ray.init` would try for minutes
-            try:
-                socket.create_connection((host, int(port)), _PATIENCE).close()
-            except (OSError, ValueError) as error:
-                raise UserError(failed.format(files.reason(error))) from None
-        _init(1, failed, address=address)
+    failed, cure = "Ray does not start", "--engine=local does without it"
+    if address:
+        failed = f"--address={address}: no Ray answers"
+        cure = "ray start --head starts one; where it has a token, set RAY_AUTH_MODE=token"
+    try:
+        _start(address)
+    except Exception as error:
+        raise UserError(f"{failed} ({files.reason(error)}); {cure}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray has set its own, which ends the process
     try:
@@ -278,12 +226,21 @@ def _cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _init(attempts: int, failed: str, **where: Any) -> None:
-    for left in reversed(range(attempts)):
+def _start(address: str | None) -> None:
+    """Connects to Ray; any exception may come from it."""
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        host, colon, port = address.rpartition(":")
+        if colon:  # where nothing listens, `ray.init` would try for minutes
+            socket.create_connection((host, int(port)), _PATIENCE).close()
+        ray.init(address, **quiet)
+        return
+    for left in reversed(range(_STARTS)):
         try:
-            ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+            # Nothing large passes through the object store; by default it takes 30% of the memory.
+            ray.init("local", include_dashboard=False, object_store_memory=10**8, **quiet)
             return
-        except Exception as error:
+        except Exception:
             ray.shutdown()
             if not left:
-                raise UserError(failed.format(files.reason(error))) from error
+                raise

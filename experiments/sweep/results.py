@@ -2,25 +2,25 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from experiments.sweep import trial as trials
-from experiments.sweep.trial import Criterion, Outcome
+from experiments.sweep.trial import Outcome
 from svae_jax import files
 from svae_jax.analysis import tables
 from svae_jax.errors import UserError
 
-_MOST_LABELS = 10  # lines of a panel with a legend, and ticks of an axis that names each value
+_MOST_LINES = 10  # of a panel with a legend
 _COLUMNS = 3  # of panels
-_OVER_SEEDS = ["mean", "std", "size", "speed"]  # of a setting's trials
 _LOGARITHMIC = 20  # the ratio of a parameter's values from which its axis is logarithmic
+_DIVERGED = 10  # as far from the best trial as the median one, times this
 
 
-def write(directory: Path, title: str, found: Sequence[Outcome], metric: Criterion) -> list[Path]:
+def write(directory: Path, title: str, found: Sequence[Outcome], metric: str) -> list[Path]:
     """Writes the files of a report; the figure needs a trial that is done.
 
     Returns:
@@ -32,61 +32,56 @@ def write(directory: Path, title: str, found: Sequence[Outcome], metric: Criteri
     """
     rows = table(found)
     done = rows[rows.status == trials.DONE]
-    if len(done) and not (metric.name in done and done[metric.name].notna().any()):
+    if len(done) and _numbers(done, metric).isna().all():
         known = ", ".join(sorted({name for outcome in found for name in outcome.metrics}))
-        raise UserError(f"--metric={metric.name}: the trials have {known}")
-    written = [directory / "sweep.csv", directory / "sweep.md", directory / "sweep.png"]
-    if not (len(done) and parameters(done)):
-        written.pop()
+        raise UserError(f"--metric={metric}: the trials have {known}")
+    csv, page, *picture = (
+        directory / f"sweep.{suffix}" for suffix in ("csv", "md", *["png"] * bool(len(done)))
+    )
     with files.os_errors_for_user(f"--workdir={directory} cannot be written"):
-        rows.to_csv(written[0], index=False)
-        written[1].write_text(markdown(title, rows, metric, has_figure=len(written) > 2))
-        for path in written[2:]:
+        rows.to_csv(csv, index=False)
+        page.write_text(markdown(title, rows, metric))
+        for path in picture:
             figure(done, metric).savefig(path, dpi=120)
-    return written
+    return [csv, page, *picture]
 
 
 def table(found: Sequence[Outcome]) -> pd.DataFrame:
     """One row a trial; the parameters stand between `status` and `step`."""
-    parts = [
-        [{"trial": outcome.trial.name, "status": outcome.status} for outcome in found],
-        [outcome.trial.parameters() for outcome in found],
-        [{"step": outcome.step} for outcome in found],
-        [outcome.metrics for outcome in found],
-        [
-            {
-                "images_per_second": outcome.images_per_second,
-                "num_parameters": outcome.num_parameters,
-                "reason": outcome.reason,
-                "workdir": str(outcome.trial.workdir),
-            }
-            for outcome in found
-        ],
+    parts: list[Callable[[Outcome], Mapping[str, Any]]] = [
+        lambda o: {"trial": o.trial.name, "status": o.status},
+        lambda o: o.trial.parameters(),
+        lambda o: {"step": o.step},
+        lambda o: o.metrics,
+        lambda o: {"images_per_second": o.images_per_second, "num_parameters": o.num_parameters},
+        lambda o: {"reason": o.reason, "workdir": str(o.trial.workdir)},
     ]
-    return pd.concat([pd.DataFrame(part, dtype=object) for part in parts], axis=1)
+    return pd.concat([pd.DataFrame(map(part, found), dtype=object) for part in parts], axis=1)
 
 
-def parameters(rows: pd.DataFrame) -> list[str]:
-    """The names of what the sweep sets."""
-    columns = list(rows)
-    return columns[columns.index("status") + 1 : columns.index("step")]
-
-
-def markdown(title: str, rows: pd.DataFrame, metric: Criterion, has_figure: bool) -> str:
+def markdown(title: str, rows: pd.DataFrame, metric: str) -> str:
     """The text of `sweep.md`."""
     counts = rows.status.value_counts(sort=False)
     states = ", ".join(f"{number} {status}" for status, number in counts.items())
     parts = [f"# Sweep {title}", f"{len(rows)} trials: {states}."]
     done = rows[rows.status == trials.DONE]
-    values = metric.sign * _numbers(done, metric.name)
+    values = _numbers(done, metric)
     if values.notna().any():
-        best = values.idxmax()
-        value = f"{metric.sign * values[best]:.6g}"
-        parts.append(f"Best {metric.name}: {value}, by {rows.trial[best]}.")
+        best = (trials.sign(metric) * values).idxmax()
+        parts.append(f"Best {metric}: {values[best]:.6g}, by {rows.trial[best]}.")
     if len(done):
-        parts.append(tables.markdown(_records(done, metric)))
-    if has_figure:
-        parts.append(f"![{metric.name} against each parameter](sweep.png)")
+        settings = _settings(done, metric)
+        # Best first; those without the metric last.
+        order = (-trials.sign(metric) * settings["mean"]).sort_values(kind="stable").index
+        texts = {
+            metric: settings["mean"].map("{:.6g}".format),
+            "standard deviation over seeds": settings["std"].map("{:.3g}".format, "ignore"),
+            "trials": settings["size"].map(str),
+            "images/s": settings["speed"].map("{:,.0f}".format, "ignore"),
+        }
+        shown = settings[_swept(done)].assign(**texts).loc[order].astype(object)
+        parts.append(tables.markdown(shown.fillna("").to_dict("records")))
+        parts.append(f"![{metric} against each parameter](sweep.png)")
     for status in (trials.FAILED, trials.PRUNED):
         those = rows[rows.status == status]
         if len(those):
@@ -95,11 +90,11 @@ def markdown(title: str, rows: pd.DataFrame, metric: Criterion, has_figure: bool
     return "\n\n".join(parts) + "\n"
 
 
-def figure(done: pd.DataFrame, metric: Criterion) -> Any:
-    """A panel for each parameter with several values: small points are trials, large ones means.
+def figure(done: pd.DataFrame, metric: str) -> Any:
+    """A panel for each parameter: means over seeds, with a line for each setting of the others.
 
-    Trials that diverged are grey triangles at the edge. Of a sweep that makes one change at a time
-    it shows what each change gains instead.
+    Settings that diverged are grey triangles at the edge. Of a sweep that makes one change at a
+    time it shows what each change gains instead.
 
     Args:
         done: the rows of trials that are done.
@@ -107,24 +102,23 @@ def figure(done: pd.DataFrame, metric: Criterion) -> Any:
     """
     from matplotlib.figure import Figure
 
-    done = done.assign(value=_numbers(done, metric.name))
-    settings, edge = _settings(done, metric), _edge(metric.sign * done.value) * metric.sign
-    if changes := _changes(settings):
+    sign, settings = trials.sign(metric), _settings(done, metric)
+    swept = _swept(done) or ["status"]
+    scores = sign * settings["mean"]
+    edge = scores.max() - _DIVERGED * (scores.max() - scores.median())
+    settings["far"] = (scores < edge) & (edge < scores.max())
+    if changes := _changes(settings[swept]):
         drawn = Figure(figsize=(8, 1 + 0.24 * len(changes)), layout="constrained")
-        _draw_changes(drawn.subplots(), settings, changes, metric, edge)
+        _draw_changes(drawn.subplots(), settings, changes, metric, sign * edge)
         return drawn
-    swept = _swept(done)
-    follow = _followers(settings[swept])
-    several = [name for name in swept if done[name].nunique() > 1 and name not in follow]
-    shown = several or swept or [trials.SEED]
-    rows, columns = math.ceil(len(shown) / _COLUMNS), min(len(shown), _COLUMNS)
+    varied = _varied(settings[swept])
+    several = [name for name in varied if settings[name][settings[name] != ""].nunique() > 1]
+    panels = several or swept[:1]
+    rows, columns = math.ceil(len(panels) / _COLUMNS), min(len(panels), _COLUMNS)
     drawn = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")
-    panels = drawn.subplots(rows, columns, squeeze=False).flat
-    for name, axes in zip(shown, panels, strict=False):
-        others = [other for other in swept if other not in (name, *follow)]
-        _draw(axes, done[done[name].notna()], name, others, metric, edge)
-    for axes in drawn.axes[len(shown) :]:
-        axes.remove()
+    for at, name in enumerate(panels):
+        axes, others = drawn.add_subplot(rows, columns, at + 1), [x for x in varied if x != name]
+        _draw(axes, settings[settings[name] != ""], name, others, metric, sign * edge)
     return drawn
 
 
@@ -135,145 +129,94 @@ def _numbers(rows: pd.DataFrame, name: str) -> pd.Series:
 
 def _swept(rows: pd.DataFrame) -> list[str]:
     """The parameters of these trials, without the seed."""
-    return [n for n in parameters(rows) if n != trials.SEED and rows[n].notna().any()]
+    names = rows.loc[:, "status":"step"].columns[1:-1]  # type: ignore[misc]
+    return [name for name in names if name != trials.SEED and rows[name].notna().any()]
 
 
-def _settings(done: pd.DataFrame, metric: Criterion) -> pd.DataFrame:
-    """A row for each setting of the parameters other than the seed, with what its trials say."""
+def _settings(done: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """A row for each setting of the parameters but the seed, as text, and what its trials say."""
     swept = _swept(done)
-    own = done[["status", *swept]].assign(
-        value=_numbers(done, metric.name), speed=_numbers(done, "images_per_second")
-    )
-    own["setting"] = own.groupby(swept or ["status"], dropna=False, sort=False).ngroup()
-    found = own.groupby("setting").agg(
+    texts = done[swept].map(lambda value: "" if pd.isna(value) else str(value)).assign(
+        status=done.status, value=_numbers(done, metric), speed=_numbers(done, "images_per_second")
+    )  # fmt: skip
+    return texts.groupby(swept or ["status"], sort=False, as_index=False).agg(
         mean=("value", "mean"), std=("value", "std"), size=("value", "size"),
         speed=("speed", "mean"),
     )  # fmt: skip
-    return own.drop_duplicates("setting").set_index("setting")[swept].join(found)
 
 
-def _records(done: pd.DataFrame, metric: Criterion) -> list[dict[str, str]]:
-    """The settings as text, best first; those without the metric last."""
-    settings = _settings(done, metric)
-    order = (-metric.sign * settings["mean"]).sort_values(kind="stable").index
-    return [
-        {name: "" if pd.isna(row[name]) else str(row[name]) for name in _swept(done)}
-        | {
-            metric.name: f"{row['mean']:.6g}",
-            "standard deviation over seeds": "" if pd.isna(row["std"]) else f"{row['std']:.3g}",
-            "trials": str(row["size"]),
-            "images/s": "" if pd.isna(row["speed"]) else f"{row['speed']:,.0f}",
-        }
-        for row in settings.loc[order].to_dict("records")
-    ]
-
-
-def _edge(values: pd.Series) -> float:
-    """Below it, ten times as far from the best as the median, a trial has diverged."""
-    edge = values.max() - 10 * (values.max() - values.median())
-    return edge if values.min() < edge < values.max() else -math.inf
-
-
-def _changes(settings: pd.DataFrame) -> list[dict[str, Any]]:
+def _changes(settings: pd.DataFrame) -> list[dict[str, str]]:
     """What each setting but the first changes, if the sweep makes one change at a time to that.
 
     It does if not all settings change the same parameters, as in a random search, and if each value
     of a change belongs to a single setting: in a grid, values come again. A posterior may come with
     several ranks.
     """
-    first, *others = settings.drop(columns=_OVER_SEEDS).to_dict("records")
-    changed = [
-        {name: x for name, x in setting.items() if pd.notna(x) and x != first[name]}
-        for setting in others
-    ]
+    first, *others = settings.to_dict("records")
+    found = [{name: x for name, x in row.items() if x and x != first[name]} for row in others]
     values = [
-        (name, x)
-        for changes in changed
-        for name, x in changes.items()
-        if name != trials.POSTERIOR or len(changes) == 1
+        pair for own in found for pair in own.items() if pair[0] != trials.POSTERIOR or len(own) < 2
     ]
-    is_one_at_a_time = all(changed) and len(set(values)) == len(values)
-    return changed if is_one_at_a_time and len(set(map(frozenset, changed))) > 1 else []
+    is_single = all(found) and len(set(values)) == len(values)
+    return found if is_single and len(set(map(frozenset, found))) > 1 else []
 
 
-def _followers(settings: pd.DataFrame) -> list[str]:
-    """Parameters that say nothing new: constant ones, and those that follow from an earlier one.
+def _varied(settings: pd.DataFrame) -> list[str]:
+    """The parameters that vary; of those that vary together only the first.
 
-    So they do if each value of the earlier one has a single value of theirs, and comes with two
-    settings on average: in a random search each value comes once, and nothing follows from it.
+    Two that are different in every setting, as in a random search, do not vary together.
     """
-    found: list[str] = []
-    for at, name in enumerate(settings):
-        earlier = [other for other in list(settings)[:at] if other not in found]
-        for others in ([], *([other] for other in earlier)):  # a constant follows from nothing
-            values = len(settings[others].drop_duplicates()) if others else 1
-            pairs = len(settings[[*others, name]].drop_duplicates())
-            if pairs == values <= len(settings) / 2:
-                found.append(name)
-                break
-    return found
+    codes = settings.apply(lambda column: column.factorize()[0])
+    repeats = codes.T.duplicated() & (codes.nunique() < len(codes))
+    return list(codes.columns[(codes.nunique() > 1) & ~repeats])
 
 
-def _short(setting: Mapping[str, Any], most: int = 32) -> str:
+def _short(setting: Mapping[str, str], most: int = 32) -> str:
     """Such as `N=64, decoder=3x3/192 3x3/64…`: fields by the last part of their name."""
-    named = {name.rpartition(".")[2]: x for name, x in setting.items() if pd.notna(x)}
-    return _cut(", ".join(f"{name}={x}" for name, x in named.items()), most)
-
-
-def _cut(text: str, most: int) -> str:
+    text = ", ".join(f"{field.rpartition('.')[2]}={x}" for field, x in setting.items() if x)
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _draw_changes(
-    axes: Any, settings: pd.DataFrame, changes: Sequence[Any], metric: Criterion, edge: float
+    axes: Any, settings: pd.DataFrame, changes: Sequence[Any], metric: str, edge: float
 ) -> None:
     """What each change adds to the mean of the first setting, whose spread is the grey band."""
-    first, *others = settings.to_dict("records")
-    base, sign = first["mean"], metric.sign
-    for at, row in enumerate(others):
-        if sign * row["mean"] < sign * edge:
-            axes.plot([edge - base], [at], "<" if sign > 0 else ">", color="0.5")
-        else:
-            color = "C0" if sign * (row["mean"] - base) > 0 else "C3"
-            axes.errorbar([row["mean"] - base], [at], xerr=[row["std"]], fmt="o", color=color)
+    first, others = settings.iloc[0], settings.iloc[1:]
+    near, far = others[~others.far], others[others.far]
+    axes.errorbar(near["mean"] - first["mean"], near.index - 1, xerr=near["std"], fmt="o")
+    left_or_right = "<" if trials.sign(metric) > 0 else ">"
+    axes.plot([edge - first["mean"]] * len(far), far.index - 1, left_or_right, color="0.5")
     axes.axvline(0, color="0.3", linewidth=0.8)
     if pd.notna(first["std"]):
         axes.axvspan(-2 * first["std"], 2 * first["std"], color="0.9", zorder=0)
     axes.set_yticks(range(len(changes)), list(map(_short, changes)), fontsize="small")
     axes.invert_yaxis()
-    axes.set_xlabel(f"change of {metric.name}; grey: two standard deviations over seeds")
+    axes.set_xlabel(f"change of {metric}; grey: two standard deviations over seeds")
     # Of the figure, which is wider than the panel and lets no title out of it.
-    setting = _short({k: x for k, x in first.items() if k not in _OVER_SEEDS}, most=1000)
-    title = textwrap.fill(f"One change at a time to {setting} ({base:.5g})", 80)
+    setting = _short(first[: list(settings).index("mean")].to_dict(), most=1000)
+    title = textwrap.fill(f"One change at a time to {setting} ({first['mean']:.5g})", 80)
     axes.figure.suptitle(title, fontsize="medium")
 
 
 def _draw(
-    axes: Any, done: pd.DataFrame, name: str, others: Sequence[str], metric: Criterion, edge: float
+    axes: Any, settings: pd.DataFrame, name: str, others: list[str], metric: str, edge: float
 ) -> None:
-    """The metric against one parameter: a line for each setting of the others."""
-    values = list(dict.fromkeys(done[name]))
-    numeric = all(isinstance(value, int | float) for value in values)
-    places = {value: value if numeric else at for at, value in enumerate(values)}
-    done = done.assign(at=done[name].map(places).astype(float))
-    far = metric.sign * done.value < metric.sign * edge
-    marker = "v" if metric.sign > 0 else "^"
-    if far.any():
-        axes.plot(done["at"][far], [edge] * far.sum(), marker, color="0.5", clip_on=False, zorder=3)
-    lines = done[~far].groupby(list(others) or ["status"], dropna=False, sort=False)
-    for setting, rows in lines:
-        spread = rows.groupby("at").value.agg(["mean", "std"])
-        line, *_ = axes.errorbar(
-            spread.index, spread["mean"], spread["std"].fillna(0), fmt="o-" if numeric else "o",
-            capsize=3, label=_short(dict(zip(others, setting, strict=False))) or "nothing else set",
-        )  # fmt: skip
-        axes.plot(rows["at"], rows.value, ".", color=line.get_color(), alpha=0.5)
-    axes.set(xlabel=name, ylabel=metric.name)
-    if numeric and min(values) > 0 and max(values) / min(values) >= _LOGARITHMIC:
+    """The metric against one parameter."""
+    numbers = pd.to_numeric(settings[name], errors="coerce")
+    is_number = numbers.notna().all()
+    settings = settings.assign(at=numbers if is_number else settings[name].str.wrap(16))
+    lines = settings[~settings.far].groupby(others or "far", sort=False)
+    for _, rows in lines:
+        rows = rows.sort_values("at") if is_number else rows
+        label = _short(rows.iloc[0][others].to_dict()) or "nothing else set"
+        style = {"fmt": "o-" if is_number else "o", "capsize": 3, "label": label}
+        axes.errorbar(rows["at"], rows["mean"], rows["std"].fillna(0), **style)
+    if settings.far.any():
+        at, marker = settings["at"][settings.far], "v" if trials.sign(metric) > 0 else "^"
+        axes.plot(at, [edge] * len(at), marker, color="0.5", clip_on=False, zorder=3)
+    axes.set(xlabel=name, ylabel=metric)
+    axes.tick_params("x", rotation=30)
+    if is_number and numbers.min() > 0 and numbers.max() / numbers.min() >= _LOGARITHMIC:
         axes.set_xscale("log")
-    if not numeric or len(values) <= _MOST_LABELS:
-        texts = [_cut(str(value), 16) for value in values]
-        axes.set_xticks(list(places.values()), texts, rotation=30, horizontalalignment="right")
-        axes.minorticks_off()
-    if 1 < len(lines) <= _MOST_LABELS:
+    if 1 < len(lines) <= _MOST_LINES:
         axes.legend(fontsize="x-small")

@@ -29,22 +29,21 @@ def load(config: str, name: str) -> list[Overrides]:
             fails, or yields nothing or something else than dictionaries of plain values.
     """
     command_line.load_config(config)  # whose errors are one line
-    module = runpy.run_path(_file(config))
+    file = config.partition(":")[0]
+    module = runpy.run_path(file)
     if (generate := module.get(_PREFIX + name)) is None:
         known = [key.removeprefix(_PREFIX) for key in module if key.startswith(_PREFIX)]
-        raise UserError(f"--sweep={name}: {_file(config)} has {', '.join(known) or 'no sweep'}")
+        raise UserError(f"--sweep={name}: {file} has {', '.join(known) or 'no sweep'}")
     try:
         found = list(itertools.islice(generate(), _MOST + 1))
     except Exception as error:
         raise UserError(f"--sweep={name} fails: {type(error).__name__}: {error}") from error
     if not 1 <= len(found) <= _MOST:
-        count = "nothing" if not found else f"more than {_MOST:,} trials"
+        count = f"more than {_MOST:,} trials" if found else "nothing"
         raise UserError(f"--sweep={name} yields {count}")
     for overrides in found:
-        plain = isinstance(overrides, Mapping) and all(
-            isinstance(value, bool | int | float | str) for value in overrides.values()
-        )
-        if not plain:
+        values = overrides.values() if isinstance(overrides, Mapping) else [None]
+        if not all(isinstance(value, bool | int | float | str) for value in values):
             raise UserError(f"--sweep={name} must yield {{field: plain value}}, got {overrides!r}")
     return found
 
@@ -71,22 +70,28 @@ def make(
             trials and by one, or two trials with the same configuration.
     """
     trials: dict[str, Trial] = {}
+    file, _, default = config.partition(":")
     for overrides in sweep:
         if both := common.keys() & overrides.keys():
             field = min(both)
             raise UserError(f"--config.{field}={common[field]}: the sweep sets {field} itself")
-        arguments = _arguments(config, {**common, **overrides})
+        fields = {POSTERIOR: default, **common, **overrides}
+        posterior = fields.pop(POSTERIOR)
+        path = f"{file}:{posterior}" if posterior else file
+        arguments = [f"--config.{field}={value}" for field, value in fields.items()]
+        words = _words(overrides)
         try:
-            resolved, _ = command_line.load_config(arguments[0].partition("=")[2], arguments[1:])
+            resolved, _ = command_line.load_config(path, arguments)
             configs.check(resolved, num_devices=num_devices)
         except UserError as error:
-            raise UserError(f"trial {_words(overrides)}: {error}") from None
+            raise UserError(f"trial {words}: {error}") from None
         digest = _digest(resolved)
         if digest in trials:
             same = _words(trials[digest].overrides)
-            raise UserError(f"trials {same} and {_words(overrides)} have the same configuration")
-        name = re.sub(r"[^\w.=+-]+", "_", _words(overrides))[:100] + f"_{digest}"
-        trials[digest] = Trial(name, dict(overrides), arguments, workdir / name)
+            raise UserError(f"trials {same} and {words} have the same configuration")
+        name = re.sub(r"[^\w.=+-]+", "_", words)[:100] + f"_{digest}"
+        command = (f"--config={path}", *arguments)
+        trials[digest] = Trial(name, dict(overrides), command, workdir / name)
     return list(trials.values())
 
 
@@ -102,10 +107,6 @@ def claim(workdir: Path, sweep: str, config: str, trials: Sequence[Trial]) -> No
     if workdirs.has_begun(workdir):
         raise UserError(f"--workdir={workdir} holds a run; choose another one for the sweep")
     path = workdir / "sweep.json"
-    if not path.exists() and (workdir / "ray").exists():  # which a sweep replaces
-        raise UserError(
-            f"--workdir={workdir} holds a folder ray that is of no sweep; choose another --workdir"
-        )
     if (earlier := files.read_json(path)) is not None:
         known = {trial["name"] for trial in earlier["trials"]}
         if earlier["sweep"] != sweep or known.isdisjoint(trial.name for trial in trials):
@@ -131,17 +132,6 @@ def read(workdir: Path) -> tuple[str, list[Trial]]:
         for t in content["trials"]
     ]
     return f"{content['sweep']} of {content['config']}", trials
-
-
-def _file(config: str) -> str:
-    return config.partition(":")[0]
-
-
-def _arguments(config: str, overrides: Overrides) -> tuple[str, ...]:
-    file, _, argument = config.partition(":")
-    argument = overrides.get(POSTERIOR, argument)
-    fields = [f"--config.{name}={x}" for name, x in overrides.items() if name != POSTERIOR]
-    return (f"--config={file}:{argument}" if argument else f"--config={file}", *fields)
 
 
 def _words(overrides: Overrides) -> str:

@@ -200,7 +200,7 @@ def test_the_tables_say_what_the_runs_say():
     assert "**12.0**" in text
     assert re.search(r"model +\| seeds +\| ELBO, nats +\| PCA, same latent +\|", text)
     assert text.count("900.5") == 2
-    assert "after 300 updates on `train[90%:]`" in text
+    assert "after 300 training steps on `train[90%:]`" in text
     assert "failed" in text
     assert "| mvn, 3x3x5 " in text
     assert text.count("training images") == 1  # they are the same for all runs

@@ -58,7 +58,7 @@ def test_the_table_of_a_sweep_is_that_of_its_trials(path):
     text = path.with_suffix(".md").read_text()
     title = text.splitlines()[0].removeprefix("# Sweep ")
     rows = pandas.read_csv(path, dtype=object)
-    assert results.markdown(title, rows, ELBO, has_figure=True) == text
+    assert results.markdown(title, rows, ELBO) == text
 
 
 def comparison(directory):

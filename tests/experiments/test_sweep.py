@@ -23,10 +23,11 @@ import numpy as np
 import pytest
 
 from experiments.sweep import __main__ as command
-from experiments.sweep import engines, process, results
+from experiments.sweep import engines, results
+from experiments.sweep import trial as trial_lib
 from experiments.sweep import trials as trials_lib
 from experiments.sweep.board import Board
-from experiments.sweep.trial import ELBO, FAILED, PRUNED, Criterion, Options, Outcome, Trial
+from experiments.sweep.trial import ELBO, FAILED, PRUNED, Options, Outcome, Trial, sign
 from svae_jax import command_line
 from svae_jax import config as configs
 from svae_jax.errors import UserError
@@ -109,7 +110,7 @@ class Terminal(io.StringIO):
         return True
 
 
-ONE_CORE = process.limits(1, 0)
+ONE_CORE = trial_lib.limits(1, 0)
 
 
 @pytest.fixture(scope="session")
@@ -360,7 +361,7 @@ def test_a_trial_that_another_process_runs_is_waited_for(trial, tmp_path):
     from svae_jax.run import workdir as workdirs
 
     workdirs.create(trial.workdir)
-    training = process.train(_stub(trial, "pass"), lambda: False)
+    training = trial_lib.train(_stub(trial, "pass"), lambda: False)
     with workdirs.locked(trial.workdir):
         next(training)
         assert not (trial.workdir / "log.txt").exists()
@@ -379,16 +380,16 @@ def test_a_process_is_asked_once_to_stop(trial):
     )
     ready = trial.workdir / "saves"
     trial.workdir.mkdir()
-    training = process.train(_stub(trial, code), ready.exists, directory=trial.workdir)
+    training = trial_lib.train(_stub(trial, code), ready.exists, directory=trial.workdir)
     assert list(training)  # and no TrialFailed
     assert trial.outcome().status == "pending"
 
 
 def test_limits_keep_a_trial_to_its_share(monkeypatch):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
-    assert process.limits(2, 0) == {"NPROC": "2", "OMP_NUM_THREADS": "2"}
-    assert process.limits(None, 0.25) == {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.225"}
-    assert process.limits(None, 2) == {}
+    assert trial_lib.limits(2, 0) == {"NPROC": "2", "OMP_NUM_THREADS": "2"}
+    assert trial_lib.limits(None, 0.25) == {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.225"}
+    assert trial_lib.limits(None, 2) == {}
 
 
 # ---------------------------------------------------------------------------------- trials
@@ -575,12 +576,12 @@ def test_a_report_of_a_finished_sweep(config, tmp_path, capsys):
 def test_a_report_by_another_metric(config, tmp_path):
     trials = _results(config, tmp_path)
     found = [trial.outcome() for trial in trials]
-    results.write(tmp_path, "rates", found, Criterion.of("eval/bits_per_dim"))
+    results.write(tmp_path, "rates", found, "eval/bits_per_dim")
     text = re.sub(" +", " ", (tmp_path / "sweep.md").read_text())
     assert f"Best eval/bits_per_dim: 0, by {trials[0].name}" in text  # lower is better
     assert text.index("| 0.001 | 1 |") < text.index("| 0.1 | 4 |")  # 0 and 2: NaN does not count
     with pytest.raises(UserError, match="--metric=eval/x: the trials have eval/bits_per_dim, eval"):
-        results.write(tmp_path, "rates", found, Criterion.of("eval/x"))
+        results.write(tmp_path, "rates", found, "eval/x")
 
 
 def test_pandas_reads_a_sweep_in_one_call(config, tmp_path):
@@ -611,19 +612,18 @@ def drawn(monkeypatch):
 
 @pytest.mark.parametrize("name", ["eval/elbo", "eval/bits_per_dim"])
 def test_trials_that_diverged_do_not_flatten_the_figure(config, tmp_path, drawn, name):
-    metric = Criterion.of(name)
     values = {1e-4: 1.0, 3e-4: 2.0, 1e-3: 3.0, 3e-3: 4.0, 1e-2: -1e30}
     made = trials_lib.make(config, [{"optimizer.learning_rate": rate} for rate in values], tmp_path)
     found = [
-        Outcome(t, "done", 8, {name: metric.sign * value})
+        Outcome(t, "done", 8, {name: sign(name) * value})
         for t, value in zip(made, values.values(), strict=True)
     ]
-    results.write(tmp_path, "x", found, metric)
+    results.write(tmp_path, "x", found, name)
     (axes,) = drawn[0].axes
-    worst, best = sorted(metric.sign * end for end in axes.get_ylim())
+    worst, best = sorted(sign(name) * end for end in axes.get_ylim())
     assert -100 < worst < 1 < 4 < best < 10
     markers = {line.get_marker(): list(line.get_xdata()) for line in axes.get_lines()}
-    assert markers["v" if metric.sign > 0 else "^"] == [1e-2]
+    assert markers["v" if sign(name) > 0 else "^"] == [1e-2]
 
 
 def test_the_figure_has_a_panel_for_each_parameter(config, tmp_path, drawn):
@@ -687,9 +687,10 @@ def test_one_change_at_a_time_is_shown_against_the_first_setting(config, tmp_pat
         "N=6, decoder=3x3/8 3x3/4 3x3/im…", "beta=2.0", "beta=0.5", "learning_rate=1.0",
         "posterior=lowrank, rank=1", "posterior=lowrank, rank=2",
     ]  # fmt: skip
-    points = [line for line in axes.get_lines() if line.get_marker() in "o<"]
-    assert [float(line.get_xdata()[0]) for line in points[:3]] == [8, -9, 1]
-    assert points[3].get_marker() == "<"
+    near, far = (line for line in axes.get_lines() if line.get_marker() in "o<")
+    assert list(near.get_xdata()) == [8, -9, 1, 0, 1]
+    assert list(near.get_ydata()) == [0, 1, 2, 4, 5]
+    assert (far.get_marker(), list(far.get_ydata())) == ("<", [3])
     assert "posterior=mvn (12)" in axes.figure.get_suptitle()
     band = axes.patches[0].get_extents().transformed(axes.transData.inverted())
     assert (band.x0, band.x1) == (pytest.approx(-4), pytest.approx(4))
@@ -706,19 +707,21 @@ def test_the_board_shows_what_runs_and_what_is_best(config, tmp_path, stream, mo
     before = [trial.outcome() for trial in trials]
     out = stream()
     with Board(before, ELBO, out) as board:
-        board.started(trials[7])
-        board.started(trials[8])
-        board.ended(trials[7])
+        board.begin(trials[7])
+        board.begin(trials[8])
+        board.end(trials[7])
     text = out.getvalue()
     assert "6/9 done, 1 running, 1 failed, 1 pruned, best eval/elbo 25 (" in text
     assert trials[8].name in text
     assert "pruned: by early stopping" in text
     assert "ETA" in text
     assert ("\x1b[" in text) == (stream is Terminal)
+    if stream is not Terminal:  # whole lines, each once
+        assert text.count("best eval/elbo 25") == 1
+        assert text.endswith("\n")
 
 
 def test_metrics_know_their_direction():
-    assert Criterion.of("eval/elbo").mode == Criterion.of("eval/psnr").mode == "max"
-    assert Criterion.of("eval/bits_per_dim_iw").mode == Criterion.of("eval/mse").mode == "min"
-    assert Criterion.of("eval/mse", "max").sign == 1
+    assert sign("eval/elbo") == sign("eval/psnr") == 1
+    assert sign("eval/bits_per_dim_iw") == sign("eval/mse") == -1
     assert math.isnan(Outcome(None, "pending", None, {}).value(ELBO))

@@ -25,11 +25,11 @@ class Setting(NamedTuple):
     # Tried for each model on a part of the training split; a single one is that of all models, and
     # without any each has that of its configuration.
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    search_steps: int = 0  # updates of each run of that search; 0: as many as of the other runs
+    search_steps: int = 0  # training steps of each run of that search; 0: as many as of the other runs
     seeds: int = 3  # the runs of each model are those of seed 0 to `seeds` - 1
-    num_steps: int = 0  # updates of each run; 0: as the configuration says
+    num_steps: int = 0  # training steps of each run; 0: as the configuration says
     samplers: tuple[str, ...] = ("gaussian", "mixture", "flow")  # fitted to every run
-    flow_steps: int = 0  # updates of the sampler `flow`; 0: its default
+    flow_steps: int = 0  # training steps of the sampler `flow`; 0: its default
     importance_samples: int = 100  # K of the importance-weighted bound
     num_samples: int = 10_000  # images drawn from each sampler
 

@@ -25,7 +25,7 @@ class Setting(NamedTuple):
     # Tried for each model on a part of the training split; a single one is that of all models, and
     # without any each has that of its configuration.
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    search_steps: int = 0  # training steps of each run of that search; 0: as many as of the other runs
+    search_steps: int = 0  # training steps of each run of that search; 0: of all runs
     seeds: int = 3  # the runs of each model are those of seed 0 to `seeds` - 1
     num_steps: int = 0  # training steps of each run; 0: as the configuration says
     samplers: tuple[str, ...] = ("gaussian", "mixture", "flow")  # fitted to every run

@@ -27,8 +27,9 @@ def render() -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["number"] = lambda value, digits=0: f"{value:,.{digits}f}"
     template = environment.get_template("README.md.jinja")
-    functions = {f.__name__: f for f in (content, models, mean, spread, gain)}
+    functions = {f.__name__: f for f in (models, mean, gain, runs, floor, rate)}
     return template.render(**functions)
 
 
@@ -48,16 +49,28 @@ def mean(study: str, model: str, figure: str, digits: int = 0) -> str:
     return f"{values[figure]['mean']:,.{digits}f}"
 
 
-def spread(study: str, model: str, figure: str) -> str:
-    """A figure's mean and standard deviation over seeds."""
-    return page.mean_and_sd(summary.over_seeds([*models(study)[model].values()])[figure])
-
-
 def gain(study: str, model: str, baseline: str, figure: str = "ELBO, nats", digits: int = 0) -> str:
     """The mean difference to a baseline, seed by seed, with half its 95% interval if it has one."""
     found = summary.paired(models(study)[model], models(study)[baseline])[figure]
     width = found["half_width"]
     return f"{found['mean']:,.{digits}f}" + (f" ± {width:,.{digits}f}" if width else "")
+
+
+def runs(study: str, split: str = "test") -> dict[str, Any]:
+    """Model -> the run of seed 0, with its `elbo` in nats and `bits_per_dim`."""
+    found = content(f"{study}/runs")["runs"]
+    return {run["model"]: run for run in found if run["seed"] == 0 and run["split"] == split}
+
+
+def floor(name: str) -> float:
+    """The ELBO of a linear floor of CIFAR-10, in nats."""
+    return content("cifar10_start/runs")["floors"][name]["elbo"]
+
+
+def rate(model: str, nats: float) -> dict[str, Any]:
+    """The model of rate and distortion whose KL is nearest to so many nats."""
+    found = [run for run in content("cifar10_rates/rates")["runs"] if run["model"] == model]
+    return min(found, key=lambda run: abs(run["kl"] - nats))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 from experiments import rates
 from experiments.compare import page as compare_page
 from experiments.compare import summary
-from experiments.results import rank
+from experiments.results import rank, verdict
 from experiments.sweep.trial import ELBO
 from svae_jax.analysis import tables as evaluation_tables
 
@@ -59,6 +59,10 @@ def test_the_table_of_a_sweep_is_that_of_its_trials(path):
     title = text.splitlines()[0].removeprefix("# Sweep ")
     rows = pandas.read_csv(path, dtype=object)
     assert results.markdown(title, rows, ELBO) == text
+
+
+def test_the_page_of_results_has_the_numbers_of_the_runs():
+    assert (RESULTS / "README.md").read_text() == verdict.render()
 
 
 def comparison(directory):

@@ -133,8 +133,9 @@ def _search(comparison: Comparison) -> str:
     split, steps = (comparison["settings"][name] for name in ("search_split", "search_steps"))
     return (
         "## Search of the learning rate\n\n"
-        f"ELBO in nats after {steps:,} training steps on `{split}`, which no model was trained on in "
-        "the search; in bold what the runs above use.\n\n" + tables.markdown(list(records.values()))
+        f"ELBO in nats after {steps:,} training steps on `{split}`, on which no model was trained "
+        "in the search; in bold what the runs above use.\n\n"
+        + tables.markdown(list(records.values()))
     )
 
 

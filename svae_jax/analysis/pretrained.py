@@ -14,11 +14,11 @@ from svae_jax.errors import UserError
 
 _FOLDER = Path(__file__).parents[1] / "pretrained_models"
 # What is shipped, with its SHA-256: `best` and `best_vector` of configs/shapes.py after 600 steps,
-# and `best` of configs/cifar10.py after 6,000; seed 0.
+# and `best` of configs/cifar10.py after 10,000; seed 0.
 MODELS = {
     "shapes": "dfabf90674e5efa00f5c130d48b3d37ea497f069cc3a3047493e63caf073f72d",
     "shapes_vector": "69bd007c3a069c9d576d551f807ef7c5789c1b970bd269fc2f7e024ede9ec1c1",
-    "cifar10": "31040b8792c0d1009edb51efba95c5a955fca1e31e785ab8e8202b0c8e7fb9ed",
+    "cifar10": "db07ee07c14c5a0a2394f66901a7b4ae2aeb7288e3d698c4e3c152c982283d03",
 }
 
 

@@ -96,7 +96,7 @@ class Flow:
     width: int = 192
     depth: int = 3
     num_params: int = 2_000_000
-    num_steps: int = 2000
+    num_steps: int = 2500
     batch_size: int = 128
     learning_rate: float = 1e-3
     ema_decay: float = 0.999

@@ -149,9 +149,10 @@ class _Pruning(ASHAScheduler):
         )
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if super().on_trial_result(tune_controller, trial, result) == TrialScheduler.STOP:
-            reason = f"by early stopping, at step {result[_STEP]}"
-            self._trials[trial.config["index"]].mark(trial_lib.PRUNED, reason)
+        ours = self._trials[trial.config["index"]]
+        is_to_stop = super().on_trial_result(tune_controller, trial, result) == TrialScheduler.STOP
+        if is_to_stop and not ours.is_pruned():  # it may report further until it has saved
+            ours.mark(trial_lib.PRUNED, f"by early stopping, at step {result[_STEP]}")
         return TrialScheduler.CONTINUE
 
 

@@ -274,7 +274,7 @@ def test_a_small_comparison_from_nothing_and_once_more(tmp_path):
         "scaling": (["--scalings=elbow"], "--scalings=elbow must be among elbo, released_code"),
         "sampler": (["--samplers=prior"], "--samplers=prior must be among gaussian, mixture, flow"),
         "seeds": (["--seeds=0"], "--seeds=0: 0 is not a positive integer"),
-        "model": (["--models=vektor"], "plain_vector (--models says what is compared)"),
+        "model": (["--models=vektor"], "best_samples (--models says what is compared)"),
         "field": (["--config.sed=1"], "--config.sed: there is no such field"),
         "set by the comparison": (["--config.seed=1"], "--config.seed=1: the sweep sets seed"),
         "split": (

@@ -1,5 +1,6 @@
 """Runs on arrays from Python, from training to the report; priors and likelihoods as tables."""
 
+import functools
 import itertools
 import json
 import os
@@ -242,10 +243,12 @@ def test_splits_of_arrays_are_cut_as_those_of_data_sets(folder_run, folder_array
     assert np.shares_memory(job.eval_images, given["more"])
 
 
-@pytest.mark.usefixtures("no_pictures")
+# Two programs, which have the same bits as they are compiled in use.
+@pytest.mark.usefixtures("no_pictures", "optimised")
 def test_mapped_and_streamed_arrays_give_the_same_bits(floats, tmp_path, monkeypatch):
     for name, array in zip(("train", "test"), floats.images, strict=True):
         np.save(tmp_path / f"{name}.npy", array)
+    loop.train(floats.config, tmp_path / "resident", images=floats.images)
     mapped = tuple(np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("train", "test"))
     given = []
     streamed = feed._streamed
@@ -256,7 +259,7 @@ def test_mapped_and_streamed_arrays_give_the_same_bits(floats, tmp_path, monkeyp
     loop.train(config, tmp_path / "run", images=mapped)
     assert isinstance(given[0], np.memmap)
     assert np.shares_memory(given[0], mapped[0])
-    assert_same_run(tmp_path / "run", floats.directory)
+    assert_same_run(tmp_path / "run", tmp_path / "resident")
     assert len(list((tmp_path / "cache" / "described").iterdir())) == 2
 
 
@@ -801,8 +804,12 @@ def test_flipped_runs_resume_to_the_same_bits_and_symmetric_images_do_not_notice
         with pytest.raises(Interrupted):
             train("broken", on, images)
     assert train("broken", on, images) == whole
-    # No other random number changes.
-    assert train("symmetric", on, symmetric) == train("symmetric off", off, symmetric)
+    # No other random number changes; two programs may round differently.
+    names = ("symmetric", "symmetric off")
+    for name, config in zip(names, (on, off), strict=True):
+        train(name, config, symmetric)
+    one, other = (checkpoint.load(tmp_path / name / "checkpoints").state for name in names)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), one, other)
 
 
 # Every row of the tables.

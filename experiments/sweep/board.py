@@ -33,11 +33,11 @@ class Board(Live):
         self._outcomes, self._metric = {outcome.trial.name: outcome for outcome in before}, metric
         self._left = sum(outcome.status not in trials.ENDED for outcome in before)
         self._ended, self._began = 0, time.monotonic()
-        live = (
-            console.is_terminal
-        )  # elsewhere the lines say it all, and no table is left at the end
         super().__init__(
-            console=console, transient=not live, refresh_per_second=1, get_renderable=self._table
+            console=console,
+            transient=not console.is_terminal,  # without one the lines say it all
+            refresh_per_second=1,
+            get_renderable=self._table,
         )
 
     def begin(self, trial: Trial) -> None:

@@ -196,6 +196,8 @@ def lines(
         panels: of each the name of a value of the points and the label of its axis, for x and y.
         levels: name of a series -> a dashed line across all panels, in the colour of the series.
     """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     with _figure(WIDTH, WIDTH / len(panels) * 0.8) as figure:
         for axis, (x, y) in zip(
             figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
@@ -207,6 +209,10 @@ def lines(
                 if levels and name in levels:
                     axis.axhline(levels[name], color=colour, linestyle="--", linewidth=0.8)
             axis.set(xlabel=x[1], ylabel=y[1], xscale="log")
+            low, high = axis.get_xlim()
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 100 * low else (1,)))
+            axis.xaxis.set_major_formatter("{x:,g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
         axis.legend()
     return figure
 

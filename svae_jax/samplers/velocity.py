@@ -15,7 +15,7 @@ MAX_TOKENS = 16  # a step takes about as long as its tokens are many
 
 
 class Velocity(nn.Module):
-    """v(x, t) for latents x ``[b, tokens, channels]`` (see `patches`) and times t ``[b]``.
+    """v(x, t) for latents x ``[b, tokens, channels]`` (see `to_patches`) and times t ``[b]``.
 
     Pre-norm blocks of self-attention and an MLP, modulated by t through adaptive layer norms, whose
     scales, shifts and gates start at zero (DiT, Peebles and Xie 2023; one projection of t for all
@@ -113,8 +113,9 @@ def make(shape: Shape, *, width: int, depth: int, num_params: int) -> Velocity:
 def patch(shape: Shape) -> tuple[int, int]:
     """Height and width, in cells, of the patches that are the tokens of a latent.
 
-    The smallest, and most nearly square, that divide the latent and are at most `MAX_TOKENS`; one
-    cell, if there are no more cells.
+    Of the patches into which the latent divides, `MAX_TOKENS` of them at most, those with the
+    shortest longer side. Latents of 16 cells or fewer have a token for each cell, and a latent with
+    large prime sides, such as 17×17, is a single token.
     """
     height, width, _ = shape
     sides = ([d for d in range(1, side + 1) if side % d == 0] for side in (height, width))

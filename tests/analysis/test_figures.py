@@ -67,6 +67,10 @@ def test_lines_are_drawn_in_each_panel_with_the_levels_of_their_series():
         np.testing.assert_array_equal(level.get_ydata(), [7, 7])
         assert level.get_color() == line.get_color()
         assert not len(empty.get_xydata())
+    left.figure.canvas.draw()
+    labels = [text.get_text() for text in left.get_xticklabels(which="both")]
+    assert {"1", "3", "10"} <= {*labels}
+    assert not any("times" in label for label in labels)  # 3 × 10⁰, which overlap
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["a", "b"]
 
 

@@ -225,12 +225,12 @@ def test_a_curve_has_epochs_and_the_minutes_of_training(tmp_path):
 def test_the_curves_are_of_the_first_seed_and_have_the_floor_of_each_model():
     point = {"step": 1, "epochs": 1.0, "minutes": 2.0, "elbo": 3.0}
     runs = [run | {"curve": [point]} for run in comparison()["runs"]]
-    runs[0]["figures"][curves.FLOOR] = 12.0  # the other model has none
+    runs[0]["figures"]["PCA, as many latents"] = 12.0  # it has "same latent" too, 900.5
     for axis in curves.draw(runs).axes:
         names = [line.get_label() for line in axis.get_lines() if line.get_linestyle() == "-"]
         assert names == ["vector", "mvn"]
         levels = [line.get_ydata() for line in axis.get_lines() if line.get_linestyle() == "--"]
-        assert levels == [[12.0, 12.0]]
+        assert levels == [[12.0, 12.0], [900.5, 900.5]]
 
 
 def test_a_latent_in_words():

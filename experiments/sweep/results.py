@@ -15,6 +15,7 @@ from svae_jax.analysis import tables
 from svae_jax.errors import UserError
 
 _MOST_LINES = 10  # of a panel with a legend
+_MOST_TICKS = 8  # of a parameter, one at each of its values
 _COLUMNS = 3  # of panels
 _LOGARITHMIC = 20  # the ratio of a parameter's values from which its axis is logarithmic
 _DIVERGED = 10  # as far from the best trial as the median one, times this
@@ -102,14 +103,10 @@ def figure(done: pd.DataFrame, metric: str) -> Any:
     """
     from matplotlib.figure import Figure
 
-    sign, settings = trials.sign(metric), _settings(done, metric)
-    swept = _swept(done) or ["status"]
-    scores = sign * settings["mean"]
-    edge = scores.max() - _DIVERGED * (scores.max() - scores.median())
-    settings["far"] = (scores < edge) & (edge < scores.max())
+    settings, swept = _settings(done, metric), _swept(done) or ["status"]
     if changes := _changes(settings[swept]):
         drawn = Figure(figsize=(8, 1 + 0.24 * len(changes)), layout="constrained")
-        _draw_changes(drawn.subplots(), settings, changes, metric, sign * edge)
+        _draw_changes(drawn.subplots(), settings, changes, metric)
         return drawn
     varied = _varied(settings[swept])
     several = [name for name in varied if settings[name][settings[name] != ""].nunique() > 1]
@@ -118,7 +115,7 @@ def figure(done: pd.DataFrame, metric: str) -> Any:
     drawn = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")
     for at, name in enumerate(panels):
         axes, others = drawn.add_subplot(rows, columns, at + 1), [x for x in varied if x != name]
-        _draw(axes, settings[settings[name] != ""], name, others, metric, sign * edge)
+        _draw(axes, settings[settings[name] != ""], name, others, metric)
     return drawn
 
 
@@ -177,10 +174,17 @@ def _short(setting: Mapping[str, str], most: int = 32) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _draw_changes(
-    axes: Any, settings: pd.DataFrame, changes: Sequence[Any], metric: str, edge: float
-) -> None:
+def _diverged(settings: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, float]:
+    """The settings of a panel with a column `far`, and where these are drawn."""
+    sign = trials.sign(metric)
+    scores = sign * settings["mean"]
+    edge = scores.max() - _DIVERGED * (scores.max() - scores.median())
+    return settings.assign(far=(scores < edge) & (edge < scores.max())), sign * edge
+
+
+def _draw_changes(axes: Any, settings: pd.DataFrame, changes: Sequence[Any], metric: str) -> None:
     """What each change adds to the mean of the first setting, whose spread is the grey band."""
+    settings, edge = _diverged(settings, metric)
     first, others = settings.iloc[0], settings.iloc[1:]
     near, far = others[~others.far], others[others.far]
     axes.errorbar(near["mean"] - first["mean"], near.index - 1, xerr=near["std"], fmt="o")
@@ -198,10 +202,9 @@ def _draw_changes(
     axes.figure.suptitle(title, fontsize="medium")
 
 
-def _draw(
-    axes: Any, settings: pd.DataFrame, name: str, others: list[str], metric: str, edge: float
-) -> None:
+def _draw(axes: Any, settings: pd.DataFrame, name: str, others: list[str], metric: str) -> None:
     """The metric against one parameter."""
+    settings, edge = _diverged(settings, metric)
     numbers = pd.to_numeric(settings[name], errors="coerce")
     is_number = numbers.notna().all()
     settings = settings.assign(at=numbers if is_number else settings[name].str.wrap(16))
@@ -218,5 +221,8 @@ def _draw(
     axes.tick_params("x", rotation=30)
     if is_number and numbers.min() > 0 and numbers.max() / numbers.min() >= _LOGARITHMIC:
         axes.set_xscale("log")
+    if is_number and numbers.nunique() <= _MOST_TICKS:
+        axes.set_xticks(numbers.unique(), [f"{x:g}" for x in numbers.unique()])
+        axes.set_xticks([], minor=True)
     if 1 < len(lines) <= _MOST_LINES:
         axes.legend(fontsize="x-small")

@@ -626,6 +626,24 @@ def test_trials_that_diverged_do_not_flatten_the_figure(config, tmp_path, drawn,
     assert markers["v" if sign(name) > 0 else "^"] == [1e-2]
 
 
+def test_a_panel_judges_its_own_settings_and_has_ticks_at_their_values(config, tmp_path, drawn):
+    """Beside `naive`, which has no d here and is worse, -40 is no outlier; of the others it is."""
+    values = {"mvn,d=2": (10.0, 9.0), "mvn,d=3": (9.5, -40.0), "naive": (-20.0, -22.0)}
+    sweep = [{"posterior": name, "objective.beta": b} for name in values for b in (0.1, 4.0)]
+    made, elbos = trials_lib.make(config, sweep, tmp_path), itertools.chain(*values.values())
+    found = [Outcome(t, "done", 8, {ELBO: elbo}) for t, elbo in zip(made, elbos, strict=True)]
+    results.write(tmp_path, "x", found, ELBO)
+    of_d = next(axes for axes in drawn[0].axes if axes.get_xlabel() == "d")
+    assert list(of_d.get_xticks()) == [2, 3]
+    triangles = {
+        axes.get_xlabel(): [*line.get_xdata()]
+        for axes in drawn[0].axes
+        for line in axes.get_lines()
+        if line.get_marker() == "v"
+    }
+    assert triangles == {"d": [3]}
+
+
 def test_the_figure_has_a_panel_for_each_parameter(config, tmp_path, drawn):
     names = ("mvn", "lowrank,rank=1", "lowrank,rank=2")
     sweep = [

@@ -49,7 +49,9 @@ def _scaling(comparison: Comparison, scaling: str) -> str:
         "Linear floors: the ELBO of PCA with the prior N(0, I) beside each model, nats": (
             _floor_table(models)
         ),
-        "Distances of samples to held-out images": _distance_table(models, samplers),
+        "Samples: distances to held-out images, and bounds with their distribution as the prior": (
+            _sample_table(models, samplers)
+        ),
         "Size and speed": _mean_table(models, _COST, latents),
     }
     shown = "\n\n".join(f"### {title}\n\n{table}" for title, table in blocks.items() if table)
@@ -75,10 +77,10 @@ def _floor_table(models: Models) -> str:
     return _mean_table(models, ("ELBO, nats", *dict.fromkeys(names))) if names else ""
 
 
-def _distance_table(models: Models, samplers: Sequence[str]) -> str:
-    """A row for each model and sampler, a column for each distance; real images come last.
+def _sample_table(models: Models, samplers: Sequence[str]) -> str:
+    """A row for each model and sampler, a column for each figure of it; real images come last.
 
-    These are the same for all runs, which share the images and the directions.
+    Theirs are the same for all runs, which share the images and the directions.
     """
     rows = [
         (model, name, [*seeds.values()]) for model, seeds in models.items() for name in samplers
@@ -87,12 +89,12 @@ def _distance_table(models: Models, samplers: Sequence[str]) -> str:
     records = []
     for model, samples, runs in rows:
         ending = f", {samples}"
-        distances = {
+        figures = {
             name.removesuffix(ending): mean_and_sd(spread)
             for name, spread in summary.over_seeds(runs).items()
             if name.endswith(ending)
         }
-        records += [{"model": model, "samples": samples, **distances}] if distances else []
+        records += [{"model": model, "samples": samples, **figures}] if figures else []
     return tables.markdown(records) if records else ""
 
 

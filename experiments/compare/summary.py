@@ -21,8 +21,9 @@ FLOOR_PREFIX = "PCA, "  # names of linear floors
 def figures_of_run(result: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of one run by name, from its `result.json` and `evaluation.json`.
 
-    Distances of samples are named `DISTANCE, SAMPLER`, as in `swd_mean, flow`, and the ELBOs of
-    linear floors `PCA, FLOOR`. A figure that is not finite is left out.
+    Distances of samples are named `DISTANCE, SAMPLER`, as in `swd_mean, flow`, bounds with a
+    sampler in the prior's place likewise, and the ELBOs of linear floors `PCA, FLOOR`. A figure
+    that is not finite is left out.
     """
     # Section and name in evaluation.json, and the name here.
     evaluated = [(metric.section, name, metric.label) for name, metric in METRICS.items()]
@@ -39,6 +40,9 @@ def figures_of_run(result: Mapping[str, Any], evaluation: Mapping[str, Any]) -> 
         for space in ("pixels", "features"):
             for distance, estimate in distances.get(space, {}).get("figures", {}).items():
                 found[f"{distance}, {samples}"] = estimate["value"]
+        for section, key, label in evaluated:
+            if section == "bounds" and key in distances.get("bounds", {}):
+                found[f"{label}, {samples}"] = distances["bounds"][key]["value"]
     for part, number in evaluation["parameters"].items():
         found[f"parameters, {part}"] = number
     found["images/s"] = result["images_per_second"]

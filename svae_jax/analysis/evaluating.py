@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from svae_jax import files, identity, image_files, samplers, seeds, terminal
 from svae_jax import model as models
 from svae_jax import pixels as pixel_lib
 from svae_jax.analysis import drawing, fitted, trained
+from svae_jax.analysis.fitted import Fitted
 from svae_jax.analysis.trained import Trained
 from svae_jax.devices import runtime, sharding
 from svae_jax.errors import UserError
@@ -89,7 +90,7 @@ def evaluate(
     Returns:
         The content of `evaluation.json`, where a figure is {"value", "standard_error"}: the model's
         identity, `bounds`, `floors`, `reconstruction`, `latents`, and for each set of samples its
-        distances.
+        distances, and the `bounds` with its sampler in the prior's place.
 
     Raises:
         UserError: a mistake that the user can correct.
@@ -123,8 +124,9 @@ def evaluate(
         "num_images": len(held_out),
         "settings": settings._asdict(),
         "parameters": models.num_params(model.variables["params"]),
-        **likelihood(model, training, held_out, settings.importance_samples),
+        **likelihood(model, training, held_out, settings.importance_samples, loaded),
     }
+    of_priors = result.pop("priors")
     count = min(settings.num_samples, len(held_out), len(training))
     real = RealImages(
         split,
@@ -141,6 +143,8 @@ def evaluate(
             [np.asarray(pixel_lib.to_uint8(batch)) for batch in batches]
         )
     result["samples"] = compare(sets, real, directory / name)
+    for sampler, found in of_priors.items():
+        result["samples"][sampler]["bounds"] = found
     grid = grids.row([grids.grid(sets[sampler.name][:_SHOWN], columns=4) for sampler in loaded])
     image_files.save_picture(directory / name / "samples.png", grid)
     content = comparison.to_json(result)
@@ -189,11 +193,17 @@ def _readable(split: str) -> str:
 
 
 def likelihood(
-    model: Trained, training: Pixels, held_out: Pixels, num_samples: int
+    model: Trained,
+    training: Pixels,
+    held_out: Pixels,
+    num_samples: int,
+    loaded: Sequence[Fitted] = (),
 ) -> dict[str, Any]:
-    """Returns `bounds`, `floors`, `reconstruction` and `latents` of all held-out images.
+    """Returns `bounds`, `floors`, `reconstruction`, `latents` and `priors` of held-out images.
 
     Bounds are in nats an image and bits/dim; K = `num_samples` of the importance-weighted one.
+    `priors` are the bounds with each of the `loaded` samplers in the prior's place, where it has a
+    density.
     """
     config, variables = model.config, model.variables
     recipe = configs.recipe(config, configs.num_steps(config, len(training)), model.model)
@@ -204,8 +214,18 @@ def likelihood(
     terminal.say("  ELBO and reconstructions")
     found, latents = reconstruction.evaluate(recipe, variables, held_out, scale, mesh)
     terminal.say(f"  importance-weighted bound, K={num_samples}")
-    weighted = bounds.estimate_importance_weighted(
-        recipe, variables, held_out, scale, mesh, num_samples=num_samples
+    weighted, others = bounds.estimate_importance_weighted(
+        recipe,
+        variables,
+        held_out,
+        scale,
+        mesh,
+        num_samples=num_samples,
+        priors={
+            each.name: bounds.OtherPrior(each.sampler.log_prob, each.sampler.density(each.params))
+            for each in loaded
+            if isinstance(each.sampler, samplers.Density)
+        },
     )
     terminal.say("  linear floors")
     size = models.num_params(variables["params"])["decoder"]
@@ -214,6 +234,7 @@ def likelihood(
         "bounds": {**found["bounds"], **weighted, **bounds.sigma(recipe.likelihood, scale)},
         "floors": closed_forms.floors(recipe, training, held_out, mesh, size),
         "latents": latents,
+        "priors": others,
     }
 
 

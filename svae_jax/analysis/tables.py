@@ -40,11 +40,16 @@ def floors(results: Sequence[Mapping[str, Any]]) -> list[Record]:
 
 
 def sets(results: Sequence[Mapping[str, Any]]) -> list[Record]:
-    """One row a set of samples: its distances to held-out images."""
+    """One row a set of samples: its distances to held-out images, and its sampler's bounds."""
     return [
-        {"run": _run(result), "samples": name, **_set_figures(distances)}
+        {
+            "run": _run(result),
+            "samples": name,
+            **_set_figures(found),
+            **_bounds_as_prior(result, found),
+        }
         for result in results
-        for name, distances in result["samples"].items()
+        for name, found in result["samples"].items()
     ]
 
 
@@ -72,15 +77,27 @@ def _run(result: Mapping[str, Any]) -> str:
     return str(result["workdir"])
 
 
+def _weighted(result: Mapping[str, Any]) -> tuple[str, str]:
+    """The importance-weighted bound in bits/dim, where images are of integers: metric, label."""
+    name = "bits_per_dim" if "bits_per_dim" in result["bounds"] else "elbo"
+    return name, f"{METRICS[name].label}, K={result['settings']['importance_samples']}"
+
+
+def _bounds_as_prior(result: Mapping[str, Any], found: Mapping[str, Any]) -> Record:
+    if "bounds" not in found:
+        return {}
+    name, label = _weighted(result)
+    figures = found["bounds"]
+    return {METRICS["elbo"].label: figure(figures["elbo"]), label: figure(figures[f"{name}_iw"])}
+
+
 def _run_figures(result: Mapping[str, Any]) -> Record:
-    # The importance-weighted bound has a column in bits/dim, where images are of integers.
-    weighted = "bits_per_dim" if "bits_per_dim" in result["bounds"] else "elbo"
+    weighted, label = _weighted(result)
     columns = {}
     for name, metric in METRICS.items():
         if name in result[metric.section] and name != "reconstruction":  # it is ELBO plus KL
             columns[metric.label] = figure(result[metric.section][name])
         if name == weighted:
-            label = f"{metric.label}, K={result['settings']['importance_samples']}"
             columns[label] = figure(result["bounds"][f"{name}_iw"])
     return {**columns, "active units": f"{result['latents']['active_units']:,}"}
 
@@ -122,6 +139,11 @@ def notes(results: Sequence[Mapping[str, Any]]) -> str:
             "PCA: with the prior N(0, I); log p(x) for one Gaussian sigma where patches tile the "
             "image, else a lower bound: the posterior of PCA, with sigma fitted, one for each "
             "direction where there are several"
+        )
+    if any("bounds" in found for result in results for found in result["samples"].values()):
+        lines.append(
+            "ELBO beside samples: with their distribution of z in the prior's place, the decoder "
+            "unchanged"
         )
     lines.append(
         "nearest: median distance of samples to their nearest training image, over that of "

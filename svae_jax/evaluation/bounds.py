@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
+from svae_jax.devices import sharding
 from svae_jax.evaluation import metrics, per_image, steps
 from svae_jax.evaluation.estimates import Estimate
 from svae_jax.likelihoods import Likelihood
@@ -135,8 +138,20 @@ def importance_weighted(
 ) -> dict[str, float]:
     """The values of `estimate_importance_weighted`."""
     given = (recipe, variables, images, scale, mesh)
-    found = estimate_importance_weighted(*given, num_samples=num_samples, chunk_size=chunk_size)
+    found, _ = estimate_importance_weighted(*given, num_samples=num_samples, chunk_size=chunk_size)
     return {name: figure.value for name, figure in found.items()}
+
+
+class OtherPrior(NamedTuple):
+    """A density of latents that takes the prior's place in a bound.
+
+    Attributes:
+        log_prob: the arrays and z ``[b, h, w, n]`` -> log p(z) ``[b]`` in nats; hashable.
+        arrays: its arrays.
+    """
+
+    log_prob: steps.LogPrior
+    arrays: PyTree
 
 
 def estimate_importance_weighted(
@@ -148,7 +163,8 @@ def estimate_importance_weighted(
     *,
     num_samples: int,
     chunk_size: int = 1,
-) -> dict[str, Estimate]:
+    priors: Mapping[str, OtherPrior] | None = None,
+) -> tuple[dict[str, Estimate], dict[str, dict[str, Estimate]]]:
     """The importance-weighted bound of K = `num_samples` samples on all images.
 
     Args:
@@ -159,23 +175,36 @@ def estimate_importance_weighted(
         mesh: the devices.
         num_samples: K.
         chunk_size: samples of each image of a batch that are decoded at a time.
+        priors: by name, what takes the prior's place, with the same samples of z. The decoder
+            stays as it is, so these are bounds on the likelihood of the models so composed.
 
     Returns:
         `elbo_iw` in nats an image, and for images of integers `bits_per_dim_iw`, each with its
-        standard error over images.
+        standard error over images; and by the names of `priors` both, and `elbo`, the mean over K.
     """
+    priors = priors or {}
+    replicated = sharding.replicated(mesh)
+    arrays = tuple(
+        jax.tree.map(lambda leaf: sharding.put(np.asarray(leaf), replicated), prior.arrays)
+        for prior in priors.values()
+    )
+    log_priors = tuple(prior.log_prob for prior in priors.values())
 
     def evaluate_batch(key: PRNGKeyArray, batch: Array) -> dict[str, Array]:
         chunk = min(chunk_size, num_samples)
-        return steps.importance_weighted_step(
-            recipe.model, variables, key, batch, jnp.asarray(scale), num_samples, chunk
-        )
+        given = (recipe.model, variables, key, batch, jnp.asarray(scale), num_samples, chunk)
+        return steps.importance_weighted_step(*given, log_priors, arrays)
 
     means = _means(evaluate_batch, recipe, images, mesh)
-    found = {"elbo_iw": means["density"]}
-    if "discretized" in means:
-        found["bits_per_dim_iw"] = _bits_per_dim(recipe, means["discretized"])
-    return found
+
+    def of(suffix: str) -> dict[str, Estimate]:
+        found = {"elbo_iw": means[f"density{suffix}"]}
+        if (masses := f"discretized{suffix}") in means:
+            found["bits_per_dim_iw"] = _bits_per_dim(recipe, means[masses])
+        return found
+
+    others = {name: {"elbo": means[f"elbo_{i}"]} | of(f"_{i}") for i, name in enumerate(priors)}
+    return of(""), others
 
 
 def _means(

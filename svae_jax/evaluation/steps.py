@@ -1,6 +1,7 @@
 """The compiled steps of evaluation and generation: pure functions of a batch."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -73,7 +74,11 @@ def error_step(
     return likelihood.error(images, _apply(model, variables, key, images).outputs)
 
 
-@functools.partial(compiler.jit, static_argnums=(0, 5, 6))
+LogPrior = Callable[[PyTree, Float[Array, "b h w n"]], Float[Array, " b"]]
+"""Arrays and z -> log p(z) in nats; hashable."""
+
+
+@functools.partial(compiler.jit, static_argnums=(0, 5, 6, 7))
 def importance_weighted_step(
     model: SpatialVAE,
     variables: PyTree,
@@ -82,12 +87,26 @@ def importance_weighted_step(
     scale: Float[Array, "*s"] | float,
     num_samples: int,
     chunk_size: int,
+    log_priors: tuple[LogPrior, ...] = (),
+    prior_arrays: tuple[PyTree, ...] = (),
 ) -> dict[str, Float[Array, " b"]]:
-    """Importance-weighted bounds in nats.
+    """Importance-weighted bounds in nats, under the model's prior and others in its place.
+
+    Args:
+        model: the networks, the posterior and the likelihood.
+        variables: the evaluated variables.
+        key: of the samples, which are the same for all priors.
+        pixels: in the units of the data.
+        scale: σ.
+        num_samples: K.
+        chunk_size: samples of each image that are decoded at a time.
+        log_priors: densities that take the prior's place.
+        prior_arrays: their arrays.
 
     Returns:
-        `density` `[b]`, the bound on what `Likelihood.log_prob` is of; and for images of integers
-        `discretized` `[b]`, that on their probability.
+        `density` `[b]`, the bound on what `Likelihood.log_prob` is of; for images of integers
+        `discretized` `[b]`, that on their probability; and for each of `log_priors` both, and
+        `elbo`, of K samples, as `elbo_0`, `density_0`, `discretized_0`, ….
     """
     likelihood, scale = _likelihood(model), jnp.asarray(scale)
     images = likelihood.pixels.to_float(pixels)
@@ -98,7 +117,10 @@ def importance_weighted_step(
         values = {"density": likelihood.log_prob(scale, images, outputs)}
         if likelihood.pixels.is_integer:
             values["discretized"] = likelihood.log_mass(scale, images, outputs)
-        return values
+        of_model = _apply(model, variables, z, method="log_prior")
+        pairs = enumerate(zip(log_priors, prior_arrays, strict=True))
+        gains = [(i, log_prior(arrays, z) - of_model) for i, (log_prior, arrays) in pairs]
+        return values | {f"{k}_{i}": v + gain for i, gain in gains for k, v in values.items()}
 
     log_weights = objectives.log_importance_weights(
         key,
@@ -110,7 +132,9 @@ def importance_weighted_step(
         chunk_size=chunk_size,
     )
     bound = objectives.importance_weighted_bound
-    return {name: bound(weights) for name, weights in log_weights.items()}
+    bounds = {name: bound(weights) for name, weights in log_weights.items()}
+    means = {f"elbo_{i}": log_weights[f"density_{i}"].mean(axis=0) for i in range(len(log_priors))}
+    return bounds | means
 
 
 @functools.partial(compiler.jit, static_argnums=(0, 3))

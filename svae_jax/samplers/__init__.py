@@ -18,10 +18,19 @@ Each is a frozen dataclass of static settings whose `sample` is a pure function 
     sampler = samplers.Gaussian((3, 3, 128))
     params = samplers.fit(sampler, posteriors)
     z = samplers.draw(sampler, params, key, 64)  # [64, 3, 3, 128]
+    log_p = sampler.log_prob(sampler.density(params), z)  # [64], nats; all but `flow`
 """
 
 from svae_jax.samplers.aggregate import Posteriors
-from svae_jax.samplers.base import MOST_LATENTS, Sampler, draw, draw_batches, fit, image_keys
+from svae_jax.samplers.base import (
+    MOST_LATENTS,
+    Density,
+    Sampler,
+    draw,
+    draw_batches,
+    fit,
+    image_keys,
+)
 from svae_jax.samplers.flow import Flow
 from svae_jax.samplers.gaussian import Gaussian
 from svae_jax.samplers.kronecker import Kronecker
@@ -31,6 +40,7 @@ from svae_jax.samplers.prior import Prior
 __all__ = [
     "MOST_LATENTS",
     "TABLE",
+    "Density",
     "Flow",
     "Gaussian",
     "Kronecker",

@@ -78,6 +78,17 @@ class Sampler(Protocol):
         """
 
 
+@runtime_checkable
+class Density(Protocol):
+    """A sampler that knows log p(z), so that it can take the prior's place in a bound."""
+
+    def density(self, params: PyTree) -> PyTree:
+        """The arrays for `log_prob`, from those for `sample`; on the host."""
+
+    def log_prob(self, arrays: PyTree, z: Float[Array, "*batch h w n"]) -> Float[Array, "*batch"]:
+        """log p(z) in nats, of latents as the posteriors draw them, with their noise."""
+
+
 def fit(sampler: Sampler, posteriors: Posteriors) -> PyTree:
     """All steps of a fit at once.
 
@@ -224,6 +235,11 @@ class ClosedForm:
         return state
 
 
+def normal_log_prob(white: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
+    """The log density of N(0, I), in nats."""
+    return -0.5 * jnp.sum(white**2, axis=-1) - 0.5 * white.shape[-1] * math.log(2 * math.pi)
+
+
 def normal(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "count ..."]:
     """White noise ``[count, *shape]``, float32, each row from its own key."""
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
@@ -248,6 +264,17 @@ def cholesky(covariance: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "d d
             except np.linalg.LinAlgError:
                 continue
     raise ValueError("covariance must be finite and positive semi-definite")
+
+
+def inverse(factor: Float[np.ndarray, "d d"]) -> Float64[np.ndarray, "d d"]:
+    """The inverse of a lower Cholesky factor, in float64: what whitens."""
+    return np.linalg.solve(factor.astype(np.float64), np.eye(len(factor)))
+
+
+def log_det(factor: Float[np.ndarray, "*c d d"]) -> Float64[np.ndarray, "*c"]:
+    """The logarithm of the determinant of a lower Cholesky factor, in float64."""
+    diagonal = np.diagonal(factor.astype(np.float64), axis1=-2, axis2=-1)
+    return np.asarray(np.sum(np.log(diagonal), axis=-1))
 
 
 def noise_factor(covariances: Float64[np.ndarray, "n hw hw"]) -> Float[np.ndarray, "n hw hw"]:

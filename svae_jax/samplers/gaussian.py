@@ -48,3 +48,22 @@ class Gaussian(base.ClosedForm):
         white = base.normal(keys, params["mean"].shape)
         z = params["mean"] + jnp.dot(white, params["factor"].T, precision=lax.Precision.HIGHEST)
         return z.reshape(-1, *self.shape)
+
+    def density(
+        self, params: dict[str, Float[np.ndarray, "..."]]
+    ) -> dict[str, Float[np.ndarray, "..."]]:
+        """The arrays for `log_prob`: the mean, what whitens, and the factor's log determinant."""
+        factor = np.asarray(params["factor"])
+        return {
+            "mean": np.asarray(params["mean"]),
+            "whitening": base.inverse(factor).astype(np.float32),
+            "log_det": base.log_det(factor).astype(np.float32),
+        }
+
+    def log_prob(
+        self, arrays: dict[str, Float[Array, "..."]], z: Float[Array, "*batch h w n"]
+    ) -> Float[Array, "*batch"]:
+        """log p(z) in nats."""
+        centred = z.reshape(*z.shape[:-3], -1) - arrays["mean"]
+        white = jnp.dot(centred, arrays["whitening"].T, precision=lax.Precision.HIGHEST)
+        return base.normal_log_prob(white) - arrays["log_det"]

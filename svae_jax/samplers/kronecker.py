@@ -1,5 +1,6 @@
 """The Gaussian with a covariance of rows ⊗ columns ⊗ maps, for latents of any size."""
 
+import math
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from jaxtyping import Array, Float
 from svae_jax.samplers import base
 from svae_jax.samplers.aggregate import Posteriors
 from svae_jax.samplers.base import Keys
+
+_AXES = ("rows", "cols", "maps")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Kronecker(base.ClosedForm):
         found = posteriors.modes
         variance = np.trace(found.maps)
         factors = {}
-        for name in ("rows", "cols", "maps"):
+        for name in _AXES:
             mode = getattr(found, name)
             scale = variance if name == "maps" else 1.0
             factors[name] = base.cholesky(mode * (scale / np.trace(mode))).astype(np.float32)
@@ -41,8 +44,34 @@ class Kronecker(base.ClosedForm):
     ) -> Float[Array, "count h w n"]:
         """Draws one latent for each key."""
         white = base.normal(keys, self.shape)
-        factors = (params["rows"], params["cols"], params["maps"])
-        coloured = jnp.einsum(
-            "bijk,pi,qj,rk->bpqr", white, *factors, precision=lax.Precision.HIGHEST
-        )
-        return params["mean"] + coloured
+        return params["mean"] + _along_axes(white, params)
+
+    def density(
+        self, params: dict[str, Float[np.ndarray, "..."]]
+    ) -> dict[str, Float[np.ndarray, "..."]]:
+        """The arrays for `log_prob`: the mean, what whitens each axis, and the log determinant."""
+        factors = {name: np.asarray(params[name]) for name in _AXES}
+        total = math.prod(self.shape)
+        # det(R⊗S⊗T) has each determinant once for each entry of the other two axes.
+        log_det = sum(total / len(f) * base.log_det(f) for f in factors.values())
+        whitening = {name: base.inverse(f).astype(np.float32) for name, f in factors.items()}
+        return {
+            "mean": np.asarray(params["mean"]),
+            **whitening,
+            "log_det": np.asarray(log_det, np.float32),
+        }
+
+    def log_prob(
+        self, arrays: dict[str, Float[Array, "..."]], z: Float[Array, "*batch h w n"]
+    ) -> Float[Array, "*batch"]:
+        """log p(z) in nats."""
+        white = _along_axes(z - arrays["mean"], arrays)
+        return base.normal_log_prob(white.reshape(*z.shape[:-3], -1)) - arrays["log_det"]
+
+
+def _along_axes(
+    z: Float[Array, "*batch h w n"], matrices: dict[str, Float[Array, "..."]]
+) -> Float[Array, "*batch h w n"]:
+    """Multiplies rows, columns and maps by a matrix each."""
+    three = (matrices[name] for name in _AXES)
+    return jnp.einsum("...ijk,pi,qj,rk->...pqr", z, *three, precision=lax.Precision.HIGHEST)

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
 from svae_jax import seeds
 from svae_jax.samplers import base
-from svae_jax.samplers.aggregate import Posteriors
+from svae_jax.samplers.aggregate import Moments, Posteriors
 from svae_jax.samplers.base import Keys
 
 _RIDGE = 1e-3  # added to the variances of a component; in whitened space the whole has variance 1
@@ -121,3 +122,47 @@ class Mixture(base.ClosedForm):
         if self.noise:
             z = z + base.posterior_noise(params["noise"], keys[:, 2], self.shape)
         return z
+
+    def density(
+        self, params: dict[str, Float[np.ndarray, "..."]]
+    ) -> dict[str, Float[np.ndarray, "..."]]:
+        """The arrays for `log_prob`, of the means and the posteriors' mean noise.
+
+        With the covariance C = L·Lᵀ of z over all components, component c has that of
+        C + U·(S_c − I)·Uᵀ, where the k columns of U are the modelled principal components. With
+        L⁻¹·U = Q·R, y = Qᵀ·L⁻¹·(z − mean) has N(R·m_c, I + R·(S_c − I)·Rᵀ) in its first k entries
+        and N(0, I) in the others, for all components.
+        """
+        given = {name: np.asarray(value, np.float64) for name, value in params.items()}
+        k = given["centres"].shape[1]
+        of_noise = given["noise"] @ given["noise"].swapaxes(1, 2)
+        of_means = given["basis"].T @ given["basis"]
+        factor = base.cholesky(Moments(given["mean"], of_means, of_noise).covariance)
+        whitening = base.inverse(factor)
+        q, r = np.linalg.qr(whitening @ given["basis"][:k].T, mode="complete")
+        r = r[:k]
+        of_component = given["factors"] @ given["factors"].swapaxes(1, 2)
+        covariances = np.eye(k) + r @ (of_component - np.eye(k)) @ r.T
+        factors = np.stack([base.cholesky(covariance) for covariance in covariances])
+        arrays = {
+            "mean": given["mean"],
+            "whitening": q.T @ whitening,
+            "log_weights": given["log_weights"],
+            "centres": given["centres"] @ r.T,
+            "whitenings": np.stack([base.inverse(f) for f in factors]),
+            "log_dets": base.log_det(factor) + base.log_det(factors),
+        }
+        return {name: value.astype(np.float32) for name, value in arrays.items()}
+
+    def log_prob(
+        self, arrays: dict[str, Float[Array, "..."]], z: Float[Array, "*batch h w n"]
+    ) -> Float[Array, "*batch"]:
+        """log p(z) in nats, of z with the posteriors' mean noise, whatever `noise` says."""
+        high = lax.Precision.HIGHEST
+        centred = z.reshape(*z.shape[:-3], -1) - arrays["mean"]
+        y = jnp.dot(centred, arrays["whitening"].T, precision=high)
+        k = arrays["centres"].shape[1]
+        leading = y[..., None, :k] - arrays["centres"]
+        white = jnp.einsum("cij,...cj->...ci", arrays["whitenings"], leading, precision=high)
+        of_component = base.normal_log_prob(white) - arrays["log_dets"] + arrays["log_weights"]
+        return base.normal_log_prob(y[..., k:]) + logsumexp(of_component, axis=-1)

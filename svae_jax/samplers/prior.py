@@ -1,5 +1,6 @@
 """The prior, with a temperature."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -58,3 +59,21 @@ class Prior(base.ClosedForm):
         z = jax.vmap(lambda key: self.prior.sample(key, params, ()))(keys)
         mean = self.prior.mean(params)
         return mean + self.temperature * (z - mean)
+
+    def density(self, params: latents.Params) -> latents.Params:
+        """The arrays for `log_prob`: the prior's own.
+
+        Raises:
+            ValueError: the temperature is 0, where all latents are the mean.
+        """
+        if self.temperature == 0:
+            raise ValueError("temperature must be above 0 for a density, got temperature=0.0")
+        return params
+
+    def log_prob(
+        self, arrays: latents.Params, z: Float[Array, "*batch h w n"]
+    ) -> Float[Array, "*batch"]:
+        """log p(z) in nats."""
+        mean = self.prior.mean(arrays)
+        stretched = math.prod(self.shape) * math.log(self.temperature)
+        return self.prior.log_prob(arrays, mean + (z - mean) / self.temperature) - stretched

@@ -40,6 +40,27 @@ def test_the_importance_weighted_bound_is_above_the_elbo(evaluated):
     assert bounds["bits_per_dim_iw"]["value"] < bounds["bits_per_dim"]["value"]
 
 
+def test_samplers_stand_in_the_priors_place(evaluated):
+    """The same samples of z, so the model's own prior gives the model's own bounds."""
+    bounds = evaluated["samples"]["prior"]["bounds"]
+    for name in ("elbo_iw", "bits_per_dim_iw"):
+        assert bounds[name]["value"] == pytest.approx(evaluated["bounds"][name]["value"], rel=1e-5)
+    error = bounds["elbo"]["standard_error"]
+    assert abs(bounds["elbo"]["value"] - evaluated["bounds"]["elbo"]["value"]) < 5 * error
+    rows = {row["samples"]: row for row in tables.sets([evaluated])}
+    assert rows["prior"]["bits/dim, K=5"] == tables.figure(bounds["bits_per_dim_iw"])
+    assert "ELBO, nats" not in rows[evaluating.FLOOR]
+
+
+def test_the_gaussian_of_the_aggregate_is_the_best_prior_that_is_gaussian(trained_run, tmp_path):
+    """Of the images that it is fitted to: their mean log-density under N(0, I) is lower."""
+    copy = shutil.copytree(trained_run, tmp_path / "run")
+    split = svae_jax.load(copy).config.dataset.split
+    found = evaluating.evaluate(copy, SETTINGS._replace(split=split, importance_samples=50))
+    elbos = {name: found["samples"][name]["bounds"]["elbo"] for name in ("prior", "gaussian")}
+    assert elbos["gaussian"]["value"] > elbos["prior"]["value"]
+
+
 def test_linear_floors_stand_beside_the_run(evaluated):
     """Four updates have not learned what PCA knows."""
     assert {"same latent", "as many latents"} <= evaluated["floors"].keys()

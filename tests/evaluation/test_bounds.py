@@ -114,6 +114,55 @@ def test_the_bound_is_the_exact_likelihood_at_the_models_own_sigma(linear_gaussi
     assert bound["elbo_iw"] == pytest.approx(density.logpdf(x).mean(), rel=1e-4)
 
 
+def _log_other_prior(arrays, z):
+    """log N(mean, variance) of each entry."""
+    error = (z - arrays["mean"]) ** 2 / arrays["variance"]
+    logs = -0.5 * (error + jnp.log(2 * jnp.pi * arrays["variance"]))
+    return logs.sum(axis=(-3, -2, -1))
+
+
+def test_bounds_under_other_priors_are_of_the_models_so_composed(linear_gaussian):
+    recipe, variables, pixels, density = linear_gaussian
+    held_out = pixels[:50]
+    x = np.asarray(pixel_lib.UINT8.to_float(held_out), np.float64).reshape(-1, NUM_PIXELS)
+    w, b = (np.asarray(variables["params"][name], np.float64) for name in ("w", "b"))
+    mean, variance = np.array([0.2, -0.1, 0.3, 0.0]), np.array([0.8, 0.9, 1.1, 1.2])
+    given = {"own": (0.0, 1.0), "other": (mean, variance)}
+    priors = {
+        name: bounds.OtherPrior(
+            _log_other_prior,
+            {"mean": np.float32(m) * np.ones(4, np.float32), "variance": np.float32(v)},
+        )
+        for name, (m, v) in given.items()
+    }
+    found, others = bounds.estimate_importance_weighted(
+        recipe,
+        variables,
+        held_out,
+        np.asarray(NOISE, np.float32),
+        sharding.make_mesh(),
+        num_samples=400,
+        priors=priors,
+    )
+    assert others["own"]["elbo_iw"].value == pytest.approx(found["elbo_iw"].value, rel=1e-5)
+    assert others["own"]["bits_per_dim_iw"].value == pytest.approx(
+        found["bits_per_dim_iw"].value, rel=1e-5
+    )
+    composed = scipy.stats.multivariate_normal(
+        b + w @ mean, w @ np.diag(variance) @ w.T + NOISE**2 * np.eye(NUM_PIXELS)
+    )
+    exact = composed.logpdf(x).mean()
+    assert others["other"]["elbo_iw"].value == pytest.approx(exact, abs=0.005)
+    # q(z|x) is the posterior under N(0, I), so the ELBO is log p(x) + E_q[log p'(z) - log p(z)].
+    of_noise = 1 / (1 + np.sum(w**2, axis=0) / NOISE**2)
+    means = (x - b) @ w * of_noise / NOISE**2
+    log_p = -0.5 * (means**2 + of_noise)
+    log_other = -0.5 * (((means - mean) ** 2 + of_noise) / variance + np.log(variance))
+    elbo = (density.logpdf(x) + np.sum(log_other - log_p, axis=1)).mean()
+    assert elbo < exact - 0.02
+    assert others["other"]["elbo"].value == pytest.approx(elbo, abs=0.005)
+
+
 def test_sigma_does_not_look_at_the_held_out_images_or_beyond_2000(linear_gaussian):
     recipe, variables, pixels, _ = linear_gaussian
     mesh = sharding.make_mesh()

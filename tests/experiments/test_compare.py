@@ -34,7 +34,10 @@ def evaluation(elbo, swd):
             "training images": {
                 "pixels": {"figures": {"swd_mean": {"value": 0.01, "standard_error": None}}}
             },
-            "flow": {"pixels": {"figures": {"swd_mean": {"value": swd, "standard_error": 0.0}}}},
+            "flow": {
+                "pixels": {"figures": {"swd_mean": {"value": swd, "standard_error": 0.0}}},
+                "bounds": {"elbo": estimate, "elbo_iw": estimate},
+            },
         },
     }
 
@@ -47,6 +50,7 @@ def test_the_figures_of_a_run():
         "MSE": 0.1,
         "PCA, same latent": 900.5,
         "active units": 7,
+        "ELBO, nats, flow": 1.5,
         "swd_mean, training images": 0.01,
         "parameters, encoder": 10,
         "parameters, decoder": 20,

@@ -4,10 +4,11 @@
 
 fits to the posteriors of the training images under the newest checkpoint of the run. Samplers are
 
-    gaussian   the aggregate posterior's mean and full covariance; seconds
-    kronecker  its mean, and a covariance of rows ⊗ columns ⊗ maps; seconds
-    mixture    a mixture of Gaussians over principal components; a minute
-    flow       flow matching with a small transformer; minutes
+    gaussian     the aggregate posterior's mean and full covariance; seconds
+    kronecker    its mean, and a covariance of rows ⊗ columns ⊗ maps; seconds
+    mixture      a mixture of Gaussians over principal components; a minute
+    flow         flow matching with a small transformer; minutes
+    latent_flow  the same to z ~ q(z|x), with a density for `evaluate`
 
 The fields of the configuration can be given on the command line, as in
 
@@ -30,7 +31,7 @@ from svae_jax import config as configs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of a run", required=True)
 _SAMPLER = flags.DEFINE_string(
-    "sampler", None, "gaussian, kronecker, mixture or flow", required=True
+    "sampler", None, "gaussian, kronecker, mixture, flow or latent_flow", required=True
 )
 _DATA_DIR = command_line.define_data_dir()
 

@@ -24,7 +24,7 @@ def base() -> ml_collections.ConfigDict:
 def _defaults(row: Any) -> dict[str, Any]:
     """The settings of a sampler, and for one of many steps where it reports and saves."""
     apart = ("shape", "seed", *row.options)
-    found = {f.name: f.default for f in dataclasses.fields(row) if f.name not in apart}
+    found = {f.name: f.default for f in dataclasses.fields(row) if f.init and f.name not in apart}
     return found | (_FREE_ON_RESUME if "num_steps" in found else {})
 
 

@@ -222,9 +222,9 @@ def likelihood(
         mesh,
         num_samples=num_samples,
         priors={
-            each.name: bounds.OtherPrior(each.sampler.log_prob, each.sampler.density(each.params))
-            for each in loaded
-            if isinstance(each.sampler, samplers.Density)
+            name: bounds.OtherPrior(sampler.log_prob, sampler.density(params), sampler.exact)
+            for name, sampler, params in loaded
+            if isinstance(sampler, samplers.Density)
         },
     )
     terminal.say("  linear floors")

@@ -74,7 +74,8 @@ def load_sampler(directory: str | Path, name: str, trained: Trained, **options: 
         name: one of `samplers.names()`.
         trained: the model, from `trained.load`.
         **options: attributes of the sampler that matter only when drawing, its `options`:
-            `temperature` of `prior`, `noise` of `mixture` and `flow`, `ode_steps` of `flow`.
+            `temperature` of `prior`, `noise` of `mixture` and `flow`, `ode_steps` of both flows,
+            `density_steps` of `latent_flow`.
 
     Raises:
         UserError: there is no such sampler or option, it is not fitted, or to another model; the

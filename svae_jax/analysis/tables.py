@@ -87,8 +87,9 @@ def _bounds_as_prior(result: Mapping[str, Any], found: Mapping[str, Any]) -> Rec
     if "bounds" not in found:
         return {}
     name, label = _weighted(result)
+    columns = {METRICS["elbo"].label: "elbo", label: f"{name}_iw"}
     figures = found["bounds"]
-    return {METRICS["elbo"].label: figure(figures["elbo"]), label: figure(figures[f"{name}_iw"])}
+    return {label: figure(figures[key]) for label, key in columns.items() if key in figures}
 
 
 def _run_figures(result: Mapping[str, Any]) -> Record:

@@ -148,10 +148,12 @@ class OtherPrior(NamedTuple):
     Attributes:
         log_prob: the arrays and z ``[b, h, w, n]`` -> log p(z) ``[b]`` in nats; hashable.
         arrays: its arrays.
+        exact: whether it is log p(z); False for unbiased estimates.
     """
 
     log_prob: steps.LogPrior
     arrays: PyTree
+    exact: bool = True
 
 
 def estimate_importance_weighted(
@@ -181,8 +183,12 @@ def estimate_importance_weighted(
     Returns:
         `elbo_iw` in nats an image, and for images of integers `bits_per_dim_iw`, each with its
         standard error over images; and by the names of `priors` both, and `elbo`, the mean over K.
+        Of those that are estimates there is `elbo` alone, of one sample, since the others would not
+        be bounds.
     """
     priors = priors or {}
+    estimates = {n: prior._replace(exact=True) for n, prior in priors.items() if not prior.exact}
+    priors = {name: prior for name, prior in priors.items() if prior.exact}
     replicated = sharding.replicated(mesh)
     arrays = tuple(
         jax.tree.map(lambda leaf: sharding.put(np.asarray(leaf), replicated), prior.arrays)
@@ -204,6 +210,10 @@ def estimate_importance_weighted(
         return found
 
     others = {name: {"elbo": means[f"elbo_{i}"]} | of(f"_{i}") for i, name in enumerate(priors)}
+    if estimates:
+        given = (recipe, variables, images, scale, mesh)
+        _, found = estimate_importance_weighted(*given, num_samples=1, priors=estimates)
+        others |= {name: {"elbo": bounds["elbo"]} for name, bounds in found.items()}
     return of(""), others
 
 

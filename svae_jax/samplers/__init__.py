@@ -4,13 +4,14 @@ A model is trained against its prior, but its decoder only ever sees the aggrega
 posterior q(z), the mean over the training images of q(z|x), which is far from the prior. A
 sampler is a model of q(z):
 
-| name        | what it draws from                                                               |
-|-------------|----------------------------------------------------------------------------------|
-| `prior`     | the model's prior, with a temperature                                            |
-| `gaussian`  | the Gaussian with the mean and the full covariance of q(z)                       |
-| `kronecker` | a Gaussian with a covariance of rows ⊗ columns ⊗ maps, for any number of latents |
-| `mixture`   | a mixture of Gaussians over the principal components of the posteriors' means    |
-| `flow`      | flow matching, from a Gaussian to the posteriors' means                          |
+| name          | what it draws from                                                               |
+|---------------|----------------------------------------------------------------------------------|
+| `prior`       | the model's prior, with a temperature                                            |
+| `gaussian`    | the Gaussian with the mean and the full covariance of q(z)                       |
+| `kronecker`   | a Gaussian with a covariance of rows ⊗ columns ⊗ maps, for any number of latents |
+| `mixture`     | a mixture of Gaussians over the principal components of the posteriors' means    |
+| `flow`        | flow matching, from a Gaussian to the posteriors' means                          |
+| `latent_flow` | the same to z ~ q(z|x), which has a density                                      |
 
 Each is a frozen dataclass of static settings whose `sample` is a pure function of arrays:
 
@@ -18,7 +19,7 @@ Each is a frozen dataclass of static settings whose `sample` is a pure function 
     sampler = samplers.Gaussian((3, 3, 128))
     params = samplers.fit(sampler, posteriors)
     z = samplers.draw(sampler, params, key, 64)  # [64, 3, 3, 128]
-    log_p = sampler.log_prob(sampler.density(params), z)  # [64], nats; all but `flow`
+    log_p = sampler.log_prob(sampler.density(params), z)  # [64], nats; not of `flow`
 """
 
 from svae_jax.samplers.aggregate import Posteriors
@@ -31,7 +32,7 @@ from svae_jax.samplers.base import (
     fit,
     image_keys,
 )
-from svae_jax.samplers.flow import Flow
+from svae_jax.samplers.flow import Flow, LatentFlow
 from svae_jax.samplers.gaussian import Gaussian
 from svae_jax.samplers.kronecker import Kronecker
 from svae_jax.samplers.mixture import Mixture
@@ -44,6 +45,7 @@ __all__ = [
     "Flow",
     "Gaussian",
     "Kronecker",
+    "LatentFlow",
     "Mixture",
     "Posteriors",
     "Prior",
@@ -62,6 +64,7 @@ TABLE: dict[str, type] = {
     "kronecker": Kronecker,
     "mixture": Mixture,
     "flow": Flow,
+    "latent_flow": LatentFlow,
 }
 
 

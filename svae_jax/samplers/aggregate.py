@@ -322,6 +322,11 @@ class Posteriors:
         return np.concatenate([batch.means for batch in self._batches])
 
     @functools.cached_property
+    def latents(self) -> Float32[np.ndarray, "num d"]:
+        """One sample z ~ q(z|x) of every image, one row an image."""
+        return np.concatenate([z.reshape(len(z), -1) for z in self._sample()])
+
+    @functools.cached_property
     def moments(self) -> Moments:
         """The moments; without `means` before, one batch at a time is in memory."""
         is_kept = "_batches" in self.__dict__

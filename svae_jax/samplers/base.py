@@ -80,7 +80,14 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class Density(Protocol):
-    """A sampler that knows log p(z), so that it can take the prior's place in a bound."""
+    """A sampler that knows log p(z), so that it can take the prior's place in a bound.
+
+    Attributes:
+        exact: whether `log_prob` is exact; else it is an unbiased estimate, with which the ELBO is
+            a bound, and the importance-weighted one is not.
+    """
+
+    exact: ClassVar[bool]
 
     def density(self, params: PyTree) -> PyTree:
         """The arrays for `log_prob`, from those for `sample`; on the host."""
@@ -212,6 +219,7 @@ class ClosedForm:
 
     options: ClassVar[tuple[str, ...]] = ()
     num_steps: ClassVar[int] = 1
+    exact: ClassVar[bool] = True  # its density, if it has one
 
     def check_shape(self) -> None:
         """Latents of all shapes are possible."""

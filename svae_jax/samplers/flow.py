@@ -1,10 +1,11 @@
 """Flow matching: an ordinary differential equation from a Gaussian to the posteriors' means."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Float32, Float64, Int, PRNGKeyArray, PyTree
 
 from svae_jax import seeds
 from svae_jax.devices import compiler, sharding
@@ -131,10 +132,11 @@ class Flow:
 
     def _fixed(self, moments: Moments) -> FlowConstants:
         """What fitting is given and does not change, from the posteriors' moments."""
-        variances = np.diag(moments.of_means)
+        covariance = self._covariance(moments)
+        variances = np.diag(covariance)
         # An entry that never changes is left as it is.
         scale = np.sqrt(np.where(variances > 0, variances, 1.0))
-        correlation = moments.of_means / scale / scale[:, None]
+        correlation = covariance / scale / scale[:, None]
         return FlowConstants(
             mean=moments.mean.astype(np.float32),
             scale=scale.astype(np.float32),
@@ -144,9 +146,17 @@ class Flow:
 
     def init(self, posteriors: Posteriors) -> Fit:
         """The state before the first step."""
-        _ = posteriors.means  # asked for first, as `step` needs them
+        _ = self._points(posteriors)  # asked for first, as `step` needs them
         fixed = jax.tree.map(jnp.asarray, self._fixed(posteriors.moments))
         return Fit(self._init(), fixed)
+
+    def _points(self, posteriors: Posteriors) -> Float32[np.ndarray, "num d"]:
+        """What the flow leads to."""
+        return posteriors.means
+
+    def _covariance(self, moments: Moments) -> Float64[np.ndarray, "d d"]:
+        """The covariance of the points."""
+        return moments.of_means
 
     def _init(self) -> FlowState:
         x = velocity.to_patches(jnp.zeros((1, math.prod(self.shape))), self.shape)
@@ -166,7 +176,7 @@ class Flow:
         Another count compiles nothing anew. The arrays of `state.state` are donated.
         """
         mesh = sharding.make_mesh(jax.local_devices())
-        data = standardise(state.fixed, posteriors.means)
+        data = standardise(state.fixed, self._points(posteriors))
         state, data = jax.device_put((state, data), sharding.replicated(mesh))
         return state._replace(
             state=_train(self, mesh, state.state, state.fixed, data, jnp.int32(count))
@@ -249,6 +259,65 @@ class Flow:
         return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
 
 
+@dataclass(frozen=True)
+class LatentFlow(Flow):
+    """A `Flow` to samples z ~ q(z|x), one an image, so that it has a density of latents.
+
+    Attributes:
+        density_steps: steps of Heun's method for the density.
+    """
+
+    noise: bool = dataclasses.field(default=False, init=False)  # z has its noise
+    density_steps: int = 20
+
+    options: ClassVar[tuple[str, ...]] = ("ode_steps", "density_steps")
+    exact: ClassVar[bool] = False
+
+    def _points(self, posteriors: Posteriors) -> Float32[np.ndarray, "num d"]:
+        return posteriors.latents
+
+    def _covariance(self, moments: Moments) -> Float64[np.ndarray, "d d"]:
+        return moments.covariance
+
+    def density(self, params: dict[str, PyTree]) -> dict[str, PyTree]:
+        """The arrays for `log_prob`: those for `sample`, and of the source what whitens it."""
+        factor = np.asarray(params["factor"])
+        log_scale = np.sum(np.log(np.asarray(params["scale"], np.float64)))
+        return {
+            **params,
+            "whitening": base.inverse(factor).astype(np.float32),
+            "log_det": np.asarray(base.log_det(factor) + log_scale, np.float32),
+        }
+
+    def log_prob(
+        self, arrays: dict[str, PyTree], z: Float[Array, "*batch h w n"]
+    ) -> Float[Array, "*batch"]:
+        """An unbiased estimate of log p(z) in nats, a function of z alone.
+
+        d log p/dt along a path is minus the divergence of the velocity (Chen et al. 2018), which a
+        random direction of signs estimates (Hutchinson 1990; Grathwohl et al. 2019).
+        """
+        flat = z.reshape(-1, math.prod(self.shape))
+        x = velocity.to_patches((flat - arrays["mean"]) / arrays["scale"], self.shape)
+        # Each latent has signs of its own, or the errors of a batch would not average out.
+        bits = lax.bitcast_convert_type(jnp.sum(flat, axis=1, dtype=jnp.float32), jnp.int32)
+        keys = base.image_keys(jax.random.fold_in(self._key, 1), bits)
+        signs = jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], x.dtype))(keys)
+
+        def field(state: tuple[Array, Array], t: Array) -> tuple[Array, Array]:
+            def moving(x: Array) -> Array:
+                return self._velocity(arrays["network"], x, jnp.full(len(x), t))
+
+            v, change = jax.jvp(moving, (state[0],), (signs,))
+            return v, jnp.sum(signs * change, axis=(1, 2))
+
+        start = (x, jnp.zeros(len(x)))
+        source, divergence = heun(field, start, self.density_steps, backward=True)
+        white = _product(velocity.from_patches(source, self.shape), arrays["whitening"])
+        log_p = base.normal_log_prob(white) - arrays["log_det"] + divergence
+        return log_p.reshape(z.shape[:-3])
+
+
 @functools.partial(compiler.jit, static_argnums=(0, 1), donate_argnums=2)
 def _train(
     flow: Flow,
@@ -273,22 +342,33 @@ def _train(
 
 
 def standardise(
-    fixed: FlowConstants, means: Float32[np.ndarray, "num d"]
+    fixed: FlowConstants, points: Float32[np.ndarray, "num d"]
 ) -> Float32[np.ndarray, "num d"]:
-    """The posteriors' means with each entry's mean at 0 and its variance at 1."""
-    return (means - np.asarray(fixed.mean)) / np.asarray(fixed.scale)
+    """The points with each entry's mean at 0 and its variance at 1."""
+    return (points - np.asarray(fixed.mean)) / np.asarray(fixed.scale)
+
+
+State = TypeVar("State", bound=PyTree[Float[Array, "..."]])
 
 
 def heun(
-    field: Callable[[Array, Array], Any], x: Float[Array, "b tokens channels"], num_steps: int
-) -> Float[Array, "b tokens channels"]:
-    """Solves dx/dt = field(x, t) from t=0 to 1 with Heun's method, of second order."""
-    size = 1.0 / num_steps
+    field: Callable[[State, Array], State], x: State, num_steps: int, *, backward: bool = False
+) -> State:
+    """Solves dx/dt = field(x, t) from t=0 to 1 with Heun's method, of second order.
 
-    def step(i: Array, x: Float[Array, "b tokens channels"]) -> Float[Array, "b tokens channels"]:
-        start = field(x, i * size)
-        end = field(x + size * start, (i + 1) * size)
-        return x + 0.5 * size * (start + end)
+    Args:
+        field: x and t -> dx/dt.
+        x: arrays at t=0.
+        num_steps: steps, of two evaluations each.
+        backward: from t=1 to 0; x is at t=1.
+    """
+    begin, size = (1.0, -1.0 / num_steps) if backward else (0.0, 1.0 / num_steps)
+
+    def step(i: Array, x: State) -> State:
+        start = field(x, begin + i * size)
+        ahead = jax.tree.map(lambda x, v: x + size * v, x, start)
+        end = field(ahead, begin + (i + 1) * size)
+        return jax.tree.map(lambda x, v, w: x + 0.5 * size * (v + w), x, start, end)
 
     return lax.fori_loop(0, num_steps, step, x)
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 import svae_jax
-from svae_jax.analysis import evaluating, tables
+from svae_jax import sampler_config
+from svae_jax.analysis import evaluating, fitting, tables
 from svae_jax.errors import UserError
 from svae_jax.training import loop
 from tests import command_line
@@ -56,9 +57,27 @@ def test_the_gaussian_of_the_aggregate_is_the_best_prior_that_is_gaussian(traine
     """Of the images that it is fitted to: their mean log-density under N(0, I) is lower."""
     copy = shutil.copytree(trained_run, tmp_path / "run")
     split = svae_jax.load(copy).config.dataset.split
+    settings = sampler_config.base()
+    settings.update_from_flattened_dict(
+        {
+            "latent_flow.num_steps": 1,
+            "latent_flow.width": 16,
+            "latent_flow.depth": 1,
+            "latent_flow.num_params": 15_000,
+        }
+    )
+    fitting.fit(copy, "latent_flow", settings)
     found = evaluating.evaluate(copy, SETTINGS._replace(split=split, importance_samples=50))
-    elbos = {name: found["samples"][name]["bounds"]["elbo"] for name in ("prior", "gaussian")}
-    assert elbos["gaussian"]["value"] > elbos["prior"]["value"]
+    bounds = {
+        name: found["samples"][name]["bounds"] for name in ("prior", "gaussian", "latent_flow")
+    }
+    assert bounds["gaussian"]["elbo"]["value"] > bounds["prior"]["elbo"]["value"]
+    # One step has learned nothing, so the flow is that Gaussian still.
+    gap = bounds["latent_flow"]["elbo"]["value"] - bounds["gaussian"]["elbo"]["value"]
+    assert abs(gap) < 3  # of one sample of z an image, the other of 50
+    assert bounds["latent_flow"].keys() == {"elbo"}  # of an estimate
+    rows = {row["samples"]: row for row in tables.sets([found])}
+    assert "bits/dim, K=50" not in rows["latent_flow"]
 
 
 def test_linear_floors_stand_beside_the_run(evaluated):

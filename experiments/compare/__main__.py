@@ -180,7 +180,8 @@ def _is_current(
         and evaluation["step"] == step
         and wanted.items() <= evaluation["settings"].items()
         and {*samplers} <= evaluation["samples"].keys()
-        and "floors" in evaluation  # an older version's has none
+        and "floors" in evaluation  # an older version's has none, nor the bounds of samplers
+        and "bounds" in evaluation["samples"]["prior"]
     )
 
 

@@ -126,10 +126,12 @@ def _pairs(runs):
     return {(run.model, run.scaling) for run in runs}
 
 
-def test_an_evaluation_without_floors_is_made_again():
+def test_an_evaluation_of_an_older_version_is_made_again():
     settings = {"num_samples": 5}
-    found = {"step": 3, "settings": settings, "samples": {"prior": {}}, "floors": {}}
+    samples = {"prior": {"bounds": {}}}
+    found = {"step": 3, "settings": settings, "samples": samples, "floors": {}}
     assert command._is_current(found, settings, 3, ["prior"])
+    assert not command._is_current(found | {"samples": {"prior": {}}}, settings, 3, ["prior"])
     del found["floors"]
     assert not command._is_current(found, settings, 3, ["prior"])
 

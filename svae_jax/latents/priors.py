@@ -1,11 +1,11 @@
 """The prior over latent maps: standard normal, or a Gaussian that is learned with the model.
 
-| name             | p(z)                                      | learned parameters                 |
-|------------------|-------------------------------------------|------------------------------------|
-| `standard`       | N(0, I), as in the paper                  | none                               |
-| `tensor_normal`  | N(M₀, R⊗S⊗T) over rows, columns and maps  | hwn + (h² + h + w² + w + n² + n)/2 |
-| `matrix_normal`  | N(M₀, C⊗T) over all hw locations and maps | hwn + (h²w² + hw + n² + n)/2       |
-| `autoregressive` | each location given four neighbours       | hwn + 4n² + (n² + n)/2             |
+| name             | p(z)                                     | parameters                         |
+|------------------|------------------------------------------|------------------------------------|
+| `standard`       | N(0, I), as in the paper                 | none                               |
+| `tensor_normal`  | N(M₀, R⊗S⊗T) over rows, columns and maps | hwn + (h² + h + w² + w + n² + n)/2 |
+| `matrix_normal`  | N(M₀, C⊗T) over hw locations and maps    | hwn + (h²w² + hw + n² + n)/2       |
+| `autoregressive` | each location given four neighbours      | hwn + 4n² + (n² + n)/2             |
 
 A prior holds sizes and no arrays; the learned arrays are given to each method as `params`, without
 batch axes. With all of them at zero, every prior is N(0, I).

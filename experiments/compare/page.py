@@ -92,7 +92,7 @@ def _sample_table(models: Models, samplers: Sequence[str]) -> str:
         figures = {
             name.removesuffix(ending): mean_and_sd(spread)
             for name, spread in summary.over_seeds(runs).items()
-            if name.endswith(ending)
+            if name.endswith(ending) and not name.startswith("parameters")  # of a learned prior
         }
         records += [{"model": model, "samples": samples, **figures}] if figures else []
     return tables.markdown(records) if records else ""

@@ -29,7 +29,7 @@ def evaluation(elbo, swd):
         "floors": {"same latent": {"components": 3, "elbo": {"value": 900.5}}},
         "reconstruction": {"mse": {"value": 0.1, "standard_error": 0.0}},
         "latents": {"active_units": 7},
-        "parameters": {"encoder": 10, "decoder": 20},
+        "parameters": {"encoder": 10, "decoder": 20, "prior": 5},
         "samples": {
             "training images": {
                 "pixels": {"figures": {"swd_mean": {"value": 0.01, "standard_error": None}}}
@@ -54,6 +54,7 @@ def test_the_figures_of_a_run():
         "swd_mean, training images": 0.01,
         "parameters, encoder": 10,
         "parameters, decoder": 20,
+        "parameters, prior": 5,
         "images/s": 5,
     }
 
@@ -209,6 +210,7 @@ def test_the_tables_say_what_the_runs_say():
     assert "after 300 training steps on `train[90%:]`" in text
     assert "failed" in text
     assert "| mvn, 3x3x5 " in text
+    assert not re.search(r"\| prior ", text)  # its parameters are no figure of its samples
     assert text.count("training images") == 1  # they are the same for all runs
     assert re.search(r"\| +\| training images \| 0.01", text)
 

@@ -213,7 +213,7 @@ def lines(
             axis.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 100 * low else (1,)))
             axis.xaxis.set_major_formatter("{x:,g}")
             axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.legend()
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
     return figure
 
 

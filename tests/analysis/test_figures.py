@@ -71,7 +71,7 @@ def test_lines_are_drawn_in_each_panel_with_the_levels_of_their_series():
     labels = [text.get_text() for text in left.get_xticklabels(which="both")]
     assert {"1", "3", "10"} <= {*labels}
     assert not any("times" in label for label in labels)  # 3 × 10⁰, which overlap
-    assert [text.get_text() for text in right.get_legend().get_texts()] == ["a", "b"]
+    assert [text.get_text() for text in left.figure.legends[0].get_texts()] == ["a", "b"]
 
 
 def test_a_frame_surrounds_the_patches_of_its_cells():

@@ -29,7 +29,7 @@ def render() -> str:
     )
     environment.filters["number"] = lambda value, digits=0: f"{value:,.{digits}f}"
     template = environment.get_template("README.md.jinja")
-    functions = {f.__name__: f for f in (models, mean, gain, runs, floor, rate)}
+    functions = {f.__name__: f for f in (models, mean, gain, prior_gain, runs, floor, rate)}
     return template.render(**functions)
 
 
@@ -54,6 +54,12 @@ def gain(study: str, model: str, baseline: str, figure: str = "ELBO, nats", digi
     found = summary.paired(models(study)[model], models(study)[baseline])[figure]
     width = found["half_width"]
     return f"{found['mean']:,.{digits}f}" + (f" ± {width:,.{digits}f}" if width else "")
+
+
+def prior_gain(model: str, sampler: str = "mixture") -> str:
+    """What the ELBO gains after 20 epochs with a fitted sampler in the prior's place, in nats."""
+    figures = models("cifar10_20_epochs")[model][0]
+    return f"{figures[f'ELBO, nats, {sampler}'] - figures['ELBO, nats, prior']:,.0f}"
 
 
 def runs(study: str, split: str = "test") -> dict[str, Any]:

@@ -61,9 +61,10 @@ kinds = {
     "gaussian": samplers.Gaussian(shape),
     "kronecker": samplers.Kronecker(shape),
     "mixture": samplers.Mixture(shape, components=2, noise=True),
-    "flow": samplers.Flow(
-        shape, width=8, depth=1, num_params=4000, num_steps=3, batch_size=10, ode_steps=2
-    ),
+}
+small = dict(width=8, depth=1, num_params=4000, num_steps=3, batch_size=10, ode_steps=2)
+kinds |= {
+    "flow": samplers.Flow(shape, **small), "latent_flow": samplers.LatentFlow(shape, **small)
 }
 assert set(kinds) == set(samplers.names()) - {"prior"}
 found = {}

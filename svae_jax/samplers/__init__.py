@@ -11,7 +11,7 @@ sampler is a model of q(z):
 | `kronecker`   | a Gaussian with a covariance of rows ⊗ columns ⊗ maps, for any number of latents |
 | `mixture`     | a mixture of Gaussians over the principal components of the posteriors' means    |
 | `flow`        | flow matching, from a Gaussian to the posteriors' means                          |
-| `latent_flow` | the same to z ~ q(z|x), which has a density                                      |
+| `latent_flow` | the same to samples z of the posteriors, with a density of latents              |
 
 Each is a frozen dataclass of static settings whose `sample` is a pure function of arrays:
 

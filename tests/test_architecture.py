@@ -49,9 +49,9 @@ HOMES = {
     | {"fit_sampler"}
     | {"command_line", "training/job", "training/loop"},
     "tensorflow": {"devices/lazy_tensorflow"},
-    "tensorboard": {"run/writer"},
+    "tensorboard": {"run/events"},
     "torch": {"evaluation/quality/features"},
-    "clu": {"evaluation/metrics", "training/metrics", "run/writer"},
+    "clu": {"evaluation/metrics", "training/metrics"},
     "PIL": {"data", "image_files"},
     "filelock": {"files"},
     "sklearn": {"samplers/mixture"},

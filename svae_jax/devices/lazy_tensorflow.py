@@ -1,6 +1,6 @@
 """TensorFlow, imported on first use: its import takes seconds.
 
-It only reads data sets and writes TensorBoard summaries.
+It only reads and prepares data sets of TFDS.
 """
 
 import contextlib

@@ -10,14 +10,14 @@ from typing import Any
 
 from svae_jax import files
 from svae_jax.errors import UserError
-from svae_jax.run import writer
+from svae_jax.run import events, writer
 
 # What a run writes, besides `config.json`.
 _WRITTEN = (
     "data.json",
     "result.json",
     "metrics.jsonl",
-    writer.EVENT_FILES,
+    events.PATTERN,
     *writer.PICTURES,
     "checkpoints",
 )

@@ -10,7 +10,6 @@ import math
 import os
 import pathlib
 import re
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from typing import Any
@@ -20,11 +19,10 @@ from absl import logging
 from jaxtyping import UInt8
 
 from svae_jax import files, image_files
-from svae_jax.devices.lazy_tensorflow import tensorflow
 from svae_jax.errors import UserError
+from svae_jax.run import events
 
 PICTURES = ("samples", "samples_gaussian", "reconstructions")  # subdirectories of the workdir
-EVENT_FILES = "events.out.tfevents.*"
 JSON_LINES = "metrics.jsonl"
 _MOST_PENDING = 256  # writes; beyond these a slow disk slows the run, so memory is bounded
 
@@ -37,7 +35,7 @@ class Writer(contextlib.AbstractContextManager):
     before writing what must not be newer than the metrics, such as a checkpoint. Leaving the `with`
     block closes the writer and hides no exception of the block.
 
-    Without TensorFlow no TensorBoard events are written, all else is.
+    Without TensorBoard no events are written, all else is.
 
     `metrics.jsonl` holds one strict JSON object for each `write_scalars`: `step` and the scalars,
     with null for a number that is not finite. Training and evaluation at one step are thus two
@@ -56,10 +54,9 @@ class Writer(contextlib.AbstractContextManager):
         """
         self._workdir = pathlib.Path(workdir)
         self._enabled = enabled
-        self._summaries: Any = None
+        self._events: events.EventWriter | bool | None = None  # False: there is no TensorBoard
         self._error: Exception | None = None
         self._pending: collections.deque[futures.Future[None]] = collections.deque()
-        # Not clu's AsyncWriter: that imports TensorFlow, for seconds, in the caller's thread.
         self._thread = futures.ThreadPoolExecutor(max_workers=1)
         if enabled:
             with _as_user_error(self._workdir):
@@ -80,8 +77,8 @@ class Writer(contextlib.AbstractContextManager):
         self._submit(self._images, step, dict(images))
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Shows the configuration in TensorBoard's HParams tab; call it once, at step 0."""
-        self._submit(self._summarise, "write_hparams", dict(config))
+        """Shows a flat configuration in TensorBoard's HParams tab; call it once, at step 0."""
+        self._submit(self._event, "config", dict(config))
 
     def flush(self) -> None:
         """Waits until everything is written; raises UserError if a write failed."""
@@ -91,9 +88,9 @@ class Writer(contextlib.AbstractContextManager):
         """Waits and closes the files; raises UserError if a write failed."""
         try:
             self.flush()
-            if self._summaries:
+            if isinstance(self._events, events.EventWriter):
                 with _as_user_error(self._workdir):
-                    self._summaries.close()
+                    self._events.close()
         finally:
             self._thread.shutdown()
 
@@ -112,7 +109,7 @@ class Writer(contextlib.AbstractContextManager):
         while self._pending and (len(self._pending) > most_pending or self._pending[0].done()):
             self._pending.popleft().result()
 
-    # All below runs in the writer's thread. TensorBoard comes last: its first write is slow.
+    # All below runs in the writer's thread.
 
     def _run(self, write: Callable[..., None], *args: Any) -> None:
         try:
@@ -129,7 +126,7 @@ class Writer(contextlib.AbstractContextManager):
         path = self._workdir / JSON_LINES
         with _as_user_error(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
-        self._summarise("write_scalars", step, scalars)
+        self._event("scalars", step, scalars)
 
     def _images(self, step: int, images: dict[str, np.ndarray]) -> None:
         for name, image in images.items():
@@ -137,41 +134,29 @@ class Writer(contextlib.AbstractContextManager):
             with _as_user_error(path):
                 path.parent.mkdir(exist_ok=True)
                 image_files.save_picture(path, image)
-        self._summarise("write_images", step, images)
+                png = path.read_bytes()
+            self._event("picture", step, name, image.shape[:2], png)
 
-    def _summarise(self, method: str, *args: Any) -> None:
+    def _event(self, method: str, *args: Any) -> None:
         with _as_user_error(self._workdir):
-            if self._summaries is None:
-                self._summaries = _summary_writer(self._workdir)
-            if self._summaries:
-                getattr(self._summaries, method)(*args)  # flushes: a killed run loses nothing
+            if self._events is None:
+                self._events = _event_writer(self._workdir)
+            if self._events:
+                getattr(self._events, method)(*args)
 
 
-def _summary_writer(workdir: pathlib.Path) -> Any:
-    """Creates clu's TensorBoard writer, with TensorFlow silent and off the GPU.
-
-    Where TensorFlow or TensorBoard is not installed, one line says so, and it is False.
-    """
+def _event_writer(workdir: pathlib.Path) -> events.EventWriter | bool:
+    """TensorBoard's writer. Where it is not installed, one line says so, and it is False."""
     try:
-        tensorflow()  # silences it before clu imports it
-        from clu import metric_writers
+        return events.EventWriter(workdir)
     except ImportError as error:
         logging.warning("metrics go to %s alone, not to TensorBoard: %s", JSON_LINES, error)
         return False
-    return metric_writers.SummaryWriter(os.fspath(workdir))
 
 
-@contextlib.contextmanager
-def _as_user_error(path: pathlib.Path) -> Iterator[None]:
-    """Re-raises errors of the operating system, from Python or TensorFlow, as UserError."""
-    with files.os_errors_for_user(f"workdir: cannot write {path}"):
-        try:
-            yield
-        except Exception as error:
-            # TensorFlow's error types cannot be named without importing TensorFlow.
-            if type(error).__module__.startswith("tensorflow"):
-                raise OSError(str(error)) from error
-            raise
+def _as_user_error(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    """Re-raises errors of the operating system as UserError."""
+    return files.os_errors_for_user(f"workdir: cannot write {path}")
 
 
 def truncate(workdir: str | os.PathLike[str], step: int) -> None:
@@ -192,9 +177,9 @@ def truncate(workdir: str | os.PathLike[str], step: int) -> None:
     with _as_user_error(workdir):
         for path in workdir.glob(JSON_LINES):
             _cut(path, _row_steps, step)
-        for path in workdir.glob(EVENT_FILES):
+        for path in workdir.glob(events.PATTERN):
             try:
-                _cut(path, _event_steps, step)
+                _cut(path, events.steps, step)
             except ImportError as error:  # events of a machine that had TensorBoard
                 logging.warning("%s may hold steps after %d: %s", path, step, error)
         for name in PICTURES:
@@ -230,26 +215,3 @@ def _row_steps(file: Any) -> Iterator[tuple[int, int]]:
             yield int(json.loads(line)["step"]), file.tell()
         except (ValueError, KeyError, TypeError):
             logging.warning("%s: line %d is damaged", file.name, number)
-
-
-def _event_steps(file: Any) -> Iterator[tuple[int, int]]:
-    """Yields (step, end in bytes) of each whole record of a TensorBoard event file.
-
-    A record is a length (uint64), its checksum (uint32), that many bytes, and their checksum. This
-    does not use TensorFlow, whose import would delay every resumed run by seconds.
-    """
-    from google.protobuf import message
-    from tensorboard.compat.proto import event_pb2
-    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
-
-    while len(header := file.read(12)) == 12:
-        length, checksum = struct.unpack("<QI", header)
-        if checksum != masked_crc32c(header[:8]):
-            return
-        record = file.read(length + 4)
-        if len(record) < length + 4:
-            return
-        try:
-            yield event_pb2.Event.FromString(record[:-4]).step, file.tell()
-        except message.DecodeError:
-            return

@@ -19,7 +19,6 @@ _SOURCES = (
 TINY = [
     "--config.dataset.split=train[:60]", "--config.dataset.eval_split=test[:20]",
     "--config.batch_size=20", "--config.num_steps=2", "--config.latent.maps=4",
-    "--config.dataset.cache_dir=cache",
     "--config.model.encoder=5x5/4/s2 5x5/4/s2", "--config.model.decoder=3x3/4 3x3/4 5x5/image/s4",
 ]  # fmt: skip
 
@@ -75,7 +74,7 @@ def test_the_quick_start_works_without_a_checkout(installed, tmp_path):
     command = ("-m", "svae_jax.main", "--config=shapes:mvn", "--workdir=runs/shapes")
     result = json.loads(_python(*command, *TINY, **place))
     assert result["step"] == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "runs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
 
 
 def test_the_source_distribution_holds_what_builds_and_tests_it(built):

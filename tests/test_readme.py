@@ -170,6 +170,7 @@ def test_a_likelihood_of_ones_own_trains_by_its_name(monkeypatch, tiny_config, t
 
 
 @pytest.mark.usefixtures("small_floors")
+@pytest.mark.usefixtures("small_floors")
 def test_arrays_of_ones_own_train(monkeypatch, tmp_path):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 4096, (n, 32, 32, 2), np.uint16) for n in (120, 20)]

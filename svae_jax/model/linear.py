@@ -19,6 +19,7 @@ the least-squares inverse of the interpolation, PCA is of its patches, and a dir
 the mean over cells of the squared norm of its image, has noise of variance σ²/g instead of σ².
 """
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -88,7 +89,7 @@ class LinearPath(nn.Module):
 
     def patches(self, images: Float[Array, "*b y x c"]) -> Cells:
         """The patches of the small image of each image, ``[*b, h, w, P]``."""
-        small = _resize(images, *map(np.linalg.pinv, self.upsampling()))
+        small = _resize(images, *(_inverse(*sizes) for sizes in self._sizes()))
         *batch, _, _, channels = small.shape
         rows, cols = self.patch
         tiles = small.reshape(*batch, self.height, rows, self.width, cols, channels)
@@ -104,9 +105,13 @@ class LinearPath(nn.Module):
 
     def upsampling(self) -> tuple[Float64[np.ndarray, "_y _h"], Float64[np.ndarray, "_x _w"]]:
         """Bilinear interpolation along rows and columns, from the small image to the image."""
-        cells, (height, width, _) = (self.height, self.width), self.image_shape
-        small = [n * side for n, side in zip(cells, self.patch, strict=True)]
-        return interpolation(small[0], height), interpolation(small[1], width)
+        rows, cols = (interpolation(*sizes) for sizes in self._sizes())
+        return rows, cols
+
+    def _sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The rows of the small image and of the image, and their columns."""
+        (height, width, _), (rows, cols) = self.image_shape, self.patch
+        return (self.height * rows, height), (self.width * cols, width)
 
 
 def interpolation(size: int, target: int) -> Float64[np.ndarray, "target size"]:
@@ -118,6 +123,15 @@ def interpolation(size: int, target: int) -> Float64[np.ndarray, "target size"]:
     matrix[np.arange(target), low] = 1 - share
     matrix[np.arange(target), np.minimum(low + 1, size - 1)] += share
     return matrix
+
+
+@functools.lru_cache(maxsize=64)  # each tracing needs it, and 256 pixels take half a second
+def _inverse(size: int, target: int) -> Float64[np.ndarray, "size target"]:
+    """The least-squares inverse of `interpolation`; between equal sizes, that is the identity."""
+    matrix = interpolation(size, target)
+    inverse = matrix if size == target else np.linalg.pinv(matrix)
+    inverse.setflags(write=False)
+    return inverse
 
 
 def _resize(images: Array, rows: np.ndarray, cols: np.ndarray) -> Array:

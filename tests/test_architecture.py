@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -93,6 +94,14 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__in
 
 def test_every_module_has_its_row():
     assert {_room(path) for path in FILES} == set().union(*ROWS)
+
+
+def test_the_page_tells_this_order():
+    page = (PACKAGE / "README.md").read_text().partition("## Modules")[2]
+    told = [set() for _ in ROWS]
+    for number, names in re.findall(r"^\| (\d+) \| (`[^|]*`) \|", page, re.MULTILINE):
+        told[int(number) - 1] |= set(re.findall(r"`(\w+)(?:\.py|/)`", names))
+    assert told == [rooms - {"__main__"} for rooms in ROWS]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

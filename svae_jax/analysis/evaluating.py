@@ -12,7 +12,7 @@ import tqdm
 from jaxtyping import Num, UInt8
 
 from svae_jax import config as configs
-from svae_jax import files, identity, image_files, samplers, seeds, terminal
+from svae_jax import data, files, identity, image_files, samplers, seeds, terminal
 from svae_jax import model as models
 from svae_jax import pixels as pixel_lib
 from svae_jax.analysis import drawing, fitted, trained
@@ -62,6 +62,7 @@ class RealImages(NamedTuple):
         training: all training images, in which the nearest ones are searched.
         extractor: of features, or None.
         seed: of projections, patches and bootstraps, the same for all sets.
+        cache: the directory in which their features are kept.
     """
 
     split: str
@@ -69,6 +70,7 @@ class RealImages(NamedTuple):
     training: Pictures
     extractor: feature_lib.Extractor | None
     seed: int
+    cache: Path
 
 
 @runtime.own_numerics()
@@ -134,6 +136,7 @@ def evaluate(
         _pictures(model, training),
         extractor,
         settings.seed,
+        data.cache_directory(dataset.cache_dir),
     )
     sets = {FLOOR: np.asarray(real.training[:count])}
     for sampler in loaded:
@@ -251,17 +254,21 @@ def compare(sets: dict[str, Pixels], real: RealImages, pictures: Path) -> dict[s
         For each set `pixels` and `features` (see `report`), and `memorisation` in both.
     """
     extractor = real.extractor
-    spaces: dict[str, Any] = {"pixels": lambda images: images}
+    # How sets of samples and how real images become points.
+    spaces: dict[str, tuple[Any, Any]] = {"pixels": (_unchanged, _unchanged)}
     if extractor is not None:
-        spaces["features"] = functools.partial(extractor.__call__, progress=_progress)
+        embed = functools.partial(extractor.__call__, progress=_progress)
+        kept = functools.partial(feature_lib.kept, extractor, directory=real.cache)
+        spaces["features"] = embed, functools.partial(kept, progress=_progress)
     key = seeds.key(real.seed)
     result: dict[str, Any] = {name: {"memorisation": {}} for name in sets}
-    for space, embed in spaces.items():
-        held_out, training = embed(real.held_out), embed(real.training)
+    for space, (embed, embed_real) in spaces.items():
+        held_out, training = embed_real(real.held_out), embed_real(real.training)
         from_held_out = neighbours.nearest(held_out, training).distances
         for name, images in sets.items():
             terminal.say(f"  {name}: distances of {space}")
-            points, found = embed(images), result[name]
+            points = training[: len(images)] if name == FLOOR else embed(images)
+            found = result[name]
             if extractor is None or space == "pixels":
                 found[space] = comparison.compare_pixels(
                     key, images, held_out, reference=real.split
@@ -280,6 +287,10 @@ def compare(sets: dict[str, Pixels], real: RealImages, pictures: Path) -> dict[s
             picture = grids.pairs(images[:_SHOWN], neighbour)
             image_files.save_picture(pictures / f"nearest_{name}_{space}.png", picture)
     return result
+
+
+def _unchanged(images: Pixels) -> Pixels:
+    return images
 
 
 def _progress(batches: Iterable[int]) -> Iterable[int]:

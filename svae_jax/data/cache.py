@@ -43,14 +43,18 @@ def home() -> Path:
 
 
 def open_or_build(
-    path: Path, shape: tuple[int, ...], batches: Callable[[], Iterable[np.ndarray]]
+    path: Path,
+    shape: tuple[int, ...],
+    batches: Callable[[], Iterable[np.ndarray]],
+    dtype: str = "uint8",
 ) -> np.ndarray:
-    """Maps the uint8 array at `path` into memory; builds the file first if it is not intact.
+    """Maps the array at `path` into memory; builds the file first if it is not intact.
 
     Args:
         path: the file; its name must identify the array.
         shape: the array's shape.
         batches: called only to build; yields consecutive parts of the array along its first axis.
+        dtype: the array's, of this machine's byte order.
 
     Returns:
         A read-only array of `shape`.
@@ -59,17 +63,17 @@ def open_or_build(
         UserError: the directory cannot be written, or has too little room.
     """
     with contextlib.suppress(_DamagedError):
-        if (array := _read(path, shape)) is not None:
+        if (array := _read(path, shape, dtype)) is not None:
             return array
     with lock(path):
         _remove_leftovers(path.parent)
         try:
-            if (array := _read(path, shape)) is not None:
+            if (array := _read(path, shape, dtype)) is not None:
                 return array  # another process has built it in the meantime
         except _DamagedError as err:
             logging.warning("cache file %s %s: building it again", path, err)
-        _write(path, shape, batches)
-    array = _read(path, shape)
+        _write(path, shape, batches, dtype)
+    array = _read(path, shape, dtype)
     assert array is not None
     return array
 
@@ -112,7 +116,7 @@ def _remove_leftovers(directory: Path) -> None:
                 leftover.unlink()
 
 
-def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+def _read(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
     hasher = _hash(path)
     with _errors_for_user(path):
         try:
@@ -134,17 +138,19 @@ def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as err:
         raise _DamagedError(f"is no array ({err})") from err
-    if array.shape != shape or array.dtype != np.uint8:
-        raise _DamagedError(f"holds {array.dtype}{list(array.shape)}, not uint8{list(shape)}")
+    if array.shape != shape or array.dtype != dtype:
+        raise _DamagedError(f"holds {array.dtype}{list(array.shape)}, not {dtype}{list(shape)}")
     return array
 
 
-def _write(path: Path, shape: tuple[int, ...], batches: Callable[[], Iterable[np.ndarray]]) -> None:
+def _write(
+    path: Path, shape: tuple[int, ...], batches: Callable[[], Iterable[np.ndarray]], dtype: str
+) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
-        header, {"descr": "|u1", "fortran_order": False, "shape": shape}
+        header, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
     )
-    needed = int(np.prod(shape)) + len(header.getvalue()) + _DIGEST_BYTES
+    needed = int(np.prod(shape)) * np.dtype(dtype).itemsize + len(header.getvalue()) + _DIGEST_BYTES
     hasher, rows = _hash(path), 0
     with contextlib.ExitStack() as stack:
         with _errors_for_user(path, needed):
@@ -159,7 +165,7 @@ def _write(path: Path, shape: tuple[int, ...], batches: Callable[[], Iterable[np
         write(header.getbuffer())
         for batch in batches():  # outside `_errors_for_user`: its errors are not the cache's
             rows += len(batch)
-            write(np.ascontiguousarray(batch, np.uint8).data)
+            write(np.ascontiguousarray(batch, dtype).data)
         if rows != shape[0]:
             raise ValueError(f"{rows} of {shape[0]} rows were given for {path}")
         with _errors_for_user(path, needed):

@@ -14,6 +14,7 @@ import svae_jax
 from svae_jax import sampler_config
 from svae_jax.analysis import evaluating, fitting, tables
 from svae_jax.errors import UserError
+from svae_jax.evaluation.quality import features
 from svae_jax.training import loop
 from tests import command_line
 
@@ -33,6 +34,30 @@ def test_the_elbo_is_that_of_the_run(trained_run, evaluated):
         assert bounds[name]["value"] == pytest.approx(metrics[f"eval/{name}"], rel=1e-5)
     assert bounds["sigma"] == metrics["eval/sigma"]
     assert evaluated["num_images"] == 20
+
+
+def test_features_of_real_images_are_computed_once_for_all_evaluations(
+    trained_run, tmp_path, monkeypatch
+):
+    copy = shutil.copytree(trained_run, tmp_path / "run")
+    embedded = []
+
+    def embed(self, images, *, progress=iter):
+        embedded.append(len(images))
+        return np.float32(images.reshape(len(images), -1)[:, :: 192 // self.dim])
+
+    extractor = features.Extractor("inception", "none 1.0", "none", "none", 6, len, "cpu")
+    monkeypatch.setattr(features.Extractor, "__call__", embed)
+    monkeypatch.setattr(features, "load", lambda name: extractor)
+    directory = tmp_path / "cache"
+    monkeypatch.setattr(evaluating.data, "cache_directory", lambda _: directory)
+    settings = SETTINGS._replace(features="inception", importance_samples=1)
+    first, second = (evaluating.evaluate(copy, settings)["samples"] for _ in range(2))
+    assert first == second
+    assert embedded == [20, 48, 20, 20, 20, 20]  # held out, training, and the samplers' twice
+    assert len(list(directory.glob("features_inception_none_1.0_*.npy"))) == 2
+    assert set(first["prior"]["memorisation"]) == {"pixels", "features"}
+    assert "fid" in first[evaluating.FLOOR]["features"]["figures"]
 
 
 def test_the_importance_weighted_bound_is_above_the_elbo(evaluated):

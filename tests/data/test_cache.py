@@ -112,7 +112,7 @@ def test_deleted_file_is_built_again_without_a_warning(built, caplog):
     assert not warnings(caplog)
 
 
-def test_file_of_another_name_or_shape_is_not_taken(built, caplog):
+def test_a_file_of_another_name_shape_or_dtype_is_not_taken(built, caplog):
     other = built.with_name("other.npy")
     other.write_bytes(built.read_bytes())
     assert (
@@ -121,7 +121,12 @@ def test_file_of_another_name_or_shape_is_not_taken(built, caplog):
     )
     flat = cache.open_or_build(built, (72,), lambda: iter([ARRAY.ravel()]))
     assert flat.shape == (72,)
-    assert len(warnings(caplog)) == 2
+    halves = ARRAY.ravel() / 2
+    floats = cache.open_or_build(built, (72,), lambda: iter([halves]), "float32")
+    assert floats.dtype == np.float32
+    np.testing.assert_array_equal(floats, halves)
+    assert cache.open_or_build(built, (72,), never, "float32").dtype == np.float32
+    assert len(warnings(caplog)) == 3
 
 
 class Trap:

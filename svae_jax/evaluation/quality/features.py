@@ -8,6 +8,7 @@ needs torchvision, which torch-fidelity imports, and weights, which torch-fideli
 import importlib
 import importlib.metadata
 import math
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from svae_jax.data import cache
+from svae_jax.data import images as image_lib
 from svae_jax.errors import UserError
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
@@ -71,6 +74,36 @@ class Extractor(NamedTuple):
                 batch = self.batch(torch.from_numpy(pixels).to(self.device))
                 features[rows] = batch.float().cpu().numpy()
         return features
+
+
+def kept(
+    extractor: Extractor,
+    images: UInt8[np.ndarray, "n h w c"],
+    directory: Path,
+    *,
+    progress: Progress = iter,
+) -> Float[np.ndarray, "n d"]:
+    """The features of real images, from the cache if they were computed before.
+
+    A file goes by the network, its package's version and the images' SHA-256, so that all runs on
+    the same images share it.
+
+    Args:
+        extractor: the network.
+        images: as of `Extractor`.
+        directory: of the cache.
+        progress: as of `Extractor`.
+
+    Raises:
+        UserError: the directory cannot be written, or has too little room.
+    """
+    digest = image_lib.describe(images, "images", directory).digest
+    package = re.sub(r"[^\w.]+", "_", extractor.package)
+    path = directory / f"features_{extractor.name}_{package}_{digest[:32]}.npy"
+    shape = (len(images), extractor.dim)
+    return cache.open_or_build(
+        path, shape, lambda: [extractor(images, progress=progress)], "float32"
+    )
 
 
 def load(name: str, *, weights: str | Path | None = None) -> Extractor:

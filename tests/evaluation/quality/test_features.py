@@ -134,6 +134,28 @@ def test_weights_that_cannot_be_fetched_or_read_are_told_in_one_line(tmp_path, m
             features.load("inception", weights=tmp_path / path)
 
 
+def test_features_of_real_images_are_computed_once(monkeypatch, tmp_path):
+    embedded = []
+
+    def embed(self, images, *, progress=iter):
+        embedded.append(len(images))
+        return np.outer(images.mean((1, 2, 3)), np.ones(self.dim)).astype(np.float32)
+
+    monkeypatch.setattr(features.Extractor, "__call__", embed)
+    extractor = features.Extractor("name", "package 1.0", "network", "layer", 6, len, "cpu")
+    real = images(5)
+    first, second = (features.kept(extractor, real, tmp_path) for _ in range(2))
+    np.testing.assert_array_equal(first, embed(extractor, real))
+    np.testing.assert_array_equal(first, second)
+    assert embedded[:-1] == [5]
+    # Other images, a part of them, another network or another version.
+    features.kept(extractor, 255 - real, tmp_path)
+    features.kept(extractor, real[:4], tmp_path)
+    features.kept(extractor._replace(name="other"), real, tmp_path)
+    features.kept(extractor._replace(package="package 1.1"), real, tmp_path)
+    assert embedded[2:] == [5, 4, 5, 5]
+
+
 @pytest.mark.parametrize("name", features.NAMES)
 def test_a_missing_extra_is_told_in_one_line(monkeypatch, name):
     for package in ("torch", "torch_fidelity", "efficientnet_lite_pytorch"):

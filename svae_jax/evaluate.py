@@ -6,8 +6,8 @@
 It prints the ELBO, the importance-weighted bound, the quality of reconstructions, the active units,
 and for each sampler the distances of its samples to held-out images: one table for all workdirs.
 Each workdir receives evaluation.json, with the KL of each map and location besides, and pictures in
-evaluation/. The runs may still be training: they are only read. One that cannot be evaluated does
-not hold up the others.
+evaluation/. The runs may still be training: their checkpoints are only read. One that cannot be
+evaluated does not hold up the others.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,9 @@ _IMPORTANCE_SAMPLES = flags.DEFINE_integer(
     "importance_samples", 100, "K of the importance-weighted bound"
 )
 _NUM_SAMPLES = flags.DEFINE_integer(
-    "num_samples", 10_000, "images of each sampler; at most as many as are held out are compared"
+    "num_samples",
+    10_000,
+    "images of each sampler, at least 20; no more than there are real ones are compared",
 )
 _FEATURES = flags.DEFINE_string(
     "features", "", "inception or efficientnet_lite0 (extra fid): distances in their features too"

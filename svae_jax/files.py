@@ -63,7 +63,7 @@ def user_path(path: str | os.PathLike[str], name: str) -> Path:
     if not text.strip():
         raise UserError(f"{name}= is empty: give a path")
     if "://" in text:
-        raise UserError(f"{name}={text} is no path of this machine's file systems: give one")
+        raise UserError(f"{name}={text} is not a path of this machine's file systems: give one")
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError as error:
@@ -182,7 +182,7 @@ def read_json(path: Path, cure: str = "use another --workdir") -> dict[str, Any]
         return None
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read: {reason(error)}; mend that, and run the same command again"
+            f"{path} cannot be read: {reason(error)}; fix this and run the same command again"
         ) from error
     try:
         content = json.loads(text)

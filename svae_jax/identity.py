@@ -1,7 +1,7 @@
 """Which run a workdir holds: its configuration, its images, and the version that wrote it.
 
-Whatever continues or reads a run finds out here, and is told in one line what differs. Images are
-the run's by what they hold, wherever they lie. Another version is told, and refuses nothing.
+Whatever continues or reads a run checks it here, and one line says what differs. Images are the
+run's by what they hold, wherever they lie. Another version of the libraries only causes a warning.
 """
 
 from collections.abc import Mapping
@@ -41,14 +41,14 @@ class Identity(NamedTuple):
 
 
 def read(directory: Path) -> Identity:
-    """Reads the identity of a run; tells if other versions of the libraries wrote it.
+    """Reads the identity of a run; warns if other versions of the libraries wrote it.
 
     Raises:
         UserError: the directory is not a workdir, or a file in it is damaged.
     """
     config = configuration(directory)
     fields = files.read_json(directory / "data.json")
-    _tell_versions(directory)
+    _warn_versions(directory)
     return Identity(config, None if fields is None else Record.from_json(fields))
 
 
@@ -60,11 +60,11 @@ def configuration(directory: Path) -> ml_collections.ConfigDict:
     """
     fields: dict[str, Any] | None = files.read_json(directory / "config.json")
     if fields is None:
-        raise UserError(f"{directory} is no workdir of a run: it holds no config.json")
+        raise UserError(f"{directory} is not the workdir of a run: it holds no config.json")
     return configs.from_dict(fields)
 
 
-def _tell_versions(directory: Path) -> None:
+def _warn_versions(directory: Path) -> None:
     now, before = runtime.versions(), checkpoint.versions(directory / "checkpoints")
     other = [name for name in now if before.get(name, now[name]) != now[name]]
     if other:
@@ -102,10 +102,10 @@ def images(
     return found
 
 
-def tell_overlap(
+def warn_overlap(
     run: Identity, arrays: Arrays | None, split: str, where: str = "", data_dir: str = ""
 ) -> None:
-    """Tells in one line if held-out images are among those that the run was trained on.
+    """Warns in one line if held-out images are among those that the run was trained on.
 
     For the arguments see `images`.
     """

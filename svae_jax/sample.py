@@ -22,7 +22,7 @@ _FORMAT = flags.DEFINE_string("format", "npz", "npz or png")
 _SAMPLER = flags.DEFINE_string("sampler", "prior", "prior, or a fitted sampler")
 _NUM = flags.DEFINE_integer("num", 64, "number of images")
 _SEED = command_line.define_seed("of the images: number i depends on the seed and i alone")
-_TEMPERATURE = flags.DEFINE_float("temperature", None, "standard deviation of the prior")
+_TEMPERATURE = flags.DEFINE_float("temperature", None, "factor on deviations from the prior's mean")
 _NOISE = flags.DEFINE_bool(
     "noise", None, "add the posteriors' noise to latents of the mixture or the flow"
 )

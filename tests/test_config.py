@@ -179,7 +179,7 @@ def test_unknown_names_and_keys_are_refused_with_those_that_exist(arg, message):
         ("model.head", "wide", "model.head must be one of dense, convolutional, got 'wide'"),
         ("dataset.resident_share", 1.5, "dataset.resident_share must be"),
         ("dataset.name", "", "dataset.name must be"),
-        ("model.encoder", "5x5/32/s2 5x5", "model.encoder: '5x5' is no layer"),
+        ("model.encoder", "5x5/32/s2 5x5", "model.encoder: '5x5' is not a layer"),
         ("model.norm", "layer", "model.norm must be one of batch, group, none, got 'layer'"),
         ("model.convolutions", "xla", "model.convolutions must be one of auto, lax, got 'xla'"),
         ("model.dtype", "float16", "model.dtype must be one of float32, bfloat16"),

@@ -221,9 +221,9 @@ def test_arrays_that_share_images_are_told(caplog):
 
     arrays = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3)).astype(np.uint8)
     run = identity.Identity(configs.base(), None)
-    identity.tell_overlap(run, {"train": arrays[:20], "test": arrays[20:]}, "test")
+    identity.warn_overlap(run, {"train": arrays[:20], "test": arrays[20:]}, "test")
     assert not caplog.records
-    identity.tell_overlap(run, {"train": arrays[:20], "test": arrays[15:]}, "test")
+    identity.warn_overlap(run, {"train": arrays[:20], "test": arrays[15:]}, "test")
     assert "5 images of test are in dataset.split='train' too" in caplog.text
 
 

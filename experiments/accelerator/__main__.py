@@ -1,7 +1,7 @@
 """A quarter of an hour on an accelerator: measures what matters, most valuable first.
 
-    python -m experiments.accelerator --budget=540 --out=DIR
-    python -m experiments.accelerator --budget=540 --out=DIR --images=a.zip --images=b.zip
+    python -m experiments.accelerator --budget=840 --out=DIR
+    python -m experiments.accelerator --budget=840 --out=DIR --images=a.zip --images=b.zip
 
 No TensorFlow, no TFDS and no network are needed. The parts, by --parts:
 

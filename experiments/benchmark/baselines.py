@@ -67,7 +67,7 @@ class Plain(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w _n"], train: bool) -> Float[Array, "b ..."]:
-        """Images to the numbers of their posteriors [b, p], or latents to means of pixels."""
+        """Images to the parameters of their posteriors [b, p], or latents to means of pixels."""
         ours = self.ours
         if isinstance(ours, Encoder):
             for layer in ours.layers:

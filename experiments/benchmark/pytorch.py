@@ -60,7 +60,7 @@ class Network(nn.Module):
         self.decoder["Convolution_0"] = _transposed(last, features, bias=True)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images in [-1, 1] to the posteriors' numbers, [b, p]."""
+        """Images in [-1, 1] to the posteriors' parameters, [b, p]."""
         *blocks, dense = self.encoder.values()
         x = images.permute(0, 3, 1, 2)
         with torch.autocast(_DEVICE, torch.bfloat16, enabled=self.low_precision):
@@ -148,7 +148,7 @@ def translated(model: SpatialVAE, *trees: PyTree) -> dict[str, np.ndarray]:
 
 
 def mirrored_columns(posterior: latents.Posterior) -> np.ndarray:
-    """Which of our posterior's numbers stands where, when the maps are mirrored."""
+    """Which of our posterior's parameters stands where, when the maps are mirrored."""
     columns, start = [], 0
     for *sides, maps in posterior.shapes.values():
         numbers = np.arange(start, start + math.prod(sides) * maps).reshape(-1, maps)

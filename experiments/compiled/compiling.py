@@ -46,7 +46,7 @@ class Compiled:
 
     @property
     def flops(self) -> float:
-        """XLA's count of the arithmetic before it compiles; of a loop, of one pass."""
+        """FLOPs as XLA counts them before it compiles; of a loop, of one pass."""
         from jax._src.lib import _jax  # jax has no public way for absent devices; tried with 0.10.2
 
         module = self._lowered.compiler_ir("hlo").as_hlo_module()

@@ -2,10 +2,11 @@
 
     python -m experiments.results.rank --config=cifar10 --workdir=runs/rank
 
-trains `mvn`, and `lowrank` of every rank with ν at three speeds: that of μ, a tenth of it, and
-fixed (the same for all images). --config.FIELD=VALUE sets a field for all. Then the means of each
-`mvn` are replaced by their best approximations of rank 1, 2, …, and nothing is trained again. All
-figures are ELBOs on a tenth of the training split, which no run was trained on.
+trains `mvn`, and `lowrank` of every rank with ν at three speeds: that of μ, a tenth of it, and a
+thousandth of it ("fixed": nearly the same for all images; the default). --config.FIELD=VALUE sets a
+field for all. Then the means of each `mvn` are replaced by their best approximations of rank 1, 2,
+…, and nothing is trained again. All figures are ELBOs on a tenth of the training split, which no
+run was trained on.
 
 The workdir receives rank.json and rank.md. The same command continues what was stopped.
 """

@@ -79,9 +79,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates the newest checkpoint of a run on a held-out split, with every fitted sampler.
 
-    The run may still be training: this only reads it, and writes `evaluation.json` and the pictures
-    in `evaluation/` to its workdir. For another split than the run's own, the split's name and a
-    hash of it are added to both.
+    The run may still be training: its checkpoints are only read. `evaluation.json`, and the
+    pictures in `evaluation/`, are written to its workdir. For another split than the run's own,
+    the split's name and a hash of it are added to both.
 
     Args:
         directory: the workdir.
@@ -106,7 +106,7 @@ def evaluate(
     dataset = model.config.dataset
     split = settings.split or dataset.eval_split
     held_out, training = (model.images(s) for s in (split, dataset.split))
-    model.tell_overlap(split)
+    model.warn_overlap(split)
     if settings.features and dataset.channels not in (1, 3):
         raise UserError(
             f"--features={settings.features} takes images of 1 or 3 channels; this run's have "
@@ -251,7 +251,7 @@ def compare(sets: dict[str, Pixels], real: RealImages, pictures: Path) -> dict[s
             image.
 
     Returns:
-        For each set `pixels` and `features` (see `report`), and `memorisation` in both.
+        For each set `pixels` and `features`, each a `Comparison`, and `memorisation` in both.
     """
     extractor = real.extractor
     # How sets of samples and how real images become points.

@@ -85,7 +85,7 @@ def traversal(paths: Mapping[str, Any], values: Sequence[float]) -> "Figure":
 
 
 def edits(a: Any, b: Any, changed: Any, where: Bool[np.ndarray, "h w"]) -> "Figure":
-    """Images a, images b with the taken cells framed, and a with these cells of b.
+    """Images a, images b, and a with cells of b; these are framed in the last two.
 
     Args:
         a: images.
@@ -141,8 +141,8 @@ def reach(found: Locality) -> "Figure":
             mask[i, j] = True
             _frame(axes[i, j], mask, (image_shape[0], image_shape[1]), colour="white")
         figure.suptitle(
-            f"in the own patch {found.own_share:.0%} (if even {found.uniform_own_share:.0%}), "
-            f"spread {found.spread:.1f} px ({found.uniform_spread:.1f})",
+            f"energy in the own patch {found.own_share:.0%} (even: {found.uniform_own_share:.0%}), "
+            f"spread {found.spread:.1f} px (even: {found.uniform_spread:.1f})",
             fontsize=8,
         )
     return figure
@@ -268,7 +268,7 @@ def _batch(pictures: Any) -> Float[np.ndarray, "b height width c"]:
     )
     if not is_picture or array.shape[-1] not in (1, 3):
         raise UserError(
-            f"figures: {array.dtype} of shape {list(array.shape)} is no picture; figures show "
+            f"figures: {array.dtype} of shape {list(array.shape)} is not a picture; figures show "
             "uint8, or floats in [-1, 1], of 1 or 3 channels: give run.display(images)"
         )
     array = array / 127.5 - 1 if array.dtype == np.uint8 else array

@@ -73,7 +73,7 @@ def load_sampler(directory: str | Path, name: str, trained: Trained, **options: 
         directory: the workdir.
         name: one of `samplers.names()`.
         trained: the model, from `trained.load`.
-        **options: attributes of the sampler that matter only when drawing, its `options`:
+        **options: attributes of the sampler that do not change the fit, its `options`:
             `temperature` of `prior`, `noise` of `mixture` and `flow`, `ode_steps` of both flows,
             `density_steps` of `latent_flow`.
 

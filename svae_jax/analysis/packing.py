@@ -52,7 +52,7 @@ def pack(directory: str | Path, path: str | Path) -> Path:
         raise UserError(f"--out={path}: the name must end with .npz")
     config = files.read_json(source / "config.json")
     if config is None:
-        raise UserError(f"{source} is no workdir of a run: it holds no config.json")
+        raise UserError(f"{source} is not the workdir of a run: it holds no config.json")
     config["dataset"] |= {"data_dir": "", "cache_dir": ""}
     loaded = checkpoint.load(source / "checkpoints")
     whole = trained.variables_of(loaded, source)
@@ -151,7 +151,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise UserError(f"{path} cannot be read: {files.reason(error)}") from error
     except Exception as error:  # zipfile, zlib, NumPy and JSON each have their own for damage
         raise UserError(
-            f"{path} is damaged, or is no file of `python -m svae_jax.pack` ({files.reason(error)})"
+            f"{path} is damaged, or is not a file of `python -m svae_jax.pack` "
+            f"({files.reason(error)})"
         ) from error
 
 

@@ -75,10 +75,10 @@ class Trained:
         split = split or self.config.dataset.eval_split
         return identity.images(run, self.arrays, split, self.where, self.data_dir)
 
-    def tell_overlap(self, split: str) -> None:
-        """Tells if a split shares images with the one that the model was trained on."""
+    def warn_overlap(self, split: str) -> None:
+        """Warns if a split shares images with the one that the model was trained on."""
         run = Identity(self.config, self.record)
-        identity.tell_overlap(run, self.arrays, split, self.where, self.data_dir)
+        identity.warn_overlap(run, self.arrays, split, self.where, self.data_dir)
 
 
 @runtime.own_numerics()

@@ -183,8 +183,9 @@ def _objective(config: ml_collections.ConfigDict, model: models.SpatialVAE) -> o
         for name, only in (("likelihood", "gaussian"), ("sigma", "optimal")):
             if chosen[name] != only:
                 raise UserError(
-                    f"objective.{name}={chosen[name]} has no place in scaling='released_code', "
-                    f"which minimises mean squared error plus mean KL; leave it at {only!r}"
+                    f"objective.{name}={chosen[name]} cannot be combined with "
+                    "scaling='released_code', which minimises mean squared error plus mean KL; "
+                    f"leave it at {only!r}"
                 )
     if model.prior.shapes and (found.scaling == "released_code" or found.free_bits):
         field = "free_bits" if found.free_bits else "scaling"

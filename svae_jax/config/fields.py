@@ -23,7 +23,7 @@ def base() -> ml_collections.ConfigDict:
                 "cache_dir": "",  # decoded arrays; empty: svae_jax in the user's cache directory
                 "height": 0,  # of the images; 0: that of the data, where they have one
                 "width": 0,
-                "channels": 0,  # of pictures 1 (grey) or 3 (colour); 0: as height
+                "channels": 0,  # of pictures 1 (grey) or 3 (colour); 0: those of the data
                 "split": "train",
                 "eval_split": "test",
                 # "LOW,HIGH", the values that the model sees as -1 and 1; empty: all that uint8
@@ -44,8 +44,8 @@ def base() -> ml_collections.ConfigDict:
                 # the image over it, rounded up. 0: they are given.
                 "cell": 0,
                 "prior": "standard",  # standard, tensor_normal, matrix_normal, autoregressive
-                # How fast training moves ν of low-rank means, and the entries below the diagonals
-                # of full covariances' factors, relative to all else that an encoder emits.
+                # Multipliers (of the learning rate, under Adam) for ν of low-rank means and for the
+                # entries below the diagonals of full covariances' factors.
                 "nu_scale": 0.001,
                 "lower_scale": 0.1,
             },

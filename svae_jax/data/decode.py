@@ -59,7 +59,7 @@ def decode(
         except Exception as err:  # damaged bytes make a decoder raise anything
             if isinstance(err, OSError) and err.errno in _PASSING:
                 raise UserError(
-                    f"{field}: {name} cannot be read ({_reason(err)}); mend that, and run the same "
+                    f"{field}: {name} cannot be read ({_reason(err)}); fix this and run the same "
                     "command again"
                 ) from err
             return f"{name} ({_reason(err)})"

@@ -106,8 +106,8 @@ def _as_array(name: str, images: Any) -> np.ndarray:
         return np.asanyarray(images)
     except (ValueError, TypeError, RuntimeError) as error:  # lists of different lengths, or tensors
         raise UserError(
-            f"images: {name} is no array ({files.reason(error)}); images of different shapes must "
-            "be brought to one shape first, tensors converted to NumPy"
+            f"images: {name} is not an array ({files.reason(error)}); images of different shapes "
+            "must be brought to one shape first, tensors converted to NumPy"
         ) from None
 
 

@@ -39,7 +39,9 @@ def read_pictures(
                 yield str(picture), functools.partial(folder.open_image, Path(picture))
             else:
                 kind = type(picture).__name__
-                raise UserError(f"{field}: {kind} is no array, path of a picture or Pillow image")
+                raise UserError(
+                    f"{field}: {kind} is not an array, a path of a picture or a Pillow image"
+                )
 
     convert = functools.partial(to_array, image_shape=image_shape, crop=None)
     count = len(pictures)

@@ -59,8 +59,9 @@ def joined(
     if address is None:
         yield
         return
-    # JAX, too, notices a death, but aborts all processes with a stack trace, so it must come later.
-    # It may count from a heartbeat that is half of its timeout older than the death.
+    # JAX's own detection aborts all processes with a stack trace; its timeout is longer, so that
+    # ours acts first. It may count from a heartbeat that is half of its timeout older than the
+    # death.
     _initialize(address, 2 * heartbeat_timeout + 20)
     # It also aborts once process 0 is gone, where absl would print the stacks of all threads.
     signal.signal(signal.SIGABRT, signal.SIG_DFL)

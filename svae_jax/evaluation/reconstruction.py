@@ -26,8 +26,9 @@ class LatentUse(NamedTuple):
         active_per_location: active entries at each location, of n.
         kl_per_map: nats an image, with standard errors below; sums to the KL.
         kl_per_map_error: their standard errors over images.
-        kl_per_location: nats an image of the entries' marginals, summed over maps. Sums to
-            the KL, except for `mvn_full` and `lowrank_full`, where it sums to less.
+        kl_per_location: nats an image of each location: with the standard prior the KL of the
+            entries' marginals, with a learned one that given the locations before. Sums to the
+            KL, except for `mvn_full` and `lowrank_full`, where it sums to less.
         kl_per_location_error: its standard errors over images.
     """
 

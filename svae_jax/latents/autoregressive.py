@@ -1,4 +1,4 @@
-"""The prior that gives each location a Gaussian distribution around what its neighbours say."""
+"""A linear autoregressive Gaussian prior: each location given four preceding neighbours."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -204,7 +204,8 @@ class StartsAtMoments(Protocol):
 class StartsAtNeighbourhoods(Protocol):
     """Optional methods of a `Prior`: the same from the moments of neighbouring locations.
 
-    A neighbourhood is a location and those near it, the members b and c of it.
+    A neighbourhood is a location a and its neighbours: member 0 is a itself, member b its b-th
+    neighbour.
     """
 
     @property
@@ -217,12 +218,17 @@ class StartsAtNeighbourhoods(Protocol):
         """The deviations from the mean of the members of each location's neighbourhood."""
 
     def pair_weights(self, first: int, second: int) -> Float64[np.ndarray, "hw hw"]:
-        """How often each pair of locations is a pair of the members b and c."""
+        """1 at (member b of a, member c of a) for each location a that has both, else 0."""
 
     def of_neighbourhoods(
         self, mean: Float64[np.ndarray, "h w n"], sums: Float64[np.ndarray, "k n k n"]
     ) -> Params:
-        """The parameters of highest likelihood for the summed covariances of all members."""
+        """The parameters of highest likelihood.
+
+        Args:
+            mean: E[z].
+            sums: the covariances of all pairs of members, each summed over locations.
+        """
 
 
 def check_positive(**sizes: object) -> None:

@@ -162,8 +162,9 @@ class KroneckerFull(KroneckerDiagonal):
     row: ``row_lower [*batch, h(h-1)/2, n]`` and ``col_lower [*batch, w(w-1)/2, n]``. As |L| = 1,
     the log-variances alone make the determinant, and extreme ones stay exact.
 
-    `lower_scale` is how fast training moves the entries of L, relative to all else: as Adam's steps
-    are equally long whatever the gradient, these would be noise before they are of use.
+    `lower_scale` multiplies what the encoder emits for the entries of L: as Adam's steps do not
+    depend on the gradient's scale, it acts as a multiplier of their learning rate. At the full rate
+    they would be noise before they are of use.
     """
 
     lower_scale: float = 0.1

@@ -54,10 +54,10 @@ class LowRankMean:
 
     Emitted are ``mu [*batch, h, r, n]`` and ``nu [*batch, w, r, n]``.
 
-    `nu_scale` is how fast training moves ν, relative to μ. The gradient of ν is proportional to μ,
-    which starts at zero, so at first it is all noise. Gradient descent would hardly follow it, but
-    Adam's steps are equally long whatever the gradient: ν of every image would wander about before
-    the decoder has a use for it. `experiments.results.rank` measures what that costs: at a
+    `nu_scale` multiplies what the encoder emits for ν: as Adam's steps do not depend on the
+    gradient's scale, it acts as a multiplier of ν's learning rate. The gradient of ν is
+    proportional to μ, which starts at zero, so at first it is mostly noise, which Adam would follow
+    at the full rate. `experiments.results.rank` measures what that costs: at a
     thousandth, means of full rank are as good as unconstrained ones.
 
     `nu_start` is where ν starts: "random", or "cosine", R orthonormal directions, the same for all

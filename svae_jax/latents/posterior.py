@@ -133,8 +133,8 @@ class Posterior:
         """The factor ``[num_params]`` on what an encoder's last layer emits.
 
         All of it is one but for the ν of a low-rank mean (see `LowRankMean.scales`) and the factors
-        of a full covariance (see `KroneckerFull`): with an optimizer whose steps do not grow with
-        the gradient, it says how fast training moves each number.
+        of a full covariance (see `KroneckerFull`). With Adam, whose steps do not depend on the
+        gradient's scale, it acts as a multiplier of the learning rate.
         """
         scales = {**self.mean_model.scales, **getattr(self.covariance_model, "scales", {})}
         parts = [

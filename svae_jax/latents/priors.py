@@ -5,7 +5,7 @@
 | `standard`       | N(0, I), as in the paper                 | none                               |
 | `tensor_normal`  | N(M₀, R⊗S⊗T) over rows, columns and maps | hwn + (h² + h + w² + w + n² + n)/2 |
 | `matrix_normal`  | N(M₀, C⊗T) over hw locations and maps    | hwn + (h²w² + hw + n² + n)/2       |
-| `autoregressive` | each location given four neighbours      | hwn + 4n² + (n² + n)/2             |
+| `autoregressive` | each location given 4 before it          | hwn + 4n² + (n² + n)/2             |
 
 A prior holds sizes and no arrays; the learned arrays are given to each method as `params`, without
 batch axes. With all of them at zero, every prior is N(0, I).
@@ -218,7 +218,7 @@ def make_prior(name: str, *, height: int, width: int, maps: int) -> Prior:
 def _alternate(
     covariance: Float64[np.ndarray, "d d"], sizes: tuple[int, ...], rounds: int = 20
 ) -> list[Float64[np.ndarray, "_m _m"]]:
-    """Factors whose Kronecker product is the nearest to a covariance in likelihood."""
+    """The Kronecker factors of highest likelihood, by the flip-flop algorithm (Dutilleul 1999)."""
     joint = covariance.reshape(*sizes, *sizes)
     factors = [np.eye(size) for size in sizes]
     axes = range(len(sizes))

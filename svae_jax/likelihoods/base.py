@@ -74,7 +74,7 @@ class Likelihood:
         if not self.has_scale:
             if self.sigma != "optimal":
                 raise ValueError(
-                    f"sigma={self.sigma!r} has no place in this likelihood, which has no scale; "
+                    f"sigma={self.sigma!r} does not apply to this likelihood, which has no scale; "
                     "leave it at 'optimal'"
                 )
             return

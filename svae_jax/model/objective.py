@@ -26,7 +26,8 @@ class Objective:
 
     Attributes:
         beta: weight of the KL; 1 is the ELBO.
-        beta_warmup_steps: steps in which the weight grows linearly to beta, which the last has.
+        beta_warmup_steps: training steps in which the weight grows linearly to beta, which the
+            last of them has.
         free_bits: λ in nats per map; a map whose mean KL is below λ is not pushed further down.
         scaling: "elbo", or "released_code": the mean squared error over pixels plus the mean KL
             over latents, which the paper's authors' code minimises. It has no β or free bits.
@@ -54,8 +55,8 @@ class Objective:
             for field in ("beta", "beta_warmup_steps", "free_bits"):
                 if (value := getattr(self, field)) != getattr(plain, field):
                     raise ValueError(
-                        f"{field}={value} has no place in scaling='released_code', which minimises "
-                        "mean squared error plus mean KL; leave it at its default"
+                        f"{field}={value} cannot be combined with scaling='released_code', which "
+                        "minimises mean squared error plus mean KL; leave it at its default"
                     )
 
     def kl_weight(self, step: Int[Array, ""]) -> Float[Array, ""]:

@@ -48,8 +48,8 @@ def _parse_word(word: str, num_outputs: int | None) -> Layer:
     match = _WORD.fullmatch(word)
     if match is None or match[1] != match[2]:
         raise ValueError(
-            f"{word!r} is no layer: write KxK/FEATURES, then /sSTRIDE and /valid where wanted, as "
-            f"in {_example(num_outputs)!r}"
+            f"{word!r} is not a layer: write KxK/FEATURES, then /sSTRIDE and /valid where wanted, "
+            f"as in {_example(num_outputs)!r}"
         )
     if match[3] != "image":
         features = int(match[3])

@@ -93,12 +93,15 @@ class SpatialVAE(nn.Module):
         return self.posterior.shifted(params, self.linear.encode(images))
 
     def decode(self, z: Float[Array, "b h w n"], train: bool = False) -> Float[Array, "b _h _w k"]:
-        """The decoder's outputs: for most likelihoods, the means of the pixels in [-1, 1]."""
+        """The decoder's outputs: for most likelihoods the means of the pixels.
+
+        -1 and 1 are black and white; a linear path may lead beyond.
+        """
         outputs = self.decoder(z, train)
         return outputs if self.linear is None else outputs + self.linear.decode(z)
 
     def images(self, z: Float[Array, "b h w n"]) -> Float[Array, "b _h _w c"]:
-        """The images E[x|z] in [-1, 1]."""
+        """The images E[x|z], as `decode` gives them, not clipped."""
         outputs = self.decode(z)
         return outputs if self.likelihood is None else self.likelihood.mean(outputs)
 
@@ -181,7 +184,7 @@ def make(
         has_linear_path: whether there is a linear path beside the networks. Its patches are as
             large as a tenth of the decoder's weights allows, and the decoder's first layer is
             narrowed, so that both together are as large as the stack alone. Without a decoder,
-            patches are as large as the image has them.
+            the patches tile the image, with up to `linear.MAX_DIMS` values each.
 
     Raises:
         ValueError: a stack that does not fit the image or the latent; the message begins with

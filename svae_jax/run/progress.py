@@ -41,7 +41,7 @@ class Progress(contextlib.AbstractContextManager):
         """Shows the bar, on a terminal.
 
         Args:
-          num_steps: the last step, counted from 0.
+          num_steps: training steps of the whole run.
           batch_size: images a step, over all devices and processes.
           step: the first step; above 0 on resume.
           enabled: False prints nothing and still measures: of many processes, one reports.

@@ -257,8 +257,8 @@ def _encode_neighbourhoods(
     return model.posterior.mean(params), sums
 
 
-class Modes(NamedTuple):
-    """The aggregate posterior's mean, and its covariance within each axis, summed over the others.
+class AxisCovariances(NamedTuple):
+    """E[z], and the covariance along each axis, summed over the two others (of each mode).
 
     Attributes:
         mean: E[z], ``[h, w, n]``.
@@ -273,8 +273,8 @@ class Modes(NamedTuple):
     maps: Float64[np.ndarray, "n n"]
 
 
-def modes(batches: Iterable[Float[np.ndarray, "_b h w n"]]) -> Modes:
-    """Adds up the modes of latents z ~ q(z), in float64 on the host.
+def axis_covariances(batches: Iterable[Float[np.ndarray, "_b h w n"]]) -> AxisCovariances:
+    """Of latents z ~ q(z), summed in float64 on the host.
 
     Raises:
         ValueError: there is no batch.
@@ -289,7 +289,8 @@ def modes(batches: Iterable[Float[np.ndarray, "_b h w n"]]) -> Modes:
     if count == 0:
         raise ValueError("batches must hold at least one image, got none")
     mean = total / count
-    return Modes(mean, *(p / count - _gram(mean[None], i + 1) for i, p in enumerate(products)))
+    covariances = (p / count - _gram(mean[None], i + 1) for i, p in enumerate(products))
+    return AxisCovariances(mean, *covariances)
 
 
 def _gram(z: Float64[np.ndarray, "b h w n"], axis: int) -> Float64[np.ndarray, "m m"]:
@@ -333,9 +334,9 @@ class Posteriors:
         return moments(self._batches if is_kept else self._encode())
 
     @functools.cached_property
-    def modes(self) -> Modes:
-        """The modes of one sample z ~ q(z|x) of every image."""
-        return modes(self._sample())
+    def axis_covariances(self) -> AxisCovariances:
+        """Those of one sample z ~ q(z|x) of every image."""
+        return axis_covariances(self._sample())
 
 
 def posteriors(

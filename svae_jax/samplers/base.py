@@ -37,7 +37,8 @@ class Sampler(Protocol):
     their defaults. A row in the table of `samplers` gives it a name.
 
     Attributes:
-        options: the fields that matter only when drawing.
+        options: the fields that do not change the fit, only how samples are drawn or their density
+            is computed.
         num_steps: steps of a fit; 1 for a closed form.
     """
 

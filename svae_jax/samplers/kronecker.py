@@ -19,8 +19,8 @@ _AXES = ("rows", "cols", "maps")
 class Kronecker(base.ClosedForm):
     """N(E[z], R⊗S⊗T) over rows, columns and maps, in closed form.
 
-    If the covariance of z is such a product, its sum within an axis is proportional to that axis's
-    factor; the scale is that of the total variance.
+    If the covariance of z is such a product, the covariance along an axis, summed over the two
+    others, is proportional to that axis's factor; the scale is that of the total variance.
 
     Attributes:
         shape: height, width and maps of a latent.
@@ -30,13 +30,13 @@ class Kronecker(base.ClosedForm):
 
     def fit(self, posteriors: Posteriors) -> dict[str, Float[np.ndarray, "..."]]:
         """The arrays for `sample`: `mean` ``[h, w, n]`` and three lower Cholesky factors."""
-        found = posteriors.modes
+        found = posteriors.axis_covariances
         variance = np.trace(found.maps)
         factors = {}
         for name in _AXES:
-            mode = getattr(found, name)
+            along = getattr(found, name)
             scale = variance if name == "maps" else 1.0
-            factors[name] = base.cholesky(mode * (scale / np.trace(mode))).astype(np.float32)
+            factors[name] = base.cholesky(along * (scale / np.trace(along))).astype(np.float32)
         return {"mean": found.mean.astype(np.float32), **factors}
 
     def sample(

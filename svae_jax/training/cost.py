@@ -13,7 +13,8 @@ from svae_jax.model import SpatialVAE, convolutions, networks
 from svae_jax.training import feed
 from svae_jax.training.job import Job
 
-# Of the peak, as training reaches it: of a product of matrices on this CPU, and assumed elsewhere.
+# The share of the FLOP/s of a matrix product on this CPU that training reaches, and the FLOP/s
+# that are assumed of an accelerator.
 _CPU_SHARE, _ACCELERATOR_FLOPS = 0.5, 1e13
 _COPIES_OF_PARAMS = 4  # parameters, gradients and Adam's two moments
 # Of a layer's output: before its norm, after it, its gradient, and what convolutions and the

@@ -37,8 +37,9 @@ _PREFETCH = 2  # batches on their way to the device
 # Platforms on which XLA runs a convolution's kernel gradient 50 times slower inside a loop.
 _LOOPLESS = ("cpu",)
 
-# Most values of an array that a loop keeps in one vector with others. Copying larger ones in and
-# out takes longer than a kernel more; on a TPU, slices are also worse operands of a convolution.
+# Arrays of at most so many values are packed into one vector while a loop trains, which saves
+# launches of kernels. To copy larger ones takes longer than a launch; on a TPU, slices are also
+# worse operands of a convolution.
 _LARGE = 2**20
 _FLAT = {"tpu": 2**10}
 

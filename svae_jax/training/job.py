@@ -94,7 +94,7 @@ def prepare(
         records.check_values(record, train_images, eval_images, p_x.is_bounded)
         if p_x.needs_channel_basis:
             record = record._replace(channel_basis=_channel_basis(train_images))
-    identity.tell_overlap(Identity(config, record), arrays, dataset.eval_split)
+    identity.warn_overlap(Identity(config, record), arrays, dataset.eval_split)
     model = configs.model(config, record, model)
     recipe = configs.recipe(config, num_steps, model)
     return Job(config, directory, mesh, recipe, train_images, eval_images, record, num_steps)

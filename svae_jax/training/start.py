@@ -36,8 +36,8 @@ def initial(job: Job, state: TrainState) -> TrainState:
         return state
     if job.config.objective.beta_warmup_steps:
         logging.warning(
-            "model.linear='pca' starts at a trained model; objective.beta_warmup_steps=%d lets its "
-            "KL grow first",
+            "model.linear='pca' starts at a fitted model, and objective.beta_warmup_steps=%d, with "
+            "little weight on the KL at first, leads away from it; set it to 0",
             job.config.objective.beta_warmup_steps,
         )
     path, params = job.recipe.model.linear, jax.device_get(state.params)

@@ -232,5 +232,5 @@ def test_the_command_prints_one_line_for_a_mistake():
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: /nowhere is no workdir")
+    assert done.stderr.splitlines()[-1].startswith("error: /nowhere is not the workdir")
     assert "Traceback" not in done.stderr

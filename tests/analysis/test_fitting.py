@@ -270,7 +270,7 @@ def test_the_command_prints_its_result_and_mistakes_in_one_line(run, tmp_path):
             [workdir_flag, "--sampler=flow", "--config.flow.num_stepz=3"],
             "error: --config.flow.num_stepz: there is no such field; did you mean flow.num_steps",
         ),
-        "workdir": ([f"--workdir={tmp_path}/no", "--sampler=flow"], "is no workdir of a run"),
+        "workdir": ([f"--workdir={tmp_path}/no", "--sampler=flow"], "is not the workdir of a run"),
         "sampler": ([workdir_flag, "--sampler=flaw"], "--sampler=flaw must be one of"),
     }
     processes = {name: _start(*args) for name, (args, _) in cases.items()}

@@ -182,7 +182,7 @@ def test_mistakes_are_told_in_one_line(trained_run, packed, tmp_path, monkeypatc
     with pytest.raises(UserError, match="cannot be read"):
         svae_jax.pretrained(tmp_path / "missing.npz")
     np.savez(tmp_path / "other.npz", images=np.zeros(3))
-    with pytest.raises(UserError, match="is no file of"):
+    with pytest.raises(UserError, match="is not a file of"):
         svae_jax.pretrained(tmp_path / "other.npz")
     with pytest.raises(UserError, match="must end with"):
         packing.pack(trained_run, tmp_path / "model.zip")

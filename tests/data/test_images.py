@@ -96,7 +96,7 @@ ragged = [np.zeros((4, 4)), np.zeros((4, 5))]
 BAD = [
     *of_every_other_dtype(),
     ("object", (np.array([*ragged, None], object)[:2], FLOATS), "dtype object.*one shape first"),
-    ("ragged", (ragged, FLOATS), "images: train is no array.*brought to one shape first"),
+    ("ragged", (ragged, FLOATS), "images: train is not an array.*brought to one shape first"),
     ("rank 2", (FLOATS, FLOATS[0, 0]), r"test has shape \[4, 2\]; possible are \[N, H, W, C\] and"),
     ("rank 5", (FLOATS[None], FLOATS), r"train has shape \[1, 6, 4, 4, 2\]; possible are"),
     ("empty", (FLOATS, FLOATS[:0]), r"images: test is empty, of shape \[0, 4, 4, 2\]"),

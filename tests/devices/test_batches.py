@@ -77,7 +77,7 @@ found["images"] = batches.gather(
 )
 found["mean"] = posteriors.moments.mean
 found["covariance"] = posteriors.moments.covariance
-found["rows"] = posteriors.modes.rows
+found["rows"] = posteriors.axis_covariances.rows
 found["devices"] = jax.device_count()
 np.savez(sys.argv[1], **found)
 """

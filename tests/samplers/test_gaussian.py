@@ -197,7 +197,7 @@ def test_the_kronecker_gaussian_finds_factors_of_a_product():
     covariance = np.cov(drawn.reshape(len(drawn), -1).T)
     np.testing.assert_allclose(covariance, wanted @ wanted.T, atol=0.05 * scale)
     with pytest.raises(ValueError, match="batches must hold at least one image"):
-        aggregate.modes([])
+        aggregate.axis_covariances([])
 
 
 def test_full_covariances_are_refused_for_many_latents():

@@ -675,11 +675,11 @@ def test_a_run_of_an_older_version_resumes(folder_run, tmp_path, monkeypatch):
         ({"objective.likelihood": "discretized_logistic"}, "objective.sigma must be 'learned' or"),
         (
             {"objective.scaling": "released_code", "objective.likelihood": "laplace"},
-            "objective.likelihood=laplace has no place in scaling='released_code'",
+            "objective.likelihood=laplace cannot be combined with scaling='released_code'",
         ),
         (
             {"objective.scaling": "released_code", "objective.sigma": "learned"},
-            "objective.sigma=learned has no place in scaling='released_code'",
+            "objective.sigma=learned cannot be combined with scaling='released_code'",
         ),
         (
             {"objective.scaling": "released_code", "latent.prior": "tensor_normal"},

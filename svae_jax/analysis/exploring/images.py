@@ -87,12 +87,12 @@ def _from_array(
             "255 must be uint8"
         )
     if low >= 0 and high > low:
-        _tell_range()
+        _warn_range()
     return images.astype(np.float32)
 
 
 @functools.cache
-def _tell_range() -> None:
+def _warn_range() -> None:
     """Warns, once a process."""
     logging.warning(
         "images: floats from 0 to 1 are taken as part of [-1, 1], where 0 is the middle; if 0 is "

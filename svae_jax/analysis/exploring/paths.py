@@ -15,7 +15,7 @@ def linear(a: Latent, b: Latent, weights: Float[np.ndarray, " t"]) -> Float[np.n
 def spherical(
     a: Latent, b: Latent, weights: Float[np.ndarray, " t"]
 ) -> Float[np.ndarray, "t h w n"]:
-    """[sin((1 − t)·Ω)·a + sin(t·Ω)·b] / sin Ω for each weight t, where Ω is the angle from a to b.
+    """Slerp: [sin((1 − t)·Ω)·a + sin(t·Ω)·b] / sin Ω for each t; Ω is the angle from a to b.
 
     Along it the norm of latents of equal norm stays what it is, where `linear` would shorten them:
     in high dimensions the prior's draws have nearly one norm (White 2016). The angle is that of the

@@ -73,7 +73,7 @@ class Run(Trained):
     Images are given in any form that `exploring.images.prepare` takes: in the units of the run's
     data, such as uint8; one or many; files or Pillow's images. Those returned have the units and
     the dtype of the run's data, `[b, height, width, channels]`; `display` makes pictures of any.
-    Means of posteriors stand for images, so nothing is random but `sample`.
+    Images are encoded to their posteriors' means; only `sample` and `fill` are random.
 
     Attributes:
         directory: the workdir.
@@ -238,7 +238,7 @@ class Run(Trained):
     def fill(
         self, image: Any, mask: Any, num: int = 8, seed: int = 0, sampler: str | Fitted = ""
     ) -> Filled:
-        """Fills in what a mask hides, in closed form; see `filling` and `samplers.conditional`.
+        """Inpaints what a mask hides, in closed form; see `filling` and `samplers.conditional`.
 
         Args:
             image: one image. What lies under the mask changes nothing.
@@ -331,7 +331,7 @@ class Run(Trained):
             )
         loaded = self.sampler(sampler) if isinstance(sampler, str) else sampler
         if not isinstance(loaded.sampler, HasFactors):
-            raise UserError(f"fill: the sampler {loaded.name} is no Gaussian")
+            raise UserError(f"fill: the sampler {loaded.name} is not Gaussian")
         try:
             return loaded.sampler.factors(loaded.params)
         except ValueError as error:

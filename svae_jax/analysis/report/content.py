@@ -141,9 +141,9 @@ def _facts(run: Run, metrics: Sequence[Mapping[str, Any]], found: Locality) -> d
             facts["evaluated after"] = f"{last['step']:,} training steps"
     if h * w > 1:
         facts["energy in the cell's own patch"] = (
-            f"{found.own_share:.0%} (if even: {found.uniform_own_share:.0%})"
+            f"{found.own_share:.0%} (even: {found.uniform_own_share:.0%})"
         )
-    facts["spread of a cell, pixels"] = f"{found.spread:.1f} (if even: {found.uniform_spread:.1f})"
+    facts["spread of a cell, pixels"] = f"{found.spread:.1f} (even: {found.uniform_spread:.1f})"
     return facts
 
 

@@ -78,9 +78,9 @@ class Folder:
         return [self._stamp(path) for path in self.paths(ranges)]
 
     def images(self, ranges: list[Range]) -> Iterator[tuple[str, Reader]]:
-        """Yields the path and the reader of each file; tells what is left out."""
+        """Yields the path and the reader of each file; warns of what is left out."""
         if self._left_out:
-            _tell_once(f"{self.title}{self._kinds_left_out()}")
+            _warn_once(f"{self.title}{self._kinds_left_out()}")
         for path in self.paths(ranges):
             yield path, functools.partial(open_image, self.root / path)
 
@@ -156,7 +156,7 @@ def _file_id(path: str | Path) -> tuple[int, int] | None:
 
 
 @functools.cache
-def _tell_once(line: str) -> None:
+def _warn_once(line: str) -> None:
     logging.warning("%s", line)
 
 

@@ -119,7 +119,7 @@ class TFDS:
                 + (
                     "correct the name, or remove or copy again what is damaged"
                     if _is_damage(err)
-                    else "mend that, and run the same command again"
+                    else "fix this and run the same command again"
                 )
             ) from err
 
@@ -187,7 +187,7 @@ class TFDS:
     def _damaged(self, path: Any, err: Exception) -> UserError:
         if not _is_damage(err):
             return UserError(
-                f"dataset.name={self.name!r}: {path} cannot be read ({_line(err)}); mend that, and "
+                f"dataset.name={self.name!r}: {path} cannot be read ({_line(err)}); fix this and "
                 "run the same command again"
             )
         return UserError(

@@ -113,7 +113,7 @@ class Checkpointer(contextlib.AbstractContextManager):
             raise UserError(
                 f"cannot save {path}: {files.reason(error)}; "
                 f"steps still there: {storage.steps(self._directory)}; "
-                "mend that and run the same command again"
+                "fix this and run the same command again"
             ) from error
         finally:
             storage.sweep(self._directory)  # the unfinished save may be what fills the disk

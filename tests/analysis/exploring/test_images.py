@@ -42,7 +42,7 @@ def test_pictures_of_another_size_are_cut_to_a_square(tmp_path):
 
 
 def test_floats_that_are_never_negative_are_told_once(levels, caplog):
-    images._tell_range.cache_clear()
+    images._warn_range.cache_clear()
     floats = levels.astype(np.float32) / 255
     shape = levels.shape[-3:]
     images.prepare(2 * floats - 1, image_shape=shape)
@@ -75,7 +75,7 @@ MISTAKES = {
     "NaN": (np.full((8, 8, 3), np.nan), r"\[-1, 1\], got nan"),
     "empty": ([], "there is none"),
     "file": ("missing.png", r"images: 1 of 1 .*missing\.png"),
-    "number": ([1.0], "float is no array, path"),
+    "number": ([1.0], "float is not an array, a path"),
 }
 
 

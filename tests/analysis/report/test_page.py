@@ -210,7 +210,7 @@ MISTAKES = {
     "exists": ({"out": "there.html"}, r"--out=.*there\.html exists; remove it"),
     "no page": ({"out": "report.png"}, r"--out=.*report\.png must end in \.html"),
     "no folder": ({"out": "there.html/a.html"}, r"--out=.*a\.html cannot be written"),
-    "no run": ({"run": "nothing"}, "nothing is no workdir of a run"),
+    "no run": ({"run": "nothing"}, "nothing is not the workdir of a run"),
     "no checkpoint": ({"run": "empty"}, "no checkpoint in .*empty"),
 }
 

@@ -141,7 +141,7 @@ def importance_weighted_step(
 def generate(
     model: SpatialVAE, variables: PyTree, key: PRNGKeyArray, count: int
 ) -> Float[Array, "{count} h w c"]:
-    """Draws images from the model: E[x|z], in [-1, 1], for latents drawn from the prior."""
+    """Draws latents from the prior and decodes them to E[x|z], in units of [-1, 1], not clipped."""
     return _apply(model, variables, model.sample_prior(key, count, variables), method="images")
 
 
@@ -155,7 +155,7 @@ def encode(model: SpatialVAE, variables: PyTree, pixels: Num[Array, "b h w c"]) 
 def decode(
     model: SpatialVAE, variables: PyTree, z: Float[Array, "b h w n"]
 ) -> Float[Array, "b _h _w c"]:
-    """Decodes latents to images E[x|z] in [-1, 1]."""
+    """Decodes latents to images E[x|z] in units of [-1, 1], not clipped."""
     return _apply(model, variables, z, method="images")
 
 
@@ -163,7 +163,7 @@ def decode(
 def reconstruct(
     model: SpatialVAE, variables: PyTree, key: PRNGKeyArray, pixels: Num[Array, "b h w c"]
 ) -> Float[Array, "b h w c"]:
-    """Encodes, draws one sample of each posterior, and decodes to E[x|z] in [-1, 1]."""
+    """Encodes, draws one sample of each posterior, and decodes as `decode` does."""
     likelihood = _likelihood(model)
     outputs = _apply(model, variables, key, likelihood.pixels.to_float(pixels)).outputs
     return likelihood.mean(outputs)

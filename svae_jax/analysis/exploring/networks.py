@@ -46,7 +46,7 @@ def encode(
 def decode(
     model: SpatialVAE, variables: PyTree, z: Float[np.ndarray, "b h w n"]
 ) -> Float[np.ndarray, "b _h _w c"]:
-    """Decodes any number of latents to images in [-1, 1]."""
+    """Decodes any number of latents to images in units of [-1, 1], not clipped."""
     return batches.gather(lambda batch: steps.decode(model, variables, batch.rows), z, _SIZE)
 
 

@@ -83,7 +83,7 @@ def _check_format(model: Trained, image_format: str) -> None:
 def draw(
     model: Trained, sampler: Fitted, key: PRNGKeyArray, count: int
 ) -> Iterator[Float[np.ndarray, "_n h w c"]]:
-    """Batches of images ``[_, h, w, c]`` in units of [-1, 1]; image i depends on the key and i alone."""
+    """Batches of images ``[_, h, w, c]``, not clipped; image i depends on the key and i alone."""
     size = batches.size_for(sizes.image_shape(model.config), _BATCH)
     for batch in sampler.batches(key, count, size):
         images = steps.decode(model.model, model.variables, batch.rows)

@@ -1,5 +1,6 @@
 """What is committed under experiments/results: every table is made of the numbers beside it."""
 
+import csv
 import itertools
 import json
 import math
@@ -220,3 +221,44 @@ def test_the_distances_on_the_page_are_those_of_the_evaluations():
     shown = re.findall(r"0\.\d+ ± 0\.\d+", table.partition("\n\n")[0])
     assert len(shown) > 10
     assert {*shown} <= known
+
+
+def test_the_sizes_noises_and_priors_are_those_of_the_sweep():
+    with (RESULTS / "cifar10_linear" / "sweep.csv").open() as file:
+        trials = list(csv.DictReader(file))
+    elbos = {
+        (int(t["d"]), int(t["N"]), t["objective.likelihood"], t["latent.prior"]): float(t[ELBO])
+        for t in trials
+    }
+    assert len(elbos) == len(trials) == 40
+    settings = list(
+        itertools.product(("gaussian", "gaussian_blocks"), ("standard", "autoregressive"))
+    )
+    _, rows = table("experiments/results/short_runs.md", "latents", "maps")
+    for latents, maps, *cells in rows:
+        d, _, n = map(int, maps.split("\u00d7"))
+        assert latents == f"{d * d * n:,}"
+        assert cells == [f"{elbos[d, n, *setting]:,.0f}" for setting in settings]
+    assert len(rows) == 10
+
+    def gain(first, second):
+        return f"{elbos[first] - elbos[second]:,.0f}"
+
+    of_prior = [
+        gain((8, n, "gaussian", "autoregressive"), (8, n, "gaussian", "standard"))
+        for n in (4, 16, 32, 48)
+    ]
+    of_noise = [
+        gain((8, n, "gaussian_blocks", "autoregressive"), (8, n, "gaussian", "autoregressive"))
+        for n in (4, 48)
+    ]
+    standard = gain((4, 128, "gaussian", "standard"), (8, 32, "gaussian", "standard"))
+    learned = gain((8, 32, "gaussian", "autoregressive"), (4, 128, "gaussian", "autoregressive"))
+    text = " ".join((RESULTS / "short_runs.md").read_text().split())
+    for words in (
+        "{} nats for 256 latents, {} for 1,024, {} for 2,048 and {} for 3,072".format(*of_prior),
+        "they gain {} nats for 256 latents, {} for 3,072".format(*of_noise),
+        f"ahead*, by {standard} nats for 2,048 latents",
+        f"8\u00d78 are ahead, by {learned}.",
+    ):
+        assert words in text, words

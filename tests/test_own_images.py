@@ -51,9 +51,9 @@ def _grey(place, rng):
 
 
 def _folder(place, rng):
-    for i, image in enumerate(waves(rng, 24, 256, 256, 3)):
+    for i, image in enumerate(waves(rng, 24, 160, 160, 3)):
         picture = Image.fromarray(np.round(255 * image).astype(np.uint8))
-        picture.resize((300, 256) if i % 2 else (256, 256)).save(place / f"{i:02d}.png")
+        picture.resize((200, 160) if i % 2 else (160, 160)).save(place / f"{i:02d}.png")
     return place
 
 
@@ -71,7 +71,7 @@ CASES = {
         (128, 128, 1),
         (8, 8, 2),
     ),
-    "folder": (_folder, {}, (256, 256, 3), (32, 32, 2)),
+    "folder": (_folder, {}, (160, 160, 3), (20, 20, 2)),
 }
 
 

@@ -173,7 +173,7 @@ def test_a_likelihood_of_ones_own_trains_by_its_name(monkeypatch, tiny_config, t
 @pytest.mark.usefixtures("small_floors")
 def test_arrays_of_ones_own_train(monkeypatch, tmp_path):
     rng = np.random.default_rng(0)
-    images = [rng.integers(0, 4096, (n, 32, 32, 2), np.uint16) for n in (120, 20)]
+    images = [rng.integers(0, 4096, (n, 16, 16, 2), np.uint16) for n in (120, 20)]
     names: dict = {}
     exec(_example("def train_on").replace("600", "2"), names)  # our own README
     # A smaller model than the example's.
@@ -181,13 +181,13 @@ def test_arrays_of_ones_own_train(monkeypatch, tmp_path):
     run, bounds_found = names["train_on"](*images, tmp_path / "run")
     assert np.isfinite(bounds_found["bits_per_dim"]["value"])
     reconstructed = run.reconstruct(run.images("test[:3]"))
-    assert (reconstructed.dtype, reconstructed.shape) == (np.uint16, (3, 32, 32, 2))
+    assert (reconstructed.dtype, reconstructed.shape) == (np.uint16, (3, 16, 16, 2))
 
 
 def _tiny_cifar10():
     config = configs.base()
     config.dataset.update(height=32, width=32, channels=3)
-    config.latent.update(name="mvn", height=8, width=8, maps=2)
+    config.latent.update(name="mvn", height=4, width=4, maps=2)
     config.model.update(encoder="5x5/4/s2", decoder="3x3/4 3x3/4 5x5/4/s2 5x5/image/s2")
     config.optimizer.schedule = "cosine"
     return config

@@ -186,7 +186,7 @@ def test_mistakes_are_told_in_one_line(trained_run, packed, tmp_path, monkeypatc
         svae_jax.pretrained(tmp_path / "other.npz")
     with pytest.raises(UserError, match="must end with"):
         packing.pack(trained_run, tmp_path / "model.zip")
-    with pytest.raises(UserError, match="no workdir of a run"):
+    with pytest.raises(UserError, match="not the workdir of a run"):
         packing.pack(tmp_path, tmp_path / "model.npz")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()

@@ -17,6 +17,7 @@ def stored():
     return nbformat.read(notebook.PATH, as_version=4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimised")  # its models are of real size
 def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch, stored):
     monkeypatch.setenv("SVAE_JAX_STEPS", "2")

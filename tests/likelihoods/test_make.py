@@ -150,8 +150,8 @@ def test_likelihoods_that_need_no_basis_ignore_it():
         ("laplace", {"sigma": "inf"}, "^sigma must be"),
         ("gaussian_blocks", {"sigma": "best"}, "^sigma must be 'optimal', 'learned' or .*'best'"),
         ("discretized_logistic", {}, "^sigma must be 'learned' or a number.*'optimal'"),
-        ("bernoulli", {"pixels": oracles.BINARY, "sigma": "0.1"}, "^sigma='0.1' has no place"),
-        ("bernoulli", {"pixels": oracles.BINARY, "sigma": "learned"}, "^sigma='learned' has no"),
+        ("bernoulli", {"pixels": oracles.BINARY, "sigma": "0.1"}, "^sigma='0.1' does not apply"),
+        ("bernoulli", {"pixels": oracles.BINARY, "sigma": "learned"}, "^sigma='learned' does not"),
         ("bernoulli", {}, "^likelihood='bernoulli' .*got 0,255; set dataset.value_range=0,1"),
         (
             "discretized_logistic",

@@ -172,7 +172,7 @@ def test_what_is_loaded_is_the_average_where_there_is_one(tiny_config, tmp_path)
 
 
 def test_loading_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no workdir of a run"):
+    with pytest.raises(UserError, match="not the workdir of a run"):
         svae_jax.load(tmp_path)
 
 

@@ -4,6 +4,23 @@ import hashlib
 
 from svae_jax import config as configs
 
+# A configuration's file for `str.format`; `num_steps` is the number of training steps.
+FILE = """
+from svae_jax import config as configs
+
+
+def get_config(arg="lowrank"):
+    config = configs.base()
+    config.dataset.update(name="folder", data_dir={images!r}, height=8, width=8, channels=3)
+    config.dataset.cache_dir = {cache!r}
+    config.model.update(encoder="3x3/4/s2 3x3/8/s2", decoder="3x3/6 3x3/4 3x3/image")
+    configs.latent_from_arg(config, arg, d=3, N=4, C=8)
+    config.update(batch_size=12, num_steps={num_steps}, log_every=10)
+    config.update(eval_every=20, sample_every={num_steps})
+    config.checkpoint.every = 5
+    return config
+"""
+
 
 def pictures(images, split):
     """The files of a split, in the order in which a run has them."""

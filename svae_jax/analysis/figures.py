@@ -141,7 +141,7 @@ def reach(found: Locality) -> "Figure":
             mask[i, j] = True
             _frame(axes[i, j], mask, (image_shape[0], image_shape[1]), colour="white")
         figure.suptitle(
-            f"energy in the own patch {found.own_share:.0%} (even: {found.uniform_own_share:.0%}), "
+            f"energy in the own patch {found.own_share:.0%} (even: {found.uniform_own_share:.0%})\n"
             f"spread {found.spread:.1f} px (even: {found.uniform_spread:.1f})",
             fontsize=8,
         )

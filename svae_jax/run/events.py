@@ -5,7 +5,6 @@ an event, and their checksum. TensorBoard's own modules make all but the order o
 classes around them import TensorFlow where it is installed, as does `clu.metric_writers`.
 """
 
-import contextlib
 import os
 import pathlib
 import socket
@@ -19,7 +18,7 @@ import numpy as np
 PATTERN = "events.out.tfevents.*"
 
 
-class EventWriter(contextlib.AbstractContextManager):
+class EventWriter:
     """Writes scalars, pictures and a configuration to a new event file of a directory.
 
     What a call writes is handed to the operating system before it returns.
@@ -70,10 +69,6 @@ class EventWriter(contextlib.AbstractContextManager):
     def close(self) -> None:
         """Closes the file."""
         self._records.close()
-
-    def __exit__(self, *_: Any) -> None:
-        """Closes the file."""
-        self.close()
 
     def _write(self, **content: Any) -> None:
         event = self._event(wall_time=time.time(), **content)

@@ -8,26 +8,14 @@ from PIL import Image
 
 from experiments import rates
 from svae_jax.training import loop
-
-CONFIG = """
-from svae_jax import config as configs
-
-
-def get_config(arg="mvn"):
-    config = configs.base()
-    config.dataset.update(name="folder", data_dir={images!r}, height=16, width=16, channels=3)
-    config.dataset.cache_dir = {cache!r}
-    config.model.update(encoder="3x3/4/s2 3x3/4/s2", decoder="3x3/6 3x3/4 3x3/image/s2")
-    configs.latent_from_arg(config, arg, d=4, N=4, C=8)
-    config.update(batch_size=20, num_steps=4)
-    return config
-"""
+from tests import tiny
 
 
 @pytest.fixture
 def arguments(tiny_images, tmp_path):
     file = tmp_path / "small.py"
-    file.write_text(CONFIG.format(images=str(tiny_images), cache=str(tmp_path / "cache")))
+    places = {"images": str(tiny_images), "cache": str(tmp_path / "cache")}
+    file.write_text(tiny.FILE.format(**places, num_steps=4))
     return [f"--config={file}", f"--workdir={tmp_path / 'rates'}", "--models=mvn"]
 
 

@@ -33,26 +33,15 @@ from svae_jax import config as configs
 from svae_jax.errors import UserError
 from svae_jax.model import stacks
 from svae_jax.model.layers import Style
+from tests import tiny
 from tests.command_line import ROOT
 
 NUM_STEPS = 120
 
 # Tiny trials, of the 48 pictures of `tiny_images`.
-CONFIG = """
-from svae_jax import config as configs
-
-
-def get_config(arg="lowrank"):
-    config = configs.base()
-    config.dataset.update(name="folder", data_dir={images!r}, height=8, width=8, channels=3)
-    config.dataset.cache_dir = {cache!r}
-    config.model.update(encoder="3x3/4/s2 3x3/8/s2", decoder="3x3/6 3x3/4 3x3/image")
-    configs.latent_from_arg(config, arg, d=3, N=4, C=8)
-    config.update(batch_size=12, num_steps={num_steps}, log_every=10)
-    config.update(eval_every=20, sample_every={num_steps})
-    config.checkpoint.every = 5
-    return config
-
+CONFIG = (
+    tiny.FILE
+    + """
 
 def sweep_seeds():
     for seed in range(2):
@@ -94,6 +83,7 @@ def sweep_endless():
     while True:
         yield {{"seed": 0}}
 """
+)
 
 
 @pytest.fixture(scope="session")

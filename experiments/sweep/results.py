@@ -171,6 +171,10 @@ def _varied(settings: pd.DataFrame) -> list[str]:
 def _short(setting: Mapping[str, str], most: int = 32) -> str:
     """Such as `N=64, decoder=3x3/192 3x3/64…`: fields by the last part of their name."""
     text = ", ".join(f"{field.rpartition('.')[2]}={x}" for field, x in setting.items() if x)
+    return _cut(text, most)
+
+
+def _cut(text: str, most: int = 32) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
@@ -209,10 +213,12 @@ def _draw(axes: Any, settings: pd.DataFrame, name: str, others: list[str], metri
     is_number = numbers.notna().all()
     settings = settings.assign(at=numbers if is_number else settings[name].str.wrap(16))
     lines = settings[~settings.far].groupby(others or "far", sort=False)
+    has_legend = 1 < len(lines) <= _MOST_LINES
     for _, rows in lines:
         rows = rows.sort_values("at") if is_number else rows
-        label = _short(rows.iloc[0][others].to_dict()) or "nothing else set"
+        label = _cut(", ".join(x or "-" for x in rows.iloc[0][others]), 40)
         style = {"fmt": "o-" if is_number else "o", "capsize": 3, "label": label}
+        style |= {} if has_legend else {"color": "0.4"}  # a colour would mean nothing
         axes.errorbar(rows["at"], rows["mean"], rows["std"].fillna(0), **style)
     if settings.far.any():
         at, marker = settings["at"][settings.far], "v" if trials.sign(metric) > 0 else "^"
@@ -224,5 +230,6 @@ def _draw(axes: Any, settings: pd.DataFrame, name: str, others: list[str], metri
     if is_number and numbers.nunique() <= _MOST_TICKS:
         axes.set_xticks(numbers.unique(), [f"{x:g}" for x in numbers.unique()])
         axes.set_xticks([], minor=True)
-    if 1 < len(lines) <= _MOST_LINES:
-        axes.legend(fontsize="x-small")
+    if has_legend:
+        title = ", ".join(field.rpartition(".")[2] for field in others)
+        axes.legend(fontsize="x-small", title=_cut(title), title_fontsize="x-small")

@@ -57,6 +57,7 @@ def run(
     define: Define = lambda: None,
     *,
     memory_cure: str = _MORE_MEMORY,
+    keep_memory: bool = True,
 ) -> None:
     """Parses the flags and runs a command.
 
@@ -68,6 +69,7 @@ def run(
         fields: the fields of the command's configuration.
         define: defines flags that read the command line at once, so that their errors are caught.
         memory_cure: what helps where the command takes too much memory.
+        keep_memory: whether `runtime.keep_freed_memory`, which pays where arrays are large.
     """
     terminal.protect()
     logging.use_absl_handler()
@@ -87,7 +89,8 @@ def run(
         # Imported late, so that --help and a mistyped flag answer at once.
         from svae_jax.devices import runtime
 
-        runtime.keep_freed_memory()
+        if keep_memory:
+            runtime.keep_freed_memory()
         runtime.leave_out_compilers()
         runtime.shorten_plugin_errors()
         runtime.set_numerics()

@@ -55,4 +55,5 @@ def _fields() -> list[str]:
 
 
 if __name__ == "__main__":
-    command_line.run(main, _fields, _define_config)
+    # A flow has many small arrays, for which threads would wait for each other.
+    command_line.run(main, _fields, _define_config, keep_memory=False)

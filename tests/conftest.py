@@ -94,6 +94,14 @@ def small_floors(monkeypatch):
     monkeypatch.setattr(linear, "MAX_DIMS", 300)
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Training draws no pictures, whose programs take long to compile."""
+    from svae_jax.evaluation import previews
+
+    monkeypatch.setattr(previews, "draw", lambda *args: {})
+
+
 @pytest.fixture(scope="session")
 def tiny_images(tmp_path_factory):
     """A folder of 8×8 pictures, 48 to train and 20 to test: blobs of colour on noise."""

@@ -97,7 +97,7 @@ class Flow:
     width: int = 192
     depth: int = 3
     num_params: int = 2_000_000
-    num_steps: int = 2500
+    num_steps: int = 8000
     batch_size: int = 128
     learning_rate: float = 1e-3
     ema_decay: float = 0.999
@@ -106,7 +106,7 @@ class Flow:
     seed: int = 0
 
     options: ClassVar[tuple[str, ...]] = ("noise", "ode_steps")
-    version: ClassVar[int] = 2  # of what the parameters mean
+    version: ClassVar[int] = 3  # of what the parameters mean
 
     def __post_init__(self) -> None:
         """Checks the settings."""

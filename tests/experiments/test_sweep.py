@@ -191,6 +191,7 @@ def _last_steps(trial):
 # ---------------------------------------------------------------------------------- Ray
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_sweep_survives_the_loss_of_a_worker_and_of_its_driver(config, alone, sweep, tmp_path):

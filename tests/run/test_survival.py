@@ -94,9 +94,9 @@ def _wait_until(process, rng, directory):
 def _survives(start, config, directory, *, kills, before, seed):
     """Kills a run so many times, goes on each time, and compares it with one left in peace."""
     rng = random.Random(seed)
-    config.update(num_steps=35 * kills, log_every=2, eval_every=20, sample_every=40)
+    config.update(num_steps=25 * kills, log_every=2, eval_every=20, sample_every=40)
     config.optimizer.ema_decay = 0.9
-    config.checkpoint.update(every=3, keep=3)
+    config.checkpoint.update(every=4, keep=3)
     broken, whole = directory / "broken", directory / "whole"
     args = command_line.arguments(config, broken)
     newest = []

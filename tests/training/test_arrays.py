@@ -28,7 +28,7 @@ from svae_jax.analysis.report import page
 from svae_jax.data.record import Record
 from svae_jax.devices import sharding
 from svae_jax.errors import UserError
-from svae_jax.evaluation import bounds, previews
+from svae_jax.evaluation import bounds
 from svae_jax.evaluation.quality import wasserstein
 from svae_jax.model import linear
 from svae_jax.pixels import PixelRange
@@ -105,11 +105,6 @@ def twelve_bits(tmp_path_factory):
 @pytest.fixture(scope="module", params=["floats", "twelve_bits"])
 def case(request):
     return request.getfixturevalue(request.param)
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(previews, "draw", lambda *args: {})
 
 
 @pytest.fixture

@@ -51,6 +51,7 @@ def narrowed(stack):
     return re.sub(r"/(\d+)", lambda match: f"/{int(match[1]) // 4}", stack)
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("name", ELBOS)
 def test_the_elbo_after_30_steps(name, tmp_path):
     file, _, model = name.partition(":")

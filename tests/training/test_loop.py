@@ -140,6 +140,7 @@ def test_the_training_step_is_compiled_once(tiny_config, tmp_path, caplog):
     assert len(steps) == 1
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_best_checkpoint_is_loaded_on_request(tiny_config, tmp_path):
     tiny_config.optimizer.learning_rate = 1e-2
     loop.train(tiny_config, tmp_path)
@@ -392,6 +393,7 @@ def test_a_workdir_that_cannot_be_written_is_refused(tiny_config, tmp_path):
         loop.train(tiny_config, blocked / "run")
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     "changed",
     [

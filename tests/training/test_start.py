@@ -19,7 +19,7 @@ from svae_jax.training import loop, start, step
 
 
 @pytest.fixture
-def config(tiny_config):
+def with_pictures(tiny_config):
     """Four maps of 2×2 with patches of 4×4, beside networks."""
     tiny_config.latent.update(name="mvn", height=2, width=2, maps=4)
     tiny_config.model.update(decoder="3x3/24 3x3/16 3x3/image", linear="pca")
@@ -27,11 +27,17 @@ def config(tiny_config):
 
 
 @pytest.fixture
-def closed_form(config):
+def config(with_pictures, no_pictures):
+    """The same; training draws no pictures."""
+    return with_pictures
+
+
+@pytest.fixture
+def closed_form(with_pictures):
     """PCA itself, after no step."""
-    config.model.update(encoder="none", decoder="none")
-    config.update(num_steps=0, importance_samples=1)
-    return config
+    with_pictures.model.update(encoder="none", decoder="none")
+    with_pictures.update(num_steps=0, importance_samples=1)
+    return with_pictures
 
 
 def test_a_closed_form_is_a_run_of_no_steps(closed_form, tmp_path):
@@ -68,7 +74,8 @@ def test_a_closed_form_that_goes_on_keeps_its_row_and_its_pictures(closed_form, 
     assert pictures == ["000000.png", "000004.png"]
 
 
-def test_training_from_pca_beats_it(config, closed_form, tmp_path):
+@pytest.mark.usefixtures("no_pictures")
+def test_training_from_pca_beats_it(closed_form, tmp_path):
     floor = loop.train(closed_form, tmp_path / "pca")["metrics"]["eval/elbo"]
     closed_form.model.update(
         encoder="3x3/4/s2 3x3/8/s2", decoder="3x3/24 3x3/16 3x3/image", norm="none"
@@ -208,6 +215,7 @@ def test_learned_sigmas_of_several_directions_start_at_the_residuals(config, tmp
     assert expected.max() / expected.min() > 1.5
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     ("prior", "likelihood"),
     [("standard", "gaussian_blocks"), ("matrix_normal", "gaussian"), ("tensor_normal", "gaussian")],

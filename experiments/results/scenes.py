@@ -8,7 +8,8 @@ sampler, and writes scenes.json, scenes.md and a grid of the last sampler's firs
 
 An object is a region of even colour on the ground. A scene is *whole* if it has 1 to 3 objects, as
 the data set has, and less than 3% of its pixels are neither ground nor within 2.5 pixels of one. On
-held-out scenes the count equals the true one for 99%; a soft edge is no fault, stains are.
+held-out scenes the count equals the true one for 99%. Soft edges are no fault there, so they have a
+column: pixels that are neither ground nor clearly object, for each that is clearly object.
 """
 
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from svae_jax.files import os_errors_for_user
 # the ground and from each other.
 _VIVID = 0.22  # from the ground: may be an object
 _OFF_GROUND = 0.14  # from the ground: not ground
+_SOFT, _CLEAR = 0.1, 0.3  # from the ground: between these, a soft edge or a faint stain
 _EVEN = 0.16  # between neighbouring pixels of one object; less than across an edge
 _MIN_PIXELS = 5
 _EDGE = 2.5  # pixels: width of an edge, which belongs to its object
@@ -43,10 +45,12 @@ class Count(NamedTuple):
     Attributes:
         objects: regions of even colour on the ground.
         stains: the share of pixels that are neither ground nor near an object.
+        softness: pixels between ground and object in colour, for each that is clearly object.
     """
 
     objects: int
     stains: float
+    softness: float
 
     @property
     def is_whole(self) -> bool:
@@ -64,7 +68,10 @@ def count(image: UInt8[np.ndarray, "h w 3"]) -> Count:
     kept = kept[kept > 0]  # 0 is everything else
     elsewhere = ~np.isin(regions, kept)
     near = ndimage.distance_transform_edt(elsewhere) <= _EDGE if len(kept) else ~elsewhere
-    return Count(len(kept), float(np.mean((contrast > _OFF_GROUND) & ~near)))
+    stains = float(np.mean((contrast > _OFF_GROUND) & ~near))
+    clear = np.sum(contrast >= _CLEAR)
+    soft = np.sum((contrast > _SOFT) & (contrast < _CLEAR))
+    return Count(len(kept), stains, float(soft / max(clear, 1)))
 
 
 def ground(colour: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
@@ -95,7 +102,7 @@ def _steepness(colour: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
 
 
 def summary(name: str, images: UInt8[np.ndarray, "n h w 3"]) -> dict[str, Any]:
-    """The shares of images that are whole, and that have each number of objects."""
+    """Shares of images that are whole and that have each number of objects; median softness."""
     found = [count(image) for image in images]
     whole = estimates.of_mean(100.0 * np.array([one.is_whole for one in found]))
     objects = np.array([one.objects for one in found])
@@ -104,6 +111,7 @@ def summary(name: str, images: UInt8[np.ndarray, "n h w 3"]) -> dict[str, Any]:
     return {
         "images": name,
         "whole, %": whole._asdict(),
+        "softness": float(np.median([one.softness for one in found])),
         "objects": {**shares, "more": more},
     }
 
@@ -114,6 +122,7 @@ def render(content: dict[str, Any]) -> str:
         {
             "images": row["images"],
             "whole scenes, %": tables.figure(row["whole, %"]),
+            "softness, median": f"{row['softness']:.2f}",
             **{number: f"{share:.1%}" for number, share in row["objects"].items()},
         }
         for row in content["rows"]

@@ -40,8 +40,14 @@ def test_textures_stains_and_empty_grounds_are_not_scenes():
         assert not scenes.count(image.astype(np.uint8)).is_whole
     stained, _ = shapes.scene("test", 0)
     assert scenes.count(stained).is_whole
-    stained[2:4, 4:28:2] = 255 - stained[2:4, 4:28:2]  # too small to be objects
+    stained[2:6, 4:28:2] = 255 - stained[2:6, 4:28:2]  # too small to be objects
     assert not scenes.count(stained).is_whole
+
+
+def test_blurred_scenes_are_soft():
+    image, _ = shapes.scene("test", 0)
+    blurred = ndimage.gaussian_filter(image, (2, 2, 0))
+    assert scenes.count(blurred).softness > 5 * scenes.count(image).softness
 
 
 def test_a_summary_counts_shares():

@@ -12,6 +12,7 @@ held-out scenes the count equals the true one for 99%. Soft edges are no fault t
 column: pixels that are neither ground nor clearly object, for each that is clearly object.
 """
 
+import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -125,13 +126,15 @@ def render(content: dict[str, Any]) -> str:
             "softness, median": f"{row['softness']:.2f}",
             **{number: f"{share:.1%}" for number, share in row["objects"].items()},
         }
-        for row in content["rows"]
+        for row in content["runs"]
     ]
+    settings = content["settings"]
     text = (
-        f"{content['num']:,} images each, of the checkpoint of step {content['step']:,}; to the "
+        f"{settings['num']:,} images each, of the checkpoint of step {settings['step']:,}; to the "
         "right the shares of images with so many objects."
     )
-    return f"# Objects in samples\n\n{text}\n\n{tables.markdown(rows)}\n"
+    made = f"Made by `{settings['command']}`."
+    return f"# Objects in samples\n\n{text}\n\n{tables.markdown(rows)}\n\n{made}\n"
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -153,11 +156,10 @@ def main(argv: Sequence[str]) -> None:
     drawn = {name: run.sample(values.num, name) for name in values.samplers}
     held_out = run.images(f"test[:{values.num}]")
     sets = {"held-out scenes": held_out, "their reconstructions": run.reconstruct(held_out)}
+    command = shlex.join(["python", "-m", "experiments.results.scenes", *argv])
     content = {
-        "workdir": values.workdir.name,
-        "step": run.step,
-        "num": values.num,
-        "rows": [summary(name, run.display(found)) for name, found in {**sets, **drawn}.items()],
+        "settings": {"command": command, "step": run.step, "num": values.num},
+        "runs": [summary(name, run.display(found)) for name, found in {**sets, **drawn}.items()],
     }
     study.write(values.workdir / "scenes", content, render)
     last = run.display(drawn[values.samplers[-1]][:64])

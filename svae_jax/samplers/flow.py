@@ -14,12 +14,15 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Float64, Int, PRNGKeyArray, PyTree
+from optax import contrib
 
 from svae_jax import seeds
 from svae_jax.devices import compiler, sharding
 from svae_jax.samplers import base, velocity
 from svae_jax.samplers.aggregate import Moments, Posteriors
 from svae_jax.samplers.base import Keys
+
+_MUON = 20.0  # learning rate of matrices, whose updates Muon makes orthogonal, over that of Adam
 
 
 class FlowState(NamedTuple):
@@ -86,7 +89,8 @@ class Flow:
         num_params: parameters of the network, the same for latents of all shapes.
         num_steps: training steps of the fit.
         batch_size: images a training step.
-        learning_rate: of Adam, at its peak; it decays to 0 along a cosine.
+        learning_rate: of Adam, at its peak; it decays to 0 along a cosine. Matrices are trained by
+            Muon (Jordan et al. 2024), with 20 times this rate.
         ema_decay: of the moving average of the parameters that samples are drawn with.
         ode_steps: steps of Heun's method, of two evaluations each.
         noise: whether samples receive the posteriors' mean noise, as z ~ q(z) does.
@@ -97,7 +101,7 @@ class Flow:
     width: int = 192
     depth: int = 3
     num_params: int = 2_000_000
-    num_steps: int = 8000
+    num_steps: int = 2500
     batch_size: int = 128
     learning_rate: float = 1e-3
     ema_decay: float = 0.999
@@ -106,7 +110,7 @@ class Flow:
     seed: int = 0
 
     options: ClassVar[tuple[str, ...]] = ("noise", "ode_steps")
-    version: ClassVar[int] = 3  # of what the parameters mean
+    version: ClassVar[int] = 3  # of what a fit of the same settings is
 
     def __post_init__(self) -> None:
         """Checks the settings."""
@@ -253,10 +257,17 @@ class Flow:
     @property
     def _optimizer(self) -> optax.GradientTransformation:
         warmup = min(100, self.num_steps // 10)
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0 if warmup else self.learning_rate, self.learning_rate, warmup, self.num_steps
+
+        def schedule(peak: float) -> optax.Schedule:
+            start = 0.0 if warmup else peak
+            return optax.warmup_cosine_decay_schedule(start, peak, warmup, self.num_steps)
+
+        optimizer = contrib.muon(
+            schedule(_MUON * self.learning_rate),
+            adam_b2=0.99,
+            adam_learning_rate=schedule(self.learning_rate),
         )
-        return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
+        return optax.chain(optax.clip_by_global_norm(1.0), optimizer)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from svae_jax.samplers.base import Shape
 
 _FREQUENCIES = 32  # of the features of t
 _HEAD = 48  # features of an attention head
-MAX_TOKENS = 4  # more training steps of few tokens learn more in a given time than few of many
+MAX_TOKENS = 16  # a step takes about as long as its tokens are many
 
 
 class Velocity(nn.Module):
@@ -114,8 +114,8 @@ def patch(shape: Shape) -> tuple[int, int]:
     """Height and width, in cells, of the patches that are the tokens of a latent.
 
     Of the patches into which the latent divides, `MAX_TOKENS` of them at most, those with the
-    shortest longer side: 4×4 cells are four patches of 2×2, and a latent of larger prime sides,
-    such as 7×7, is a single token.
+    shortest longer side. Latents of 16 cells or fewer have a token for each cell, and a latent with
+    large prime sides, such as 17×17, is a single token.
     """
     height, width, _ = shape
     sides = ([d for d in range(1, side + 1) if side % d == 0] for side in (height, width))

@@ -12,7 +12,7 @@ import pytest
 from experiments import rates
 from experiments.compare import page as compare_page
 from experiments.compare import summary
-from experiments.results import rank, verdict
+from experiments.results import rank, scenes, verdict
 from experiments.sweep.trial import ELBO
 from svae_jax.analysis import tables as evaluation_tables
 
@@ -20,6 +20,7 @@ RESULTS = pathlib.Path(__file__).parents[2] / "experiments" / "results"
 RENDER = {
     "experiments.compare": compare_page.render,
     "experiments.results.rank": rank.render,
+    "experiments.results.scenes": scenes.render,
     "experiments.rates": rates.render,
     "svae_jax.main": lambda content: (
         evaluation_tables.markdown([{k: str(v) for k, v in run.items()} for run in content["runs"]])

@@ -1,11 +1,16 @@
 """The count of objects in samples of the embedded scenes."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
+import svae_jax
 from experiments.results import scenes
 from svae_jax.data.sources import shapes
+from svae_jax.errors import UserError
 
 
 def draw(count):
@@ -55,5 +60,18 @@ def test_a_summary_counts_shares():
     row = scenes.summary("scenes", images)
     assert sum(row["objects"].values()) == pytest.approx(1)
     assert row["whole, %"]["value"] > 90
-    page = scenes.render({"num": 50, "step": 3, "rows": [row]})
+    page = scenes.render({"settings": {"command": "", "num": 50, "step": 3}, "runs": [row]})
     assert f"| scenes | {row['whole, %']['value']:.1f} ± " in page
+
+
+def test_the_command_counts_and_draws_and_refuses_other_images(tmp_path):
+    for name in ("shapes", "cifar10"):
+        shutil.copytree(svae_jax.pretrained(name).directory, tmp_path / name)
+    scenes.main([f"--workdir={tmp_path / 'shapes'}", "--num=40"])
+    rows = json.loads((tmp_path / "shapes" / "scenes.json").read_text())["runs"]
+    assert [row["images"] for row in rows] == ["held-out scenes", "their reconstructions", "prior"]
+    held_out, reconstructions, prior = (row["whole, %"]["value"] for row in rows)
+    assert min(held_out, reconstructions) > 80 > prior
+    assert (tmp_path / "shapes" / "scenes.png").exists()
+    with pytest.raises(UserError, match=r"is not a run of the embedded scenes \(shapes\)"):
+        scenes.main([f"--workdir={tmp_path / 'cifar10'}"])

@@ -29,7 +29,7 @@ def render() -> str:
     )
     environment.filters["number"] = lambda value, digits=0: f"{value:,.{digits}f}"
     template = environment.get_template("README.md.jinja")
-    functions = {f.__name__: f for f in (models, mean, gain, prior_gain, runs, floor, rate)}
+    functions = {f.__name__: f for f in (models, mean, gain, prior_gain, runs, floor, rate, scenes)}
     return template.render(**functions)
 
 
@@ -77,6 +77,13 @@ def rate(model: str, nats: float) -> dict[str, Any]:
     """The model of rate and distortion whose KL is nearest to so many nats."""
     found = [run for run in content("cifar10_rates/rates")["runs"] if run["model"] == model]
     return min(found, key=lambda run: abs(run["kl"] - nats))
+
+
+def scenes(images: str) -> str:
+    """The share of samples of the embedded scenes that are whole, in percent."""
+    rows = content("shapes_samples/scenes")["runs"]
+    (found,) = (row["whole, %"]["value"] for row in rows if row["images"] == images)
+    return f"{found:.0f}"
 
 
 if __name__ == "__main__":

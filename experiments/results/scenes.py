@@ -150,6 +150,8 @@ def main(argv: Sequence[str]) -> None:
         UserError: a mistake in the options, or a run of other images.
     """
     values = options.parse(argv, __doc__, _define)
+    if not values.samplers:
+        raise UserError("--samplers is empty: name one at least, such as prior")
     run = exploring.load(values.workdir)
     if run.config.dataset.name != shapes.SpatialShapes.name:
         raise UserError(f"--workdir={values.workdir} is not a run of the embedded scenes (shapes)")

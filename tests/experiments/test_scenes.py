@@ -75,3 +75,5 @@ def test_the_command_counts_and_draws_and_refuses_other_images(tmp_path):
     assert (tmp_path / "shapes" / "scenes.png").exists()
     with pytest.raises(UserError, match=r"is not a run of the embedded scenes \(shapes\)"):
         scenes.main([f"--workdir={tmp_path / 'cifar10'}"])
+    with pytest.raises(UserError, match="--samplers is empty"):
+        scenes.main([f"--workdir={tmp_path / 'shapes'}", "--samplers="])

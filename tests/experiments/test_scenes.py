@@ -67,7 +67,7 @@ def test_a_summary_counts_shares():
 def test_the_command_counts_and_draws_and_refuses_other_images(tmp_path):
     for name in ("shapes", "cifar10"):
         shutil.copytree(svae_jax.pretrained(name).directory, tmp_path / name)
-    scenes.main([f"--workdir={tmp_path / 'shapes'}", "--num=40"])
+    scenes.main([f"--workdir={tmp_path / 'shapes'}", "--num=20"])
     rows = json.loads((tmp_path / "shapes" / "scenes.json").read_text())["runs"]
     assert [row["images"] for row in rows] == ["held-out scenes", "their reconstructions", "prior"]
     held_out, reconstructions, prior = (row["whole, %"]["value"] for row in rows)

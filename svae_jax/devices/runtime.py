@@ -38,8 +38,8 @@ def keep_freed_memory() -> None:
 
     On a CPU, XLA allocates a step's temporaries anew each time. glibc returns such large blocks to
     the operating system, which must clear each page again. Keeping them, in large pages where Linux
-    has them, makes a training step faster by a fifth; a flow's, of many small arrays, takes 8 to 28%
-    longer, since threads then share one arena. Without glibc this does nothing, nor where JAX may
+    has them, makes a training step faster by a fifth; a flow's, of many small arrays, takes 8 to
+    28% longer, as threads then share one arena. Without glibc this does nothing, nor where JAX may
     use another device, on which it was not measured.
     """
     is_on_cpu = _chosen_platforms() == "cpu" or not _has_device_files()
